@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The whole way on this machine, with sockets of the test process. Needs no privilege.
+
+use super::*;
+use crate::model::{ConnectionKey, Protocol, TcpState};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn key(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> ConnectionKey {
+    ConnectionKey::new(protocol, local.ip(), local.port(), remote.ip(), remote.port())
+}
+
+fn tcp_pair(bind: &str, connect: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((bind, 0)).unwrap();
+    let client = TcpStream::connect((connect, listener.local_addr().unwrap().port())).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+fn key_of(socket: &TcpStream) -> ConnectionKey {
+    key(Protocol::Tcp, socket.local_addr().unwrap(), socket.peer_addr().unwrap())
+}
+
+fn find(key: ConnectionKey) -> Vec<ConnectionRecord> {
+    existing_connections().unwrap().into_iter().filter(|record| record.key == key).collect()
+}
+
+/// The kernel's answer to a close or shutdown may take a moment: a FIN is acknowledged with a delay, and a child that
+/// another test starts holds copies of our sockets until it calls exec(2).
+fn wait_for(key: ConnectionKey, state: Option<TcpState>) {
+    let reached = || find(key).first().and_then(|record| record.tcp_state) == state;
+    let patience = Instant::now() + Duration::from_secs(5);
+    while !reached() {
+        assert!(Instant::now() < patience, "{key} does not become {state:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Exactly one record, and this process owns it: the process, not the thread that runs the test.
+fn assert_ours(key: ConnectionKey, state: Option<TcpState>) {
+    let before = KernelTime::now();
+    let found = find(key);
+    assert_eq!(found.len(), 1, "{key}: {found:?}");
+    let record = &found[0];
+    let owner = record.owner.expect("an owner");
+    assert_eq!(owner.pid, std::process::id());
+    assert_eq!(owner.name.as_str(), fs::read_to_string("/proc/self/comm").unwrap().trim_end());
+    assert_eq!(owner.uid, rustix::process::getuid().as_raw());
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+    assert!((1..=now).contains(&owner.start_time_ns), "{owner:?} at {now}");
+    assert_eq!(record.provenance, Provenance::Bootstrap);
+    assert_eq!(record.tcp_state, state);
+    assert_eq!(u64::from(record.netns), fs::metadata("/proc/self/ns/net").unwrap().ino());
+    assert!(record.first_seen >= before && record.first_seen <= KernelTime::now());
+    assert!(record.is_partial && !record.is_closed && record.socket.is_none());
+}
+
+#[test]
+fn records_carry_what_the_tables_and_the_walk_have_found() {
+    let socket = |inode| Socket {
+        key: key(Protocol::Tcp, ([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into()),
+        tcp_state: Some(TcpState::LastAck),
+        inode,
+    };
+    let owners = HashMap::from([(7, Process::new(70, "seven"))]);
+    let found = records(&[socket(7), socket(0), socket(8)], &owners, 9, KernelTime(5));
+    assert_eq!(found.iter().map(ConnectionRecord::pid).collect::<Vec<_>>(), [Some(70), None, None]);
+    let provenance: Vec<_> = found.iter().map(|record| record.provenance).collect();
+    assert_eq!(provenance, [Provenance::Bootstrap, Provenance::Unknown, Provenance::Unknown]);
+    for record in found {
+        assert_eq!((record.netns, record.tcp_state), (9, Some(TcpState::LastAck)));
+        assert_eq!(
+            (record.first_seen, record.last_seen, record.is_partial),
+            (KernelTime(5), KernelTime(5), true)
+        );
+    }
+}
+
+#[test]
+fn both_ends_of_tcp_connections_are_found() {
+    let (client, server) = tcp_pair("127.0.0.1", "127.0.0.1");
+    assert_ours(key_of(&client), Some(TcpState::Established));
+    assert_ours(key_of(&server), Some(TcpState::Established));
+    client.shutdown(Shutdown::Write).unwrap();
+    wait_for(key_of(&client), Some(TcpState::FinWait2));
+    wait_for(key_of(&server), Some(TcpState::CloseWait));
+    assert_ours(key_of(&client), Some(TcpState::FinWait2));
+    assert_ours(key_of(&server), Some(TcpState::CloseWait));
+}
+
+#[test]
+fn tcp_over_ipv6_is_found_and_mapped_addresses_are_ipv4() {
+    let (client, server) = tcp_pair("::1", "::1");
+    assert_ours(key_of(&client), Some(TcpState::Established));
+    assert_ours(key_of(&server), Some(TcpState::Established));
+
+    let (client, server) = tcp_pair("::", "127.0.0.1");
+    assert!(server.peer_addr().unwrap().is_ipv6());
+    assert!(key_of(&server).remote_addr.is_ipv4());
+    assert_ours(key_of(&client), Some(TcpState::Established));
+    assert_ours(key_of(&server), Some(TcpState::Established));
+}
+
+#[test]
+fn udp_sockets_are_found_with_and_without_a_peer() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server_addr = server.local_addr().unwrap();
+    assert_ours(key(Protocol::Udp, server_addr, ([0, 0, 0, 0], 0).into()), None);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(server_addr).unwrap();
+    assert_ours(key(Protocol::Udp, client.local_addr().unwrap(), server_addr), None);
+}
+
+#[test]
+fn udp_over_ipv6_is_found_and_mapped_addresses_are_ipv4() {
+    let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, 0).into();
+    let server = UdpSocket::bind(any).unwrap();
+    let port = server.local_addr().unwrap().port();
+    assert_ours(key(Protocol::Udp, server.local_addr().unwrap(), any), None);
+
+    let client = UdpSocket::bind("[::1]:0").unwrap();
+    client.connect((Ipv6Addr::LOCALHOST, port)).unwrap();
+    assert_ours(key(Protocol::Udp, client.local_addr().unwrap(), (Ipv6Addr::LOCALHOST, port).into()), None);
+
+    let mapped = UdpSocket::bind(any).unwrap();
+    mapped.connect("[::ffff:127.0.0.1]:9").unwrap();
+    let local = mapped.local_addr().unwrap();
+    assert!(local.is_ipv6());
+    assert_ours(key(Protocol::Udp, ([127, 0, 0, 1], local.port()).into(), ([127, 0, 0, 1], 9).into()), None);
+}
+
+#[test]
+fn what_nobody_has_accepted_has_no_owner_and_what_is_over_is_not_there() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let local = listener.local_addr().unwrap();
+    let client = TcpStream::connect(local).unwrap();
+    let server = key(Protocol::Tcp, local, client.local_addr().unwrap());
+    let waiting = find(server);
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!((waiting[0].owner, waiting[0].provenance), (None, Provenance::Unknown));
+    assert_eq!(waiting[0].tcp_state, Some(TcpState::Established));
+    assert!(
+        find(key(Protocol::Tcp, local, ([0, 0, 0, 0], 0).into())).is_empty(),
+        "the listener is no connection"
+    );
+
+    // Closed here, not yet there: the kernel has reported CLOSE and shows a placeholder as FIN_WAIT2.
+    let ours = key_of(&client);
+    drop(client);
+    wait_for(server, Some(TcpState::CloseWait));
+    wait_for(ours, None);
+}
+
+#[test]
+fn a_shared_socket_stays_with_the_elder_process_until_only_the_younger_has_it() {
+    let (client, server) = tcp_pair("127.0.0.1", "127.0.0.1");
+    let key = key_of(&server);
+    let stdin = Stdio::from(OwnedFd::from(server.try_clone().unwrap()));
+    let mut child = Command::new("cat").stdin(stdin).stdout(Stdio::null()).spawn().unwrap();
+    assert_ours(key, Some(TcpState::Established));
+    drop(server);
+    let handed_on = find(key);
+    drop(client);
+    child.wait().unwrap();
+    assert_eq!(handed_on[0].pid(), Some(child.id()));
+    assert_eq!(handed_on[0].process_name().unwrap(), "cat");
+}
+
+#[test]
+fn one_look_at_many_sockets_finds_them_all() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let peer = server.local_addr().unwrap();
+    let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    sockets.iter().for_each(|socket| socket.connect(peer).unwrap());
+    let found = existing_connections().unwrap();
+    let ours = found.iter().filter(|record| record.key.remote_port == peer.port());
+    assert_eq!(ours.filter(|record| record.pid() == Some(std::process::id())).count(), sockets.len());
+}

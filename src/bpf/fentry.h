@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Backend A: trampolines. At the exit of a function the return value tells what really moved, and unlike a
+ * kretprobe no exit is ever missed.
+ */
+#ifndef TCPTOP_FENTRY_H
+#define TCPTOP_FENTRY_H
+
+#include "tcp.h"
+#include "udp.h"
+
+#define SIN6_LEN_RFC2133 24 /* net/ipv6/udp.c: the least length of an IPv6 address */
+
+/* include/uapi/linux/in.h, in6.h */
+struct sockaddr_in {
+	__u16 sin_family;
+	__be16 sin_port;
+	__u32 sin_addr;
+};
+
+struct sockaddr_in6 {
+	__u16 sin6_family;
+	__be16 sin6_port;
+	__u32 sin6_flowinfo;
+	__u32 sin6_addr[4];
+};
+
+SEC("?fexit/tcp_sendmsg")
+int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	if (ret > 0)
+		tcp_call_out(sk, ret);
+	return 0;
+}
+
+/* sendfile and splice before 6.5, where the function is there. */
+SEC("?fexit/tcp_sendpage")
+int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
+{
+	if (ret > 0)
+		tcp_call_out(sk, ret);
+	return 0;
+}
+
+/*
+ * The number of arguments has changed twice, also in stable kernels, and with it the place of the return
+ * value. Only one of the loads survives loading; volatile keeps the compiler from making one load with a
+ * computed offset of them, which the verifier refuses.
+ */
+SEC("?fexit/tcp_recvmsg")
+int fexit_tcp_recvmsg(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	int ret = 0;
+
+	if (recvmsg_args == 4)
+		ret = *(volatile __u64 *)&ctx[4];
+	if (recvmsg_args == 5)
+		ret = *(volatile __u64 *)&ctx[5];
+	if (recvmsg_args == 6)
+		ret = *(volatile __u64 *)&ctx[6];
+	tcp_call_in(sk, ret);
+	return 0;
+}
+
+/* The socket that accept() returns belongs to the process that called it, not to the one that called
+ * listen(). */
+static __always_inline void accepted(struct sock *sk)
+{
+	struct tcp_sock *tp;
+	struct sk_state *st;
+
+	if (!sk || current_is_kthread())
+		return;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	st = tcp_state(sk, tp, TT_TCP_STATE);
+	if (st)
+		owner_is_current(st);
+}
+
+/* Before 6.10. */
+SEC("?fexit/inet_csk_accept")
+int BPF_PROG(fexit_accept_4, struct sock *sk, int flags, int *err, bool kern, struct sock *child)
+{
+	accepted(child);
+	return 0;
+}
+
+/* Since 6.10. */
+SEC("?fexit/inet_csk_accept")
+int BPF_PROG(fexit_accept_2, struct sock *sk, void *arg, struct sock *child)
+{
+	accepted(child);
+	return 0;
+}
+
+/* The address a send names, as the kernel copied it. Left unknown where it names none. */
+static __always_inline void peer_of_msg(struct peer *peer, const void *name)
+{
+	struct sockaddr_in6 sa = {};
+
+	bpf_probe_read_kernel(&sa, sizeof(struct sockaddr_in), name);
+	if (sa.sin6_family == AF_INET || sa.sin6_family == AF_UNSPEC) {
+		peer_v4(peer, ((struct sockaddr_in *)&sa)->sin_addr, sa.sin6_port);
+	} else if (sa.sin6_family == AF_INET6) {
+		bpf_probe_read_kernel(&sa, sizeof(sa), name);
+		peer_v6(peer, sa.sin6_addr, sa.sin6_port);
+	}
+}
+
+static __always_inline void udp_send(struct sock *sk, const void *name, __u64 bytes, const bool typed)
+{
+	struct peer peer = {};
+
+	if (name)
+		peer_of_msg(&peer, name);
+	else
+		peer_of_connected(&peer, sk, typed);
+	udp_datagram(sk, TT_OUT, bytes, &peer, typed);
+}
+
+/* Also called by udpv6_sendmsg() for IPv4 destinations, then with an IPv4 address. */
+SEC("?fexit/udp_sendmsg")
+int BPF_PROG(fexit_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	if (ret >= 0)
+		udp_send(sk, msg->msg_name, ret, true);
+	return 0;
+}
+
+/*
+ * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, which it replaces
+ * by a shorter one that is gone by now (so only its length is looked at), for a name of family AF_INET, and
+ * for a socket connected to a mapped address.
+ */
+static __always_inline bool went_to_v4(struct sock *sk, const void *name, int namelen)
+{
+	struct peer peer = {};
+	__u16 family = 0;
+
+	if (!name) {
+		peer_of_connected(&peer, sk, true);
+		return peer.family == 4;
+	}
+	if (namelen < SIN6_LEN_RFC2133)
+		return true;
+	bpf_probe_read_kernel(&family, sizeof(family), name);
+	return family == AF_INET;
+}
+
+SEC("?fexit/udpv6_sendmsg")
+int BPF_PROG(fexit_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	if (ret >= 0 && !went_to_v4(sk, msg->msg_name, msg->msg_namelen))
+		udp_send(sk, msg->msg_name, ret, true);
+	return 0;
+}
+
+/* The source of a received datagram, out of its headers. */
+static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
+{
+	unsigned char *head = BPF_CORE_READ(skb, head);
+	__u16 transport = BPF_CORE_READ(skb, transport_header);
+	__u16 network = BPF_CORE_READ(skb, network_header);
+	__be16 port = 0;
+	__u32 addr[4];
+
+	bpf_probe_read_kernel(&port, sizeof(port), head + transport);
+	if (BPF_CORE_READ(skb, protocol) == bpf_htons(0x86dd)) {
+		bpf_probe_read_kernel(addr, 16, head + network + 8);
+		peer_v6(peer, addr, port);
+	} else {
+		bpf_probe_read_kernel(addr, 4, head + network + 12);
+		peer_v4(peer, addr[0], port);
+	}
+}
+
+/*
+ * skb_consume_udp(): where udp_recvmsg() and udpv6_recvmsg() let go of a datagram, in the reader, with the
+ * number of bytes it got; negative for a peek. The same on all kernels, while the arguments of the recvmsg
+ * functions changed twice, and it still has the headers, so the peer is known also where the reader did not
+ * ask for it.
+ */
+SEC("?fentry/skb_consume_udp")
+int BPF_PROG(fentry_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
+{
+	struct peer peer = {};
+
+	if (len < 0)
+		return 0;
+	peer_of_skb(&peer, skb);
+	udp_datagram(sk, TT_IN, len, &peer, true);
+	return 0;
+}
+
+SEC("?fentry/udp_destroy_sock")
+int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
+{
+	struct sk_state *st = state_peek(sk);
+
+	if (st)
+		udp_end(st);
+	state_forget(sk);
+	return 0;
+}
+
+SEC("?fentry/udpv6_destroy_sock")
+int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
+{
+	struct sk_state *st = state_peek(sk);
+
+	if (st)
+		udp_end(st);
+	state_forget(sk);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Backend B: kprobes, at entry only. A kretprobe loses returns when more calls sleep than it has slots (ten,
+ * or twice the CPUs), so nothing rests on one: TCP totals come from the tracepoints, and what is known here
+ * is who calls. Arguments are plain numbers to the verifier: they are read with probe reads, and sockets have
+ * no storage.
+ */
+#ifndef TCPTOP_KPROBE_H
+#define TCPTOP_KPROBE_H
+
+#include "fentry.h"
+
+/* Who uses this socket. A socket older than the tracer gets its identity at the next tracepoint. */
+static __always_inline struct sk_state *kprobe_owner(struct sock *sk, __u32 kind)
+{
+	struct sk_state *st = hash_get(sk);
+
+	if (!st)
+		count_storage_loss(kind);
+	else if (!current_is_kthread())
+		owner_is_current(st);
+	return st;
+}
+
+SEC("?kprobe/tcp_sendmsg")
+int BPF_KPROBE(kprobe_tcp_sendmsg, struct sock *sk)
+{
+	struct sk_state *st = kprobe_owner(sk, TT_TCP_SEND);
+
+	if (st)
+		st->calls_out++;
+	return 0;
+}
+
+SEC("?kprobe/tcp_recvmsg")
+int BPF_KPROBE(kprobe_tcp_recvmsg, struct sock *sk)
+{
+	kprobe_owner(sk, TT_TCP_RECV);
+	return 0;
+}
+
+/*
+ * tcp_probe: fires for each segment that an established connection receives, so also for the acknowledgement
+ * of what was sent; with the lock held, and before the segment changes anything. It reports sends in place of
+ * their return.
+ */
+SEC("?tp_btf/tcp_probe")
+int BPF_PROG(tcp_segment_in, struct sock *sk)
+{
+	struct report r = { .direction = TT_OUT, .is_call = true };
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sk_state *st;
+	__u64 before;
+
+	if (!tp)
+		return 0;
+	st = tcp_state(sk, tp, TT_TCP_SEND);
+	if (!st)
+		return 0;
+	before = st->c.acct[TT_OUT].total;
+	read_totals(st, sk, tp);
+	if (st->c.acct[TT_OUT].total == before)
+		return 0;
+	read_quality(st, tp);
+	r.calls = st->calls_out;
+	st->calls_out = 0;
+	r.now = bpf_ktime_get_ns();
+	post_news(st, &r);
+	return 0;
+}
+
+SEC("?kprobe/udp_sendmsg")
+int BPF_KPROBE(kprobe_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size)
+{
+	udp_send(sk, BPF_CORE_READ(msg, msg_name), size, false);
+	return 0;
+}
+
+SEC("?kprobe/udpv6_sendmsg")
+int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size)
+{
+	void *name = BPF_CORE_READ(msg, msg_name);
+	struct peer peer = {};
+
+	if (name)
+		peer_of_msg(&peer, name);
+	else
+		peer_of_connected(&peer, sk, false);
+	if (peer.family != 4)
+		udp_datagram(sk, TT_OUT, size, &peer, false);
+	return 0;
+}
+
+SEC("?kprobe/skb_consume_udp")
+int BPF_KPROBE(kprobe_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
+{
+	struct peer peer = {};
+
+	if (len < 0)
+		return 0;
+	peer_of_skb(&peer, skb);
+	udp_datagram(sk, TT_IN, len, &peer, false);
+	return 0;
+}
+
+static __always_inline void kprobe_udp_end(struct sock *sk)
+{
+	struct sk_state *st = hash_peek(sk);
+
+	if (st)
+		udp_end(st);
+	state_forget(sk);
+}
+
+SEC("?kprobe/udp_destroy_sock")
+int BPF_KPROBE(kprobe_udp_destroy_sock, struct sock *sk)
+{
+	kprobe_udp_end(sk);
+	return 0;
+}
+
+SEC("?kprobe/udpv6_destroy_sock")
+int BPF_KPROBE(kprobe_udpv6_destroy_sock, struct sock *sk)
+{
+	kprobe_udp_end(sk);
+	return 0;
+}
+
+#endif

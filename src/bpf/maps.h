@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Configuration, maps and counters: everything that both the programs and the library touch. */
+#ifndef TCPTOP_MAPS_H
+#define TCPTOP_MAPS_H
+
+#include "wire.h"
+
+/*
+ * Set by the library before loading. The verifier knows these values: code behind a test that fails is
+ * removed, and with it what this kernel could not load.
+ */
+const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
+const volatile __u32 wake_bytes = 1 << 20; /* that much data in the ring wakes the reader at once */
+const volatile __u32 filter_pid = 0;
+const volatile __u16 filter_port = 0;
+const volatile __u8 filter_protocol = 0;
+const volatile bool use_storage = true;	      /* socket storage in tracing programs: Linux 5.11 */
+const volatile bool use_cookie = true;	      /* socket cookies in tracing programs: Linux 5.12 */
+const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
+const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
+const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
+
+/* An account: what moved in one direction. */
+struct acct {
+	__u64 total;
+	__u64 reported; /* TCP: the total when it was last reported */
+	__u64 last_ns;	/* last event through the ring */
+	__u64 packets;
+};
+
+/* What events are made of: one TCP connection, or one UDP socket and one peer. */
+struct counted {
+	struct tt_conn conn;
+	struct acct acct[2]; /* by enum tt_direction */
+	__u32 rtt_us;
+	__u32 pad;
+};
+
+/* The state of one socket. For UDP only conn (with no peer) and exec_id are used. */
+struct sk_state {
+	struct counted c;
+	__u64 exec_id;	 /* of the owner when its name was read */
+	__u32 seq_out;	 /* write_seq at byte 0 */
+	__u32 calls_out; /* sends that are not reported yet (kprobes) */
+	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */
+	__u8 first_in;	 /* the first receive on a connection older than this tracer is not finished */
+	__u8 moved_in;	 /* a receive call has moved bytes and is not finished */
+	__u8 listens;
+	__u8 noted; /* a UDP peer was noted for this socket (tracepoints) */
+	__u8 pad[3];
+};
+
+/*
+ * Socket -> its state. Written by every hook that holds the socket. Freed by the kernel with the socket; an
+ * accepted socket starts with a copy of its listener's (BPF_F_CLONE), which is how it inherits the owner.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct sk_state);
+} sk_storage SEC(".maps");
+
+/*
+ * Socket's address -> its state, where tracing programs cannot use socket storage (before 5.11) and for
+ * kprobes, which never can. Entries go when the socket is destroyed; the LRU only bounds what a missed end
+ * would leave behind. The size is set by the library (max_sockets).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct sk_state);
+} sk_hash SEC(".maps");
+
+/*
+ * UDP socket and peer -> totals. LRU: a flow that is pushed out starts again from zero with a new `since`,
+ * and loses nothing, because what was not reported yet waits in `pending`. Sized by max_sockets.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct tt_flow_key);
+	__type(value, struct counted);
+} udp_flows SEC(".maps");
+
+/*
+ * Reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
+ * reader one bank at a time: it changes the epoch, lets programs that still run finish, and collects the bank
+ * that is no longer in use. Full: the report goes to the ring at once, and if there is no room either, its
+ * bytes to the next report. Sized by max_sockets.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct tt_flow_key);
+	__type(value, struct tt_transfer);
+} pending SEC(".maps");
+
+/* State records for which the ring had no room, the latest of each connection; emptied by the reader in the
+ * same way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct tt_life_key);
+	__type(value, struct tt_state);
+} unsent SEC(".maps");
+
+/* The size is set by the library (ring_bytes). */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tt_counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tt_control);
+} control SEC(".maps");
+
+/* Bank -> does anything wait in it? Set here, cleared by the reader before it collects the bank. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+} waiting SEC(".maps");
+
+/* Sources for map updates: too large for the stack. */
+static const struct sk_state no_state;
+static const struct counted no_counted;
+static const struct tt_transfer no_transfer;
+static const struct tt_state no_record;
+
+static __always_inline struct tt_counters *my_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counters, &zero);
+}
+
+static __always_inline void count_ring_loss(__u32 kind)
+{
+	struct tt_counters *n = my_counters();
+
+	if (n && kind < TT_KINDS)
+		n->ring[kind]++;
+}
+
+static __always_inline void count_storage_loss(__u32 kind)
+{
+	struct tt_counters *n = my_counters();
+
+	if (n && kind < TT_KINDS)
+		n->storage[kind]++;
+}
+
+#endif

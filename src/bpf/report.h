@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* From accounts to records: when a report is due, how it leaves, and what happens when it cannot. */
+#ifndef TCPTOP_REPORT_H
+#define TCPTOP_REPORT_H
+
+#include "sock.h"
+
+static __always_inline struct tt_control *get_control(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&control, &zero);
+}
+
+/*
+ * A wake-up costs more than everything else here together, so there is one only when the reader sleeps or the
+ * ring fills up; a reader that is awake looks every few milliseconds by itself. Two CPUs may both wake it:
+ * harmless.
+ */
+static __always_inline __u64 wake_flags(void)
+{
+	struct tt_control *ctl = get_control();
+
+	if (!ctl)
+		return BPF_RB_FORCE_WAKEUP;
+	if (ctl->reader == TT_WOKEN)
+		return BPF_RB_NO_WAKEUP;
+	if (ctl->reader == TT_LOOKING && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < wake_bytes)
+		return BPF_RB_NO_WAKEUP;
+	ctl->reader = TT_WOKEN;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
+static __always_inline __u32 transfer_kind(const struct tt_conn *conn, __u32 direction)
+{
+	if (conn->protocol == IPPROTO_TCP)
+		return direction == TT_OUT ? TT_TCP_SEND : TT_TCP_RECV;
+	return direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV;
+}
+
+/* The process that made the call; where no call is seen, the owner's last one stands for it. */
+static __always_inline void put_actor(struct tt_process *actor, const struct tt_conn *conn, bool by_kthread)
+{
+	if (by_kthread)
+		current_process(actor);
+	else
+		*actor = conn->owner;
+}
+
+static __always_inline void put_totals(struct tt_transfer *t, const struct counted *c, __u32 direction,
+				       __u64 now)
+{
+	const struct acct *a = &c->acct[direction];
+
+	t->rtt_us = c->rtt_us;
+	t->conn.time = now;
+	t->total_bytes = a->total;
+	t->total_packets = a->packets;
+}
+
+static __always_inline void put_transfer(struct tt_transfer *t, const struct counted *c, __u32 direction,
+					 __u64 now, bool by_kthread)
+{
+	t->kind = transfer_kind(&c->conn, direction);
+	t->conn = c->conn;
+	put_totals(t, c, direction, now);
+	put_actor(&t->actor, &c->conn, by_kthread);
+	t->pad = 0;
+}
+
+/* The bank in which reports wait now. */
+static __always_inline __u32 current_bank(void)
+{
+	struct tt_control *ctl = get_control();
+
+	return ctl ? ctl->epoch & 1 : 0;
+}
+
+/* Tells the reader that there is something to collect in a bank. */
+static __always_inline void mark_bank(__u32 bank)
+{
+	__u32 *waits = bpf_map_lookup_elem(&waiting, &bank);
+
+	if (waits)
+		*waits = 1;
+}
+
+static __always_inline void put_flow_key(struct tt_flow_key *key, const struct tt_conn *conn, __u32 direction)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->socket = conn->socket;
+	if (conn->protocol == IPPROTO_UDP) {
+		__builtin_memcpy(key->remote_addr, conn->remote_addr, 16);
+		key->remote_port = conn->remote_port;
+	}
+	key->direction = direction;
+	key->bank = current_bank();
+}
+
+/* What one hook has to say about one direction of one connection. */
+struct report {
+	__u64 now;
+	__u64 bytes;
+	__u32 direction;
+	__u32 calls;
+	bool is_call; /* a call has just ended: may go out at once */
+	bool by_kthread;
+};
+
+/* Lets the report wait; false if there is no room. */
+static __always_inline bool pend(struct counted *c, const struct tt_flow_key *key, const struct report *r)
+{
+	struct tt_transfer *t;
+
+	bpf_map_update_elem(&pending, key, &no_transfer, BPF_NOEXIST);
+	t = bpf_map_lookup_elem(&pending, key);
+	if (!t)
+		return false;
+	mark_bank(key->bank);
+	put_transfer(t, c, r->direction, r->now, r->by_kthread);
+	__sync_fetch_and_add(&t->calls, r->calls);
+	__sync_fetch_and_add(&t->bytes, r->bytes);
+	return true;
+}
+
+static __always_inline bool emit(struct counted *c, const struct report *r)
+{
+	struct tt_transfer *t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
+
+	if (!t) {
+		count_ring_loss(transfer_kind(&c->conn, r->direction));
+		return false;
+	}
+	put_transfer(t, c, r->direction, r->now, r->by_kthread);
+	t->bytes = r->bytes;
+	t->calls = r->calls;
+	bpf_ringbuf_submit(t, wake_flags());
+	return true;
+}
+
+/* Sends a report that waits. If the ring has no room it waits on, and the reader collects it. */
+static __always_inline bool release(const struct tt_flow_key *key, struct tt_transfer *t)
+{
+	if (bpf_ringbuf_output(&events, t, sizeof(*t), wake_flags())) {
+		count_ring_loss(t->kind);
+		return false;
+	}
+	bpf_map_delete_elem(&pending, key);
+	return true;
+}
+
+/*
+ * Adds to a report that waits; false if it is another process's, which must not get this one's bytes. Threads
+ * may be here at once for one UDP flow: sums are added to atomically, and the total is written again if it
+ * has grown in the meantime (the addition before the check is a full barrier), so that the last one to write
+ * has written the latest.
+ */
+static __always_inline bool join(struct tt_transfer *t, struct counted *c, const struct report *r)
+{
+	const volatile __u64 *total = &c->acct[r->direction & 1].total;
+
+	if (r->by_kthread || t->actor.pid != c->conn.owner.pid || t->conn.since != c->conn.since)
+		return false;
+	put_totals(t, c, r->direction, r->now);
+	__sync_fetch_and_add(&t->calls, r->calls);
+	__sync_fetch_and_add(&t->bytes, r->bytes);
+	if (*total != t->total_bytes)
+		put_totals(t, c, r->direction, r->now);
+	return true;
+}
+
+/*
+ * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and
+ * what follows waits in `pending` until the reader collects it; without one each call goes
+ * out. False if there was room nowhere.
+ */
+static __always_inline bool post(struct counted *c, struct report *r)
+{
+	struct acct *a = &c->acct[r->direction & 1];
+	bool due = r->is_call && r->now - a->last_ns >= interval_ns;
+	struct tt_transfer *t = NULL;
+	struct tt_flow_key key;
+
+	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
+		return true;
+	put_flow_key(&key, &c->conn, r->direction);
+	if (interval_ns)
+		t = bpf_map_lookup_elem(&pending, &key);
+	if (t) {
+		if (join(t, c, r)) {
+			if (due && release(&key, t))
+				a->last_ns = r->now;
+			return true;
+		}
+		release(&key, t);
+	} else if (!due && pend(c, &key, r)) {
+		return true;
+	}
+	a->last_ns = r->now;
+	return emit(c, r) || pend(c, &key, r);
+}
+
+/* At the end of a connection nothing may wait, in neither bank. */
+static __always_inline void flush(struct counted *c)
+{
+	struct tt_flow_key key;
+	struct tt_transfer *t;
+
+	put_flow_key(&key, &c->conn, TT_OUT);
+	for (__u32 i = 0; i < 4; i++) {
+		key.direction = i >> 1;
+		key.bank = i & 1;
+		t = bpf_map_lookup_elem(&pending, &key);
+		if (t)
+			release(&key, t);
+	}
+}
+
+/* A TCP state change, or the end of a socket (no states then). */
+struct change {
+	__u64 now;
+	__u32 kind;
+	__s32 error;
+	__u8 old_state;
+	__u8 new_state;
+	__u8 has_totals;
+};
+
+static __always_inline void put_change(struct tt_state *s, const struct counted *c, const struct change *ch)
+{
+	s->kind = ch->kind;
+	s->rtt_us = c->rtt_us;
+	s->conn = c->conn;
+	s->conn.time = ch->now;
+	s->bytes_in = c->acct[TT_IN].total;
+	s->bytes_out = c->acct[TT_OUT].total;
+	s->packets_in = c->acct[TT_IN].packets;
+	s->packets_out = c->acct[TT_OUT].packets;
+	s->error = ch->error;
+	s->old_state = ch->old_state;
+	s->new_state = ch->new_state;
+	s->has_totals = ch->has_totals;
+	s->pad = 0;
+}
+
+/* A state record that finds no room in the ring is kept aside: the totals of a connection's end come no
+ * second time. */
+static __always_inline void emit_state(struct counted *c, const struct change *ch)
+{
+	struct tt_life_key key = { .socket = c->conn.socket, .since = c->conn.since, .bank = current_bank() };
+	struct tt_state *s;
+
+	s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
+	if (s) {
+		put_change(s, c, ch);
+		bpf_ringbuf_submit(s, wake_flags());
+		return;
+	}
+	count_ring_loss(ch->kind);
+	bpf_map_update_elem(&unsent, &key, &no_record, BPF_NOEXIST);
+	s = bpf_map_lookup_elem(&unsent, &key);
+	if (!s) {
+		count_storage_loss(ch->kind);
+		return;
+	}
+	mark_bank(key.bank);
+	put_change(s, c, ch);
+}
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Sockets: who they are, whose they are, and where their state is kept. */
+#ifndef TCPTOP_SOCK_H
+#define TCPTOP_SOCK_H
+
+#include "task.h"
+
+#define AF_UNSPEC   0
+#define AF_INET	    2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
+/* include/net/tcp_states.h */
+enum {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT,
+	TCP_SYN_RECV,
+	TCP_FIN_WAIT1,
+	TCP_FIN_WAIT2,
+	TCP_TIME_WAIT,
+	TCP_CLOSE,
+	TCP_CLOSE_WAIT,
+	TCP_LAST_ACK,
+	TCP_LISTEN,
+	TCP_CLOSING,
+};
+
+/* Unique for the run where the kernel has no cookie to give: the time, and the CPU against two at once. */
+static __always_inline __u64 own_id(void)
+{
+	return bpf_ktime_get_ns() << 10 | (bpf_get_smp_processor_id() & 1023);
+}
+
+static __always_inline struct sk_state *hash_peek(void *sk)
+{
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&sk_hash, &key);
+}
+
+static __always_inline struct sk_state *hash_get(void *sk)
+{
+	__u64 key = (__u64)sk;
+	struct sk_state *st = bpf_map_lookup_elem(&sk_hash, &key);
+
+	if (st)
+		return st;
+	bpf_map_update_elem(&sk_hash, &key, &no_state, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&sk_hash, &key);
+}
+
+/* The state of a socket if it has one. `sk` is a pointer whose type the verifier knows. */
+static __always_inline struct sk_state *state_peek(struct sock *sk)
+{
+	if (use_storage)
+		return bpf_sk_storage_get(&sk_storage, sk, 0, 0);
+	return hash_peek(sk);
+}
+
+/* The same, made where there is none; NULL if the kernel refuses (no memory, a socket on its way out). */
+static __always_inline struct sk_state *state_get(struct sock *sk)
+{
+	if (use_storage)
+		return bpf_sk_storage_get(&sk_storage, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	return hash_get(sk);
+}
+
+/* Socket storage goes with the socket. */
+static __always_inline void state_forget(void *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (!use_storage)
+		bpf_map_delete_elem(&sk_hash, &key);
+}
+
+static __always_inline bool is_v4_mapped(const __u32 *a)
+{
+	return a[0] == 0 && a[1] == 0 && a[2] == bpf_htonl(0xffff);
+}
+
+/* Keeps IPv4-mapped addresses as they are: the library folds them. */
+static __always_inline void put_v6(__u8 *to, const __u32 *from)
+{
+	__builtin_memcpy(to, from, 16);
+}
+
+static __always_inline void put_v4(__u8 *to, __u32 addr)
+{
+	__builtin_memset(to, 0, 16);
+	__builtin_memcpy(to, &addr, 4);
+}
+
+/* The four words of an IPv6 address in a socket: loads from arrays of a typed pointer must have a constant
+ * index. */
+#define READ_IN6(typed, to, sk, field)                                                                       \
+	do {                                                                                                 \
+		(to)[0] = FIELD(typed, sk, field.in6_u.u6_addr32[0]);                                        \
+		(to)[1] = FIELD(typed, sk, field.in6_u.u6_addr32[1]);                                        \
+		(to)[2] = FIELD(typed, sk, field.in6_u.u6_addr32[2]);                                        \
+		(to)[3] = FIELD(typed, sk, field.in6_u.u6_addr32[3]);                                        \
+	} while (0)
+
+static __always_inline void put_local(struct tt_conn *conn, struct sock *sk, const bool typed)
+{
+	__u32 a[4];
+
+	if (conn->family == 6) {
+		READ_IN6(typed, a, sk, __sk_common.skc_v6_rcv_saddr);
+		put_v6(conn->local_addr, a);
+	} else {
+		put_v4(conn->local_addr, FIELD(typed, sk, __sk_common.skc_rcv_saddr));
+	}
+}
+
+static __always_inline void put_remote(struct tt_conn *conn, struct sock *sk)
+{
+	__u32 a[4];
+
+	conn->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	if (conn->family == 6) {
+		READ_IN6(true, a, sk, __sk_common.skc_v6_daddr);
+		put_v6(conn->remote_addr, a);
+	} else {
+		put_v4(conn->remote_addr, sk->__sk_common.skc_daddr);
+	}
+}
+
+/* What does not change during the life of a socket. */
+static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, __u8 protocol,
+					 const bool typed)
+{
+	conn->since = bpf_ktime_get_ns();
+	conn->protocol = protocol;
+	conn->family = FIELD(typed, sk, __sk_common.skc_family) == AF_INET6 ? 6 : 4;
+	if (typed)
+		conn->netns = sk->__sk_common.skc_net.net->ns.inum;
+	else
+		conn->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	if (typed && use_cookie)
+		conn->socket = bpf_get_socket_cookie(sk);
+	else
+		conn->socket = own_id();
+}
+
+/*
+ * Does the current process hold this socket's lock? State changes and receive work also run in interrupts
+ * that hit a process at random, or in the peer's process on loopback; there the lock is not "owned". Kernel
+ * threads do own it (MPTCP workers), hence the second half.
+ */
+static __always_inline bool sk_is_used_by_current(struct sock *sk)
+{
+	return sk->sk_lock.owned && !current_is_kthread();
+}
+
+/* The current process uses this socket: it is the owner. Its name is read again after an exec. */
+static __always_inline void owner_is_current(struct sk_state *st)
+{
+	struct tt_conn *conn = &st->c.conn;
+	__u32 pid = bpf_get_current_pid_tgid() >> 32;
+	__u64 exec_id = current_exec_id();
+
+	if (conn->provenance == TT_SEEN && conn->owner.pid == pid && st->exec_id == exec_id)
+		return;
+	current_process(&conn->owner);
+	conn->provenance = TT_SEEN;
+	st->exec_id = exec_id;
+}
+
+static __always_inline bool is_wanted(const struct tt_conn *conn)
+{
+	if (filter_protocol && conn->protocol != filter_protocol)
+		return false;
+	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port)
+		return false;
+	return !filter_pid || conn->owner.pid == filter_pid;
+}
+
+#endif

@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TCP: exact totals out of struct tcp_sock, and the hooks that all backends share.
+ *
+ * The kernel's byte counters include SYN and FIN in places, and retransmissions; what the program wrote and
+ * read follows from them together with the sequence numbers. The sums are right while the socket is locked
+ * (by its user or in softirq), as it is in the tracepoints below. After a call has released the lock, another
+ * CPU may be in the middle of an update: there only single words that the caller's side alone changes are
+ * used.
+ */
+#ifndef TCPTOP_TCP_H
+#define TCPTOP_TCP_H
+
+#include "report.h"
+
+#define SOCK_DONE (1UL << 1) /* include/net/sock.h: a FIN has arrived */
+
+#define KNOWN_OUT 1
+#define KNOWN_IN  2
+
+/*
+ * A splice or zero-copy reader makes no receive call that a hook could see the end of. With an event per
+ * call, chunks that have waited so long for the end of theirs are reported without it.
+ */
+#define CHUNK_INTERVAL_NS 100000000ULL
+
+/*
+ * Bytes the program has written: what was sent once, and what still waits. A FIN that is queued but not sent
+ * sits in write_seq and is no byte.
+ */
+static __always_inline __u64 written(struct sock *sk, struct tcp_sock *tp)
+{
+	__u32 unsent = tp->write_seq - tp->snd_nxt;
+	__u8 state = sk->__sk_common.skc_state;
+
+	if (unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING))
+		unsent--;
+	return tp->bytes_sent - tp->bytes_retrans + unsent;
+}
+
+/* Bytes the program has read: what arrived in order, less what waits in the receive queue, less a FIN. */
+static __always_inline __u64 consumed(struct sock *sk, struct tcp_sock *tp)
+{
+	__u64 received = tp->bytes_received;
+	__u64 read = received - (__u32)(tp->rcv_nxt - tp->copied_seq);
+	__u64 payload = received - ((sk->__sk_common.skc_flags & SOCK_DONE) ? 1 : 0);
+
+	return read < payload ? read : payload;
+}
+
+static __always_inline void raise(__u64 *total, __u64 value)
+{
+	/* A socket that was disconnected reads as zero; one under TCP_REPAIR may read as anything. */
+	if ((__s64)(value - *total) > 0)
+		*total = value;
+}
+
+/* With the socket locked: both totals. */
+static __always_inline void read_totals(struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
+{
+	struct acct *out = &st->c.acct[TT_OUT], *in = &st->c.acct[TT_IN];
+
+	raise(&out->total, written(sk, tp));
+	raise(&in->total, consumed(sk, tp));
+	if (!(st->known & KNOWN_OUT))
+		out->reported = out->total;
+	if (!(st->known & KNOWN_IN))
+		in->reported = in->total;
+	st->seq_out = tp->write_seq - (__u32)out->total;
+	st->known = KNOWN_OUT | KNOWN_IN;
+}
+
+static __always_inline void read_quality(struct sk_state *st, struct tcp_sock *tp)
+{
+	st->c.rtt_us = tp->srtt_us >> 3;
+	st->c.acct[TT_OUT].packets = tp->segs_out;
+	st->c.acct[TT_IN].packets = tp->segs_in;
+}
+
+/*
+ * After a send has released the lock: write_seq alone is changed by senders only, and its distance from byte
+ * 0 is the total modulo 2^32. Two CPUs may get here at once: both values were true, and the next call or the
+ * end of the connection brings the latest.
+ */
+static __always_inline void read_written(struct sk_state *st, struct tcp_sock *tp)
+{
+	volatile __u64 *total = &st->c.acct[TT_OUT].total;
+	__u64 before = *total;
+	__s32 more = tp->write_seq - st->seq_out - (__u32)before;
+
+	if (more > 0)
+		*total = before + more;
+}
+
+/*
+ * The first sight of an older connection, unlocked: sent and acknowledged bytes must tell the same story
+ * (they differ by the SYN of an active opener), else another CPU is just transmitting, and the next call will
+ * do. The bytes of this call are news, what came before is history.
+ */
+static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *tp, __u64 of_this_call)
+{
+	__u32 end = tp->write_seq;
+	__u64 sent = tp->bytes_sent - tp->bytes_retrans + (__u32)(end - tp->snd_nxt);
+	__u64 acked = tp->bytes_acked + (__u32)(end - tp->snd_una);
+	struct acct *out = &st->c.acct[TT_OUT];
+
+	if (acked - sent > 1 || tp->write_seq != end)
+		return false;
+	out->total = sent;
+	out->reported = sent - (of_this_call < sent ? of_this_call : sent);
+	st->seq_out = end - (__u32)sent;
+	st->known |= KNOWN_OUT;
+	return true;
+}
+
+/*
+ * Addresses settle with the handshake and are then kept: at the end of a connection parts of them are gone
+ * from the socket. The source port comes from inet_sport, which outlives skc_num.
+ */
+static __always_inline void read_key(struct tt_conn *conn, struct sock *sk, struct tcp_sock *tp)
+{
+	__u16 port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+
+	if (port)
+		conn->local_port = port;
+	put_local(conn, sk, true);
+	put_remote(conn, sk);
+}
+
+/* The state of a TCP socket, made and filled at first sight. */
+static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_sock *tp, __u32 kind)
+{
+	struct sk_state *st = state_get(sk);
+
+	if (!st) {
+		count_storage_loss(kind);
+		return NULL;
+	}
+	if (!st->c.conn.socket) {
+		put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
+		read_key(&st->c.conn, sk, tp);
+	}
+	return st;
+}
+
+static __always_inline void emit_end(struct sk_state *st, __u64 now)
+{
+	struct change end = { .now = now, .kind = TT_CLOSED, .has_totals = 1 };
+
+	flush(&st->c);
+	if (is_wanted(&st->c.conn))
+		emit_state(&st->c, &end);
+}
+
+/*
+ * A new life: connect(), or a child of a listener, which brings a copy of its parent's state and keeps the
+ * owner. A socket that lived before (connected again after AF_UNSPEC) first says how that ended.
+ */
+static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
+				       int new_state, __u64 now)
+{
+	struct tt_process owner = st->c.conn.owner;
+	__u8 provenance = st->c.conn.provenance;
+	__u64 exec_id = st->exec_id;
+
+	if (new_state == TCP_SYN_SENT && st->known)
+		emit_end(st, now);
+	if (new_state == TCP_SYN_RECV && provenance != TT_UNKNOWN)
+		provenance = TT_INHERITED;
+	__builtin_memset(st, 0, sizeof(*st));
+	st->c.conn.owner = owner;
+	st->c.conn.provenance = provenance;
+	st->exec_id = exec_id;
+	st->listens = new_state == TCP_LISTEN;
+	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
+	st->c.conn.since = now;
+	read_key(&st->c.conn, sk, tp);
+}
+
+static __always_inline bool has_counters(int old_state, int new_state)
+{
+	return old_state != TCP_LISTEN && new_state != TCP_LISTEN && new_state != TCP_SYN_SENT &&
+	       new_state != TCP_SYN_RECV;
+}
+
+/* Reports what has moved in one direction since the last report. */
+static __always_inline void post_news(struct sk_state *st, struct report *r)
+{
+	struct acct *a = &st->c.acct[r->direction & 1];
+	__u64 total = a->total;
+
+	r->bytes = total - a->reported;
+	a->reported = total;
+	if (!post(&st->c, r))
+		a->reported -= r->bytes; /* the next report takes them along */
+}
+
+static __always_inline void post_both(struct sk_state *st, __u64 now)
+{
+	struct report out = { .now = now, .direction = TT_OUT }, in = { .now = now, .direction = TT_IN };
+
+	out.calls = st->calls_out;
+	st->calls_out = 0;
+	post_news(st, &out);
+	post_news(st, &in);
+}
+
+/*
+ * inet_sock_set_state(): the socket is locked, and still in its old state. Runs in the owner's system call,
+ * in softirq, in timers: the current process counts only if it holds the lock. SCTP, DCCP and MPTCP come here
+ * too.
+ */
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
+{
+	struct change ch = { .kind = TT_TCP_STATE, .old_state = old_state, .new_state = new_state };
+	struct tcp_sock *tp;
+	struct sk_state *st;
+
+	if (sk->sk_protocol != IPPROTO_TCP || old_state == new_state)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	st = tcp_state(sk, tp, TT_TCP_STATE);
+	if (!st)
+		return 0;
+	ch.now = bpf_ktime_get_ns();
+	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN ||
+	    (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
+		begin_life(st, sk, tp, new_state, ch.now);
+	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
+		read_key(&st->c.conn, sk, tp);
+	if (sk_is_used_by_current(sk))
+		owner_is_current(st);
+	if (has_counters(old_state, new_state)) {
+		read_totals(st, sk, tp);
+		read_quality(st, tp);
+		post_both(st, ch.now);
+		ch.has_totals = 1;
+	}
+	if (new_state == TCP_CLOSE)
+		flush(&st->c);
+	ch.error = sk->sk_err;
+	if (is_wanted(&st->c.conn))
+		emit_state(&st->c, &ch);
+	return 0;
+}
+
+/*
+ * tcp_rcv_space_adjust(): runs in the reader each time a chunk was consumed, whatever the call was (recv,
+ * read, splice, zero-copy, kTLS), with the lock held and copied_seq moved. A peek comes here too and has
+ * moved nothing. When a receive call ends, tcp_call_in() reports; a splice has no such call, so its chunks
+ * are put in the queue of waiting reports from here.
+ */
+SEC("?tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_chunk_in, struct sock *sk)
+{
+	struct report r = { .direction = TT_IN };
+	struct tcp_sock *tp;
+	struct sk_state *st;
+	struct acct *in;
+	__u64 before;
+
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	st = tcp_state(sk, tp, TT_TCP_RECV);
+	if (!st)
+		return 0;
+	in = &st->c.acct[TT_IN];
+	before = in->total;
+	raise(&in->total, consumed(sk, tp));
+	if (!(st->known & KNOWN_IN)) {
+		st->known |= KNOWN_IN;
+		st->first_in = 1;
+		in->reported = in->total;
+	}
+	if (in->total == before)
+		return 0;
+	if (sk_is_used_by_current(sk))
+		owner_is_current(st);
+	read_quality(st, tp);
+	r.now = bpf_ktime_get_ns();
+	if (!interval_ns && !st->moved_in)
+		in->last_ns = r.now; /* a call begins */
+	st->moved_in = 1;
+	if (chunks_are_calls) {
+		r.calls = 1;
+		r.is_call = true;
+		post_news(st, &r);
+	} else if (!st->first_in && (interval_ns || r.now - in->last_ns > CHUNK_INTERVAL_NS)) {
+		post_news(st, &r);
+	}
+	return 0;
+}
+
+/*
+ * tcp_destroy_sock: nobody holds the socket any more. Reads may have gone on after ->CLOSE, so the last word
+ * about what was consumed is spoken here. The current process may be anybody.
+ */
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sk_state *st;
+	__u64 now;
+
+	if (!tp)
+		return 0;
+	st = state_peek(sk);
+	if (!st)
+		return 0;
+	if (st->c.conn.socket && !st->listens && st->known) {
+		now = bpf_ktime_get_ns();
+		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
+		post_both(st, now);
+		emit_end(st, now);
+	}
+	state_forget(sk);
+	return 0;
+}
+
+/* A send has returned `ret` > 0. Runs in the system call, after the lock was released. */
+static __always_inline void tcp_call_out(struct sock *sk, long ret)
+{
+	struct report r = { .direction = TT_OUT, .calls = 1, .is_call = true };
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sk_state *st;
+	__u8 state;
+
+	if (!tp)
+		return;
+	st = tcp_state(sk, tp, TT_TCP_SEND);
+	if (!st)
+		return;
+	r.by_kthread = current_is_kthread();
+	if (!r.by_kthread)
+		owner_is_current(st);
+	/* Before and after these states write_seq counts the SYN or the FIN; the state change brings the
+	 * total. */
+	state = sk->__sk_common.skc_state;
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
+		return;
+	if (st->known & KNOWN_OUT)
+		read_written(st, tp);
+	else if (!learn_written(st, tp, ret))
+		return;
+	read_quality(st, tp);
+	r.now = bpf_ktime_get_ns();
+	post_news(st, &r);
+}
+
+/* A receive call has returned `ret`; its bytes were accounted chunk by chunk. A peek has moved nothing. */
+static __always_inline void tcp_call_in(struct sock *sk, long ret)
+{
+	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };
+	struct sk_state *st = state_peek(sk);
+	struct acct *in;
+
+	if (!st || !st->moved_in)
+		return;
+	st->moved_in = 0;
+	in = &st->c.acct[TT_IN];
+	if (st->first_in) {
+		st->first_in = 0;
+		if (ret > 0 && (__u64)ret < in->total)
+			in->reported = in->total - ret;
+		else
+			in->reported = 0;
+	}
+	r.by_kthread = current_is_kthread();
+	r.now = bpf_ktime_get_ns();
+	post_news(st, &r);
+}
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Backend C: tracepoints at the end of every send and receive call on a socket (Linux 6.3), for kernels that
+ * allow neither trampolines nor kprobes. They know socket and length, but no address: the peers of
+ * unconnected UDP sockets come from cgroup hooks that run in the same call just before.
+ */
+#ifndef TCPTOP_TRACEPOINT_H
+#define TCPTOP_TRACEPOINT_H
+
+#include "tcp.h"
+#include "udp.h"
+
+#define MSG_PEEK     0x2
+#define MSG_ERRQUEUE 0x2000
+
+struct noted_peer {
+	__u64 socket;
+	struct peer peer;
+};
+
+/*
+ * Thread -> the peer of the UDP call it is in. Written by the cgroup hook, taken by the tracepoint at the end
+ * of the same call; what a failed call leaves behind is overwritten by the next. As many as threads can be in
+ * such a call at once; LRU because threads come and go.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct noted_peer);
+} noted_peers SEC(".maps");
+
+static __always_inline void note_peer(struct bpf_sock_addr *ctx, const bool v6)
+{
+	struct noted_peer note = { .socket = bpf_get_socket_cookie(ctx) };
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct sk_state *st;
+	__u32 a[4];
+
+	if (!ctx->sk)
+		return;
+	st = bpf_sk_storage_get(&sk_storage, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st)
+		return;
+	st->noted = 1;
+	if (v6) {
+		a[0] = ctx->user_ip6[0];
+		a[1] = ctx->user_ip6[1];
+		a[2] = ctx->user_ip6[2];
+		a[3] = ctx->user_ip6[3];
+		peer_v6(&note.peer, a, ctx->user_port);
+	} else {
+		peer_v4(&note.peer, ctx->user_ip4, ctx->user_port);
+	}
+	bpf_map_update_elem(&noted_peers, &thread, &note, BPF_ANY);
+}
+
+/* The destination of an unconnected send; for IPv4 on an IPv6 socket the first one runs. */
+SEC("?cgroup/sendmsg4")
+int cgroup_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	note_peer(ctx, false);
+	return 1;
+}
+
+SEC("?cgroup/sendmsg6")
+int cgroup_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	note_peer(ctx, true);
+	return 1;
+}
+
+/* The source of a datagram, where the reader asks for it: recvfrom() with an address, recvmsg(), recvmmsg().
+ */
+SEC("?cgroup/recvmsg4")
+int cgroup_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	note_peer(ctx, false);
+	return 1;
+}
+
+SEC("?cgroup/recvmsg6")
+int cgroup_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	note_peer(ctx, true);
+	return 1;
+}
+
+static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk)
+{
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct sk_state *st = state_peek(sk);
+	struct noted_peer *note;
+
+	/* Most sockets are connected and never noted: spare them the second look-up. */
+	if (!st || !st->noted)
+		return;
+	note = bpf_map_lookup_elem(&noted_peers, &thread);
+	if (!note)
+		return;
+	if (note->socket == bpf_get_socket_cookie(sk))
+		*peer = note->peer;
+	note->socket = 0;
+}
+
+static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction)
+{
+	struct peer peer = {};
+
+	take_noted_peer(&peer, sk);
+	if (ret < 0)
+		return;
+	if (!peer.family)
+		peer_of_connected(&peer, sk, true);
+	udp_datagram(sk, direction, ret, &peer, true);
+}
+
+static __always_inline bool is_inet(struct sock *sk)
+{
+	__u16 family = sk->__sk_common.skc_family;
+
+	return family == AF_INET || family == AF_INET6;
+}
+
+/* Fires for every family of sockets: look at that first. */
+SEC("?tp_btf/sock_send_length")
+int BPF_PROG(sock_send, struct sock *sk, int ret, int flags)
+{
+	if (!is_inet(sk))
+		return 0;
+	if (sk->sk_protocol == IPPROTO_UDP)
+		udp_call(sk, ret, TT_OUT);
+	else if (ret > 0)
+		tcp_call_out(sk, ret);
+	return 0;
+}
+
+SEC("?tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
+{
+	struct peer ignored;
+
+	if (!is_inet(sk))
+		return 0;
+	if (sk->sk_protocol == IPPROTO_UDP) {
+		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
+			take_noted_peer(&ignored, sk);
+		else
+			udp_call(sk, ret, TT_IN);
+	} else if (sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {
+		tcp_call_in(sk, ret);
+	}
+	return 0;
+}
+
+/* The last close of a socket. The context knows little of it, its storage everything. */
+SEC("?cgroup/sock_release")
+int cgroup_sock_release(struct bpf_sock *ctx)
+{
+	struct sk_state *st;
+
+	if (ctx->protocol != IPPROTO_UDP)
+		return 1;
+	st = bpf_sk_storage_get(&sk_storage, ctx, 0, 0);
+	if (st)
+		udp_end(st);
+	return 1;
+}
+
+#endif

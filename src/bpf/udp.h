@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * UDP: a socket has no counters and often no peer, so each datagram is counted where it passes, per socket
+ * and peer. All of this runs in the system call of the process that sends or receives.
+ */
+#ifndef TCPTOP_UDP_H
+#define TCPTOP_UDP_H
+
+#include "report.h"
+
+/* The peer of one datagram. */
+struct peer {
+	__u8 addr[16];
+	__u16 port;  /* host order */
+	__u8 family; /* 4, 6, or 0: not known */
+};
+
+static __always_inline void put_peer(struct tt_conn *conn, const struct peer *peer)
+{
+	if (!peer->family)
+		return;
+	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
+	conn->remote_port = peer->port;
+	/* IPv4 on an IPv6 socket: both ends are shown as IPv4. */
+	if (peer->family == 4 && conn->family == 6) {
+		conn->family = 4;
+		if (is_v4_mapped((const __u32 *)conn->local_addr))
+			__builtin_memcpy(conn->local_addr, conn->local_addr + 12, 4);
+		else
+			__builtin_memset(conn->local_addr, 0, 4);
+		__builtin_memset(conn->local_addr + 4, 0, 12);
+	}
+}
+
+static __always_inline void peer_v6(struct peer *peer, const __u32 *addr, __be16 port)
+{
+	peer->port = bpf_ntohs(port);
+	if (is_v4_mapped(addr)) {
+		put_v4(peer->addr, addr[3]);
+		peer->family = 4;
+	} else {
+		put_v6(peer->addr, addr);
+		peer->family = 6;
+	}
+}
+
+static __always_inline void peer_v4(struct peer *peer, __u32 addr, __be16 port)
+{
+	peer->port = bpf_ntohs(port);
+	put_v4(peer->addr, addr);
+	peer->family = 4;
+}
+
+static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk, const bool typed)
+{
+	__be16 port = FIELD(typed, sk, __sk_common.skc_dport);
+	__u32 a[4];
+
+	if (FIELD(typed, sk, __sk_common.skc_state) != TCP_ESTABLISHED)
+		return;
+	if (FIELD(typed, sk, __sk_common.skc_family) != AF_INET6) {
+		peer_v4(peer, FIELD(typed, sk, __sk_common.skc_daddr), port);
+		return;
+	}
+	READ_IN6(typed, a, sk, __sk_common.skc_v6_daddr);
+	peer_v6(peer, a, port);
+}
+
+/* The state of a UDP socket. Its address may change with bind() and connect(), so it is read each time. */
+static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, const bool typed)
+{
+	struct sk_state *st = typed ? state_get(sk) : hash_get(sk);
+	struct tt_conn *conn;
+
+	if (!st) {
+		count_storage_loss(kind);
+		return NULL;
+	}
+	conn = &st->c.conn;
+	if (!conn->socket)
+		put_identity(conn, sk, IPPROTO_UDP, typed);
+	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
+	put_local(conn, sk, typed);
+	return st;
+}
+
+/* The accounts of this socket and peer; NULL if there is no room. */
+static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer, __u64 now)
+{
+	struct tt_flow_key key = { .socket = st->c.conn.socket, .remote_port = peer->port };
+	struct counted *c;
+
+	/* The end of the socket will want to know where its last words are. */
+	__builtin_memcpy(st->c.conn.remote_addr, peer->addr, 16);
+	st->c.conn.remote_port = peer->port;
+	__builtin_memcpy(key.remote_addr, peer->addr, 16);
+	c = bpf_map_lookup_elem(&udp_flows, &key);
+	if (c)
+		return c;
+	bpf_map_update_elem(&udp_flows, &key, &no_counted, BPF_NOEXIST);
+	c = bpf_map_lookup_elem(&udp_flows, &key);
+	if (c)
+		c->conn.since = now;
+	return c;
+}
+
+/* One datagram, or one call that sent several as one (GSO) or received several as one (GRO). */
+static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
+					 const struct peer *peer, const bool typed)
+{
+	struct report r = { .direction = direction, .bytes = bytes, .calls = 1, .is_call = true };
+	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, typed);
+	struct counted *c;
+	__u64 since;
+
+	if (!st)
+		return;
+	r.by_kthread = current_is_kthread();
+	if (!r.by_kthread)
+		owner_is_current(st);
+	r.now = bpf_ktime_get_ns();
+	c = udp_flow(st, peer, r.now);
+	if (!c) {
+		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
+		return;
+	}
+	since = c->conn.since;
+	c->conn = st->c.conn;
+	c->conn.since = since;
+	put_peer(&c->conn, peer);
+	__sync_fetch_and_add(&c->acct[direction].total, bytes);
+	__sync_fetch_and_add(&c->acct[direction].packets, 1);
+	if (!post(c, &r))
+		count_storage_loss(transfer_kind(&c->conn, direction));
+}
+
+/*
+ * The socket is gone, and with it all its flows. What waits of the last one is sent now; what other peers'
+ * flows still have to report follows when the reader collects it.
+ */
+static __always_inline void udp_end(struct sk_state *st)
+{
+	struct change end = { .kind = TT_CLOSED };
+	struct tt_conn *conn = &st->c.conn;
+
+	if (!conn->socket || !is_wanted(conn))
+		return;
+	flush(&st->c);
+	__builtin_memset(conn->remote_addr, 0, 16);
+	conn->remote_port = 0;
+	end.now = bpf_ktime_get_ns();
+	emit_state(&st->c, &end);
+}
+
+#endif

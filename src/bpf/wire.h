@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What goes from the kernel to the library: the only description of these records. The skeleton generator
+ * turns it into the Rust types that src/decode.rs reads. Widest fields first, padding named, ports in host
+ * order, addresses in network order with IPv4 in the first four bytes.
+ */
+#ifndef TCPTOP_WIRE_H
+#define TCPTOP_WIRE_H
+
+/* The first field of every record. The values number the rows of struct tt_counters and Rust's EventKind. */
+enum tt_kind {
+	TT_TCP_SEND,
+	TT_TCP_RECV,
+	TT_UDP_SEND,
+	TT_UDP_RECV,
+	TT_TCP_STATE,
+	TT_CLOSED,
+	TT_KINDS,
+};
+
+enum tt_provenance {
+	TT_UNKNOWN,
+	TT_INHERITED,
+	TT_SEEN,
+};
+
+/* Directions index the two accounts of a connection. */
+enum tt_direction {
+	TT_OUT,
+	TT_IN,
+};
+
+struct tt_process {
+	__u64 start_ns; /* CLOCK_BOOTTIME */
+	__u64 cgroup;
+	__u32 pid; /* of the thread-group leader, initial pid namespace; 0: not known */
+	__u32 uid;
+	__u8 comm[16];
+};
+
+struct tt_conn {
+	__u64 time; /* of this event, CLOCK_MONOTONIC */
+	__u64 socket;
+	__u64 since;
+	struct tt_process owner;
+	__u32 netns;
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 local_addr[16];
+	__u8 remote_addr[16];
+	__u8 family;   /* 4 or 6 */
+	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 provenance;
+	__u8 pad[5];
+};
+
+struct tt_transfer {
+	__u32 kind;
+	__u32 rtt_us;
+	struct tt_conn conn;
+	struct tt_process actor;
+	__u64 bytes;
+	__u64 total_bytes;
+	__u64 total_packets;
+	__u32 calls;
+	__u32 pad;
+};
+
+/* TT_TCP_STATE and TT_CLOSED. */
+struct tt_state {
+	__u32 kind;
+	__u32 rtt_us;
+	struct tt_conn conn;
+	__u64 bytes_in;
+	__u64 bytes_out;
+	__u64 packets_in;
+	__u64 packets_out;
+	__s32 error;
+	__u8 old_state;
+	__u8 new_state;
+	__u8 has_totals;
+	__u8 pad;
+};
+
+/* One flow and direction, in the map of reports that wait. `bank` is the parity of the epoch in which it
+ * waits. */
+struct tt_flow_key {
+	__u64 socket;
+	__u8 remote_addr[16]; /* UDP; zero for TCP */
+	__u16 remote_port;    /* UDP; zero for TCP */
+	__u8 direction;
+	__u8 bank;
+	__u32 pad;
+};
+
+/* One life of a socket, in the map of state records for which the ring had no room. */
+struct tt_life_key {
+	__u64 socket;
+	__u64 since;
+	__u32 bank; /* as above */
+	__u32 pad;
+};
+
+/* Per CPU: what was lost, by kind, and where. */
+struct tt_counters {
+	__u64 ring[TT_KINDS];
+	__u64 storage[TT_KINDS];
+};
+
+/* What the reader does; written by the reader, except that the kernel side notes here that it has woken it.
+ */
+struct tt_control {
+	__u32 reader; /* enum tt_reader */
+	__u32 epoch;  /* grows by one per interval */
+};
+
+enum tt_reader {
+	TT_ASLEEP,  /* waits for a wake-up: the next event must wake it */
+	TT_LOOKING, /* comes back by itself within milliseconds */
+	TT_WOKEN,   /* was woken since it last looked */
+};
+
+_Static_assert(sizeof(struct tt_process) == 40, "wire layout");
+_Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
+_Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
+_Static_assert(sizeof(struct tt_state) == 160, "wire layout");
+_Static_assert(sizeof(struct tt_flow_key) == 32, "wire layout");
+_Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
+
+#endif

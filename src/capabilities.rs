@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a running collector can and cannot see on this kernel, and why.
+
+use std::fmt;
+
+/// A family of kernel hooks. All of them also use `sock:inet_sock_set_state` and two more TCP tracepoints, from
+/// which the TCP totals come; they differ in how they see calls and UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Backend {
+    /// fentry/fexit trampolines on the send and receive functions: sees most, costs least.
+    Fentry,
+    /// kprobes at the entry of the same functions.
+    Kprobe,
+    /// Tracepoints `sock:sock_send_length` and `sock:sock_recv_length` (Linux 6.3 and later) with cgroup hooks:
+    /// works where trampolines and kprobes are forbidden.
+    Tracepoint,
+}
+
+impl Backend {
+    /// All backends, best first.
+    pub const ALL: [Self; 3] = [Self::Fentry, Self::Kprobe, Self::Tracepoint];
+
+    /// Lower-case name: `fentry`, `kprobe` or `tracepoint`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the running backend sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The backend that runs.
+    pub backend: Backend,
+    /// Kernel release (`uname -r`).
+    pub kernel: String,
+    /// What is seen of each feature.
+    pub features: Vec<(Feature, Visibility)>,
+    /// Better backends that were tried first, and why each of them does not run.
+    pub steps_down: Vec<StepDown>,
+    /// Single programs of the running backend that could not be loaded or attached.
+    pub missing_programs: Vec<MissingProgram>,
+}
+
+impl Capabilities {
+    /// How well this feature is seen.
+    pub fn visibility(&self, feature: Feature) -> Visibility {
+        self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
+    }
+}
+
+/// Something a collector can report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Feature {
+    /// TCP totals in both directions.
+    TcpTotals,
+    /// TCP sends, reported as they happen and with the process that made them.
+    TcpSend,
+    /// TCP receives, likewise.
+    TcpRecv,
+    /// Bytes of UDP datagrams sent.
+    UdpSend,
+    /// Bytes of UDP datagrams consumed.
+    UdpRecv,
+    /// Destination of datagrams from unconnected UDP sockets.
+    UdpSendPeer,
+    /// Source of datagrams to unconnected UDP sockets.
+    UdpRecvPeer,
+    /// End of UDP sockets.
+    UdpClose,
+    /// Owner of an accepted connection before its first use.
+    AcceptOwner,
+    /// Socket ids are the kernel's socket cookies.
+    SocketCookie,
+}
+
+impl Feature {
+    /// All features.
+    pub const ALL: [Self; 10] = [
+        Self::TcpTotals,
+        Self::TcpSend,
+        Self::TcpRecv,
+        Self::UdpSend,
+        Self::UdpRecv,
+        Self::UdpSendPeer,
+        Self::UdpRecvPeer,
+        Self::UdpClose,
+        Self::AcceptOwner,
+        Self::SocketCookie,
+    ];
+
+    /// Lower-case name, such as `udp_recv_peer`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TcpTotals => "tcp_totals",
+            Self::TcpSend => "tcp_send",
+            Self::TcpRecv => "tcp_recv",
+            Self::UdpSend => "udp_send",
+            Self::UdpRecv => "udp_recv",
+            Self::UdpSendPeer => "udp_send_peer",
+            Self::UdpRecvPeer => "udp_recv_peer",
+            Self::UdpClose => "udp_close",
+            Self::AcceptOwner => "accept_owner",
+            Self::SocketCookie => "socket_cookie",
+        }
+    }
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How well a feature is seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Visibility {
+    /// Exactly.
+    Exact,
+    /// With the limit that the text names.
+    Limited(String),
+    /// Not at all.
+    Unseen,
+}
+
+impl fmt::Display for Visibility {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact => f.write_str("exact"),
+            Self::Limited(how) => write!(f, "limited: {how}"),
+            Self::Unseen => f.write_str("unseen"),
+        }
+    }
+}
+
+/// A backend that does not run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StepDown {
+    /// Which one.
+    pub backend: Backend,
+    /// Why not, in words.
+    pub reason: String,
+}
+
+impl fmt::Display for StepDown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.backend, self.reason)
+    }
+}
+
+/// A program that could not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct MissingProgram {
+    /// Its name in `src/bpf`.
+    pub program: String,
+    /// Why not, in words.
+    pub reason: String,
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The collector: what users start and stop.
+
+use crate::bootstrap;
+use crate::capabilities::{Backend, Capabilities};
+use crate::config::{Config, Granularity, WhenFull};
+use crate::error::{Error, Result};
+use crate::event::CollectorEvent;
+use crate::host;
+use crate::kernel::{self, LoadError, Session};
+use crate::model::Protocol;
+use crate::plan::Facts;
+use crate::reader::{self, Shared};
+use crate::record::ConnectionRecord;
+use crate::stats::Stats;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+/// Where the kernel describes its types.
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// A source of network events.
+pub trait NetworkCollector {
+    /// Starts to send events into this channel. Returns when tracing is live, so that no connection made afterwards is
+    /// missed, or with the reason why it cannot be.
+    ///
+    /// # Errors
+    /// Everything in [`Error`] but [`Error::Proc`].
+    fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()>;
+
+    /// Stops, delivers what is already in the ring buffer as far as the channel has room, and closes the channel.
+    /// Returns within 200 ms, also under load. Stopping what does not run is no error.
+    ///
+    /// # Errors
+    /// None today.
+    fn stop(&mut self) -> Result<()>;
+
+    /// The connections that exist already. Call it after [`start`](Self::start) and give the result to
+    /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
+    ///
+    /// # Errors
+    /// [`Error::Proc`] if /proc cannot be read.
+    fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>>;
+}
+
+/// Collects through eBPF programs in the Linux kernel.
+///
+/// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
+/// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: every program is detached
+/// and the thread has ended when `drop` returns, within 200 ms. If the receiver is dropped, the collector ends by
+/// itself.
+///
+/// # Examples
+/// ```no_run
+/// use tcptop::{CollectorEvent, LinuxCollector};
+///
+/// let (collector, events) = LinuxCollector::builder().spawn()?;
+/// for event in &events {
+///     if let CollectorEvent::TcpSend(sent) = event {
+///         println!("{} {} bytes", sent.connection.key, sent.bytes);
+///     }
+/// }
+/// # Ok::<(), tcptop::Error>(())
+/// ```
+pub struct LinuxCollector {
+    config: Config,
+    capabilities: Option<Capabilities>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for LinuxCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinuxCollector")
+            .field("config", &self.config)
+            .field("running", &self.is_running())
+            .finish_non_exhaustive()
+    }
+}
+
+impl LinuxCollector {
+    /// A builder with the default configuration.
+    pub fn builder() -> LinuxCollectorBuilder {
+        LinuxCollectorBuilder { config: Config::default() }
+    }
+
+    /// What the running (or last run) backend can see; none before the first start.
+    pub fn capabilities(&self) -> Option<Capabilities> {
+        self.capabilities.clone()
+    }
+
+    /// Counters of this run, or of the last one. Updated a few times per second.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Is it tracing? False before the start, after the stop, and when the receiver is gone.
+    pub fn is_running(&self) -> bool {
+        self.thread.is_some() && !self.shared.ended.load(Ordering::Acquire)
+    }
+
+    fn end_thread(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.shared.stop.store(true, Ordering::Relaxed);
+            // The thread does not panic; if it did, there is nothing left to stop.
+            if thread.join().is_err() {
+                log::error!("the reader thread has panicked");
+            }
+        }
+    }
+}
+
+impl NetworkCollector for LinuxCollector {
+    fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()> {
+        if self.is_running() {
+            return Err(Error::AlreadyRunning);
+        }
+        self.end_thread();
+        let session = open_session(&self.config)?;
+        let shared = Arc::new(Shared::default());
+        shared.set_kernel_memory(session.kernel_memory_bytes);
+        self.capabilities = Some(session.capabilities.clone());
+        self.thread = Some(spawn_reader(session, self.config.clone(), tx, Arc::clone(&shared))?);
+        self.shared = shared;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.end_thread();
+        Ok(())
+    }
+
+    fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
+        bootstrap::existing_connections()
+    }
+}
+
+impl Drop for LinuxCollector {
+    fn drop(&mut self) {
+        self.end_thread();
+    }
+}
+
+/// Says in the user's terms what forbids tracing, before the kernel says it in its own.
+fn open_session(config: &Config) -> Result<Session> {
+    let missing = host::missing_capabilities()?;
+    if !missing.is_empty() {
+        return Err(Error::MissingPrivileges { missing });
+    }
+    if !Path::new(BTF).exists() {
+        return Err(Error::NoBtf { path: BTF.into() });
+    }
+    let facts = kernel::collect_facts();
+    check_kernel(&facts)?;
+    kernel::start(config, &facts).map_err(|e| match e {
+        LoadError::Unavailable(step) => {
+            Error::BackendUnavailable { backend: step.backend, reason: step.reason }
+        }
+        LoadError::Nothing(steps) => {
+            Error::NoBackend { reasons: steps.iter().map(ToString::to_string).collect() }
+        }
+    })
+}
+
+/// A kernel that loads typed programs but none with a ring buffer is too old.
+fn check_kernel(facts: &Facts) -> Result<()> {
+    if facts.typed_tracepoints.is_ok() && !facts.ring_buffer {
+        return Err(Error::KernelTooOld { what: "BPF ring buffer" });
+    }
+    Ok(())
+}
+
+fn spawn_reader(
+    session: Session,
+    config: Config,
+    tx: Sender<CollectorEvent>,
+    shared: Arc<Shared>,
+) -> Result<JoinHandle<()>> {
+    let (ready_tx, ready_rx) = bounded(1);
+    let thread = thread::Builder::new()
+        .name("tcptop-reader".into())
+        .spawn(move || {
+            // If nobody waits for the answer any more, there is nobody to tell.
+            let ready = |result| drop(ready_tx.send(result));
+            reader::run(session, &config, tx, &shared, ready);
+        })
+        .map_err(Error::Thread)?;
+    match ready_rx.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(e)) => Err(e),
+        Err(_) => Err(Error::Thread(std::io::Error::other("it ended at once"))),
+    }
+}
+
+/// Configures a [`LinuxCollector`].
+///
+/// # Examples
+/// ```no_run
+/// use std::time::Duration;
+/// use tcptop::{Granularity, LinuxCollector};
+///
+/// let (collector, events) = LinuxCollector::builder()
+///     .granularity(Granularity::Interval(Duration::from_secs(1)))
+///     .port(443)
+///     .spawn()?;
+/// # Ok::<(), tcptop::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct LinuxCollectorBuilder {
+    config: Config,
+}
+
+impl LinuxCollectorBuilder {
+    /// How often transfers are reported. Default: every 100 ms.
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.config.granularity = granularity;
+        self
+    }
+
+    /// What happens when the channel is full. Default: the event is dropped and counted.
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.config.when_full = when_full;
+        self
+    }
+
+    /// Reports only connections that this process owns.
+    pub fn pid(mut self, pid: u32) -> Self {
+        self.config.filter.pid = Some(pid);
+        self
+    }
+
+    /// Reports only connections with this local or remote port.
+    pub fn port(mut self, port: u16) -> Self {
+        self.config.filter.port = Some(port);
+        self
+    }
+
+    /// Reports only this protocol.
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.config.filter.protocol = Some(protocol);
+        self
+    }
+
+    /// Uses this backend or none. Default: the best one that works.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.config.backend = Some(backend);
+        self
+    }
+
+    /// Size of the ring buffer in bytes; rounded up to a power of two of pages. Default: 4 MiB, which holds about
+    /// 20,000 events.
+    pub fn ring_bytes(mut self, bytes: usize) -> Self {
+        self.config.ring_bytes = bytes;
+        self
+    }
+
+    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events. Default: 65,536.
+    pub fn channel_capacity(mut self, events: usize) -> Self {
+        self.config.channel_capacity = events;
+        self
+    }
+
+    /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
+    /// with the kprobe backend also for how many sockets. Default: 16,384, about 300 bytes each.
+    pub fn max_sockets(mut self, sockets: usize) -> Self {
+        self.config.max_sockets = sockets;
+        self
+    }
+
+    /// The collector, not started yet.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`].
+    pub fn build(self) -> Result<LinuxCollector> {
+        self.config.check()?;
+        Ok(LinuxCollector { config: self.config, capabilities: None, shared: Arc::default(), thread: None })
+    }
+
+    /// Builds and starts a collector with a channel of its own.
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    pub fn spawn(self) -> Result<(LinuxCollector, Receiver<CollectorEvent>)> {
+        let (tx, rx) = bounded(self.config.channel_capacity);
+        let mut collector = self.build()?;
+        collector.start(tx)?;
+        Ok((collector, rx))
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a user can choose.
+
+use crate::capabilities::Backend;
+use crate::error::{Error, Result};
+use crate::model::Protocol;
+use std::time::Duration;
+
+/// How often transfers are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Granularity {
+    /// One event per call.
+    PerCall,
+    /// At most one event per socket (UDP: and peer) and direction in this time. The first bytes are reported at
+    /// once, every byte no later than this long after it moved (plus a few milliseconds), and the end at once.
+    Interval(Duration),
+}
+
+impl Default for Granularity {
+    /// Every 100 ms.
+    fn default() -> Self {
+        Self::Interval(Duration::from_millis(100))
+    }
+}
+
+/// What happens to an event when the channel to the receiver is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// It is dropped and counted ([`Stats`](crate::Stats), [`LossPlace::Channel`](crate::LossPlace)).
+    #[default]
+    Drop,
+    /// The reader waits until there is room, or until the collector is stopped; meanwhile the ring fills up, and
+    /// what does not fit there is counted as [`LossPlace::Ring`](crate::LossPlace).
+    Wait,
+}
+
+/// Which connections to report; the choice is made in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Filter {
+    /// Only connections owned by this process.
+    pub(crate) pid: Option<u32>,
+    /// Only connections with this local or remote port.
+    pub(crate) port: Option<u16>,
+    /// Only this protocol.
+    pub(crate) protocol: Option<Protocol>,
+}
+
+/// Everything that a builder collects.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) granularity: Granularity,
+    pub(crate) when_full: WhenFull,
+    pub(crate) filter: Filter,
+    pub(crate) backend: Option<Backend>,
+    pub(crate) ring_bytes: usize,
+    pub(crate) channel_capacity: usize,
+    pub(crate) max_sockets: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            granularity: Granularity::default(),
+            when_full: WhenFull::default(),
+            filter: Filter::default(),
+            backend: None,
+            ring_bytes: 4 << 20,
+            channel_capacity: 65_536,
+            max_sockets: 16_384,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what cannot work, before the kernel does so in its own words.
+    pub(crate) fn check(&self) -> Result<()> {
+        let invalid = |what: &'static str| Err(Error::InvalidConfig { what });
+        if self.ring_bytes == 0 || self.ring_bytes > 1 << 30 {
+            return invalid("ring_bytes must be between 1 and 1 GiB");
+        }
+        if self.max_sockets == 0 || self.max_sockets > 1 << 24 {
+            return invalid("max_sockets must be between 1 and 16,777,216");
+        }
+        if let Granularity::Interval(every) = self.granularity {
+            if every < Duration::from_millis(1) || every > Duration::from_secs(3600) {
+                return invalid(
+                    "the interval must be between 1 ms and 1 h; for each call use Granularity::PerCall",
+                );
+            }
+        }
+        if self.filter.pid == Some(0) {
+            return invalid("pid 0 is not a process");
+        }
+        Ok(())
+    }
+
+    /// The interval in nanoseconds; 0 for each call.
+    pub(crate) fn interval_ns(&self) -> u64 {
+        match self.granularity {
+            Granularity::PerCall => 0,
+            Granularity::Interval(every) => u64::try_from(every.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_that_cannot_work_are_refused_with_the_field_that_is_wrong() {
+        let bad = [
+            Config { ring_bytes: 0, ..Config::default() },
+            Config { max_sockets: 0, ..Config::default() },
+            Config { granularity: Granularity::Interval(Duration::from_micros(1)), ..Config::default() },
+            Config { filter: Filter { pid: Some(0), ..Filter::default() }, ..Config::default() },
+        ];
+        let words = ["ring_bytes", "max_sockets", "interval", "pid 0"];
+        for (config, word) in bad.iter().zip(words) {
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        assert!(Config::default().check().is_ok());
+    }
+
+    #[test]
+    fn per_call_is_an_interval_of_zero() {
+        let mut config = Config::default();
+        assert_eq!(config.interval_ns(), 100_000_000);
+        config.granularity = Granularity::PerCall;
+        assert_eq!(config.interval_ns(), 0);
+    }
+}

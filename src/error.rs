@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One variant per thing that a user can do about it.
+
+use crate::capabilities::Backend;
+use std::path::PathBuf;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a collector could not start or stop, or /proc not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Run as root, or give the program the capabilities that are named.
+    #[error(
+        "not allowed to trace: this process lacks {}; run it as root, or give the program these capabilities with setcap(8)",
+        .missing.join(", ")
+    )]
+    MissingPrivileges {
+        /// Names of the capabilities that are missing, such as `CAP_BPF`.
+        missing: Vec<&'static str>,
+    },
+
+    /// Use a kernel that describes its own types.
+    #[error(
+        "this kernel has no type information at {}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's kernel is)",
+        .path.display()
+    )]
+    NoBtf {
+        /// Where it should be.
+        path: PathBuf,
+    },
+
+    /// Use a newer kernel.
+    #[error("this kernel has no {what}: boot Linux 5.8 or later")]
+    KernelTooOld {
+        /// What is missing.
+        what: &'static str,
+    },
+
+    /// Choose another backend, or let the library choose.
+    #[error(
+        "the {backend} backend is not available here: {reason}; choose another one or let tcptop choose (auto)"
+    )]
+    BackendUnavailable {
+        /// The backend that was asked for.
+        backend: Backend,
+        /// Why it cannot run.
+        reason: String,
+    },
+
+    /// No backend works: the reasons say what forbids each.
+    #[error("no way to trace works on this kernel: {}", .reasons.join("; "))]
+    NoBackend {
+        /// One reason for each backend, best first.
+        reasons: Vec<String>,
+    },
+
+    /// Mend the configuration.
+    #[error("invalid configuration: {what}")]
+    InvalidConfig {
+        /// Which value, and what it must be.
+        what: &'static str,
+    },
+
+    /// Stop the collector before you start it again.
+    #[error("the collector runs already: stop it before you start it again")]
+    AlreadyRunning,
+
+    /// The kernel refused something that should work: the source says what; worth a bug report.
+    #[error("the kernel refused to {what}: {source}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's or libbpf's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// /proc could not be read: is it mounted?
+    #[error("cannot read {path}: {source}; is /proc mounted?")]
+    Proc {
+        /// Which file.
+        path: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The system is out of threads.
+    #[error("cannot start the reader thread: {0}")]
+    Thread(#[source] std::io::Error),
+}

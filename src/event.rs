@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a collector hands out: one enum, and the structs that its variants carry.
+
+use crate::model::{ConnectionKey, KernelTime, Process, Provenance, TcpState};
+use std::fmt;
+
+/// Something that happened on a connection, or to the events themselves.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(tag = "type", rename_all = "snake_case")
+)]
+#[non_exhaustive]
+pub enum CollectorEvent {
+    /// A process handed bytes to a TCP connection.
+    TcpSend(Transfer),
+    /// A process consumed bytes of a TCP connection.
+    TcpRecv(Transfer),
+    /// A process sent datagrams.
+    UdpSend(Transfer),
+    /// A process consumed datagrams.
+    UdpRecv(Transfer),
+    /// A TCP socket changed its state (tracepoint `sock:inet_sock_set_state`).
+    TcpStateChange(StateChange),
+    /// A socket is gone for good. TCP: the connection's final totals. UDP: every flow of this socket has ended;
+    /// `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.
+    Closed(Closed),
+    /// Events were lost. What they counted is not: later events and [`Closed`] carry cumulative totals.
+    Lost(Lost),
+}
+
+impl CollectorEvent {
+    /// Who and where, for everything that concerns a connection.
+    pub fn connection(&self) -> Option<&ConnectionInfo> {
+        match self {
+            Self::TcpSend(t) | Self::TcpRecv(t) | Self::UdpSend(t) | Self::UdpRecv(t) => Some(&t.connection),
+            Self::TcpStateChange(s) => Some(&s.connection),
+            Self::Closed(c) => Some(&c.connection),
+            Self::Lost(_) => None,
+        }
+    }
+
+    /// Which kind of event this is; none for [`CollectorEvent::Lost`], which is about the others.
+    pub fn kind(&self) -> Option<EventKind> {
+        match self {
+            Self::TcpSend(_) => Some(EventKind::TcpSend),
+            Self::TcpRecv(_) => Some(EventKind::TcpRecv),
+            Self::UdpSend(_) => Some(EventKind::UdpSend),
+            Self::UdpRecv(_) => Some(EventKind::UdpRecv),
+            Self::TcpStateChange(_) => Some(EventKind::TcpStateChange),
+            Self::Closed(_) => Some(EventKind::Closed),
+            Self::Lost(_) => None,
+        }
+    }
+}
+
+/// Who and where: what every event of a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// When it happened.
+    pub time: KernelTime,
+    /// Socket id: the kernel's socket cookie (`SO_COOKIE`, `ss -e`). Kernels before 5.12 and the kprobe backend
+    /// have none to give: there it is an id made by the tracer, unique for the run.
+    pub socket: u64,
+    /// Since when this connection is counted: its birth, or when the tracer first saw it. A socket that is
+    /// connected again (AF_UNSPEC) keeps its id and gets a new `since`: `(socket, since)` names a TCP connection.
+    /// A UDP flow whose counters were dropped to make room starts again from zero with a new `since`.
+    pub since: KernelTime,
+    /// Addresses and ports.
+    pub key: ConnectionKey,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// The process that holds the connection: it connected, accepted, or was the last to use it.
+    pub owner: Option<Process>,
+    /// How `owner` is known.
+    pub provenance: Provenance,
+}
+
+/// Bytes that moved between a process and a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Transfer {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// The process that made these calls.
+    pub actor: Option<Process>,
+    /// Payload bytes since the last event of this socket (UDP: and peer), direction and actor.
+    pub bytes: u64,
+    /// Calls since then; 0 where bytes moved without a call of their own (splice, zero-copy).
+    pub calls: u32,
+    /// Payload bytes in this direction since the connection began (UDP: since [`ConnectionInfo::since`]).
+    pub total_bytes: u64,
+    /// TCP: segments in this direction (`tcp_sock.segs_out`, `segs_in`; they include pure ACKs and wrap at 2^32).
+    /// UDP: datagrams since [`ConnectionInfo::since`].
+    pub total_packets: u64,
+    /// Smoothed round-trip time in microseconds (`tcp_sock.srtt_us >> 3`); none for UDP and before the first sample.
+    pub rtt_us: Option<u32>,
+}
+
+/// A TCP socket went from one state to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct StateChange {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// State before.
+    pub old_state: TcpState,
+    /// State after.
+    pub new_state: TcpState,
+    /// `sk_err` of the socket, an errno such as 111 (ECONNREFUSED); none when there is no error.
+    pub error: Option<i32>,
+    /// Both directions so far; none in states where the socket has no counters of its own (listening, connecting).
+    pub totals: Option<Totals>,
+    /// Smoothed round-trip time in microseconds.
+    pub rtt_us: Option<u32>,
+}
+
+/// A socket is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Closed {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// Final totals (TCP).
+    pub totals: Totals,
+    /// Last smoothed round-trip time in microseconds.
+    pub rtt_us: Option<u32>,
+}
+
+/// Cumulative counters of a connection, both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Totals {
+    /// Payload bytes that the program consumed.
+    pub bytes_in: u64,
+    /// Payload bytes that the kernel accepted from the program.
+    pub bytes_out: u64,
+    /// TCP: segments received (`segs_in`); UDP: datagrams consumed.
+    pub packets_in: u64,
+    /// TCP: segments sent (`segs_out`); UDP: datagrams sent.
+    pub packets_out: u64,
+}
+
+/// A number of events that never reached the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Lost {
+    /// Which kind of event.
+    pub kind: EventKind,
+    /// Where it was lost.
+    pub place: LossPlace,
+    /// How many since the last report of this kind and place.
+    pub count: u64,
+}
+
+impl Lost {
+    /// A report of `count` lost events.
+    pub fn new(kind: EventKind, place: LossPlace, count: u64) -> Self {
+        Self { kind, place, count }
+    }
+}
+
+/// The kinds of event that can be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "named after the variants of CollectorEvent")]
+pub enum EventKind {
+    TcpSend,
+    TcpRecv,
+    UdpSend,
+    UdpRecv,
+    TcpStateChange,
+    Closed,
+}
+
+impl EventKind {
+    /// All kinds, in the order in which the kernel side numbers them.
+    pub const ALL: [Self; 6] =
+        [Self::TcpSend, Self::TcpRecv, Self::UdpSend, Self::UdpRecv, Self::TcpStateChange, Self::Closed];
+
+    /// Lower-case name: `tcp_send`, `tcp_recv`, `udp_send`, `udp_recv`, `tcp_state` or `closed`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TcpSend => "tcp_send",
+            Self::TcpRecv => "tcp_recv",
+            Self::UdpSend => "udp_send",
+            Self::UdpRecv => "udp_recv",
+            Self::TcpStateChange => "tcp_state",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where an event can be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum LossPlace {
+    /// The ring buffer between kernel and library was full. The totals are kept aside and delivered later.
+    Ring,
+    /// The kernel refused storage for the socket or flow, so this call was not accounted to a process.
+    Storage,
+    /// The channel to the receiver was full.
+    Channel,
+    /// The library could not decode the record.
+    Decode,
+}
+
+impl LossPlace {
+    /// All places.
+    pub const ALL: [Self; 4] = [Self::Ring, Self::Storage, Self::Channel, Self::Decode];
+
+    /// Lower-case name: `ring`, `storage`, `channel` or `decode`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Storage => "storage",
+            Self::Channel => "channel",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+impl fmt::Display for LossPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

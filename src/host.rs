@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, cgroup2.
+
+use crate::error::{Error, Result};
+use procfs::FromBufRead;
+use procfs::process::{MountInfo, Status};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+/// A capability of include/uapi/linux/capability.h.
+#[derive(Clone, Copy, Debug)]
+struct Capability {
+    bit: u8,
+    name: &'static str,
+}
+
+const CAP_NET_ADMIN: Capability = Capability { bit: 12, name: "CAP_NET_ADMIN" };
+const CAP_SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
+const CAP_PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };
+const CAP_BPF: Capability = Capability { bit: 39, name: "CAP_BPF" };
+
+/// What every backend needs: CAP_BPF for maps and programs, CAP_PERFMON for programs that read kernel memory (fentry,
+/// typed tracepoints, kprobes and the perf events behind those). Attaching asks for nothing more.
+const TRACING: [Capability; 2] = [CAP_BPF, CAP_PERFMON];
+
+/// What programs of the kinds cgroup_sock and cgroup_sock_addr need, when they are loaded; attaching asks for nothing
+/// more, the cgroup's directory need only be readable.
+const CGROUP_PROGRAMS: [Capability; 2] = [CAP_BPF, CAP_NET_ADMIN];
+
+/// Where the capabilities are there, but only within a user namespace. BPF asks for those of the initial one.
+const ELSEWHERE: &str =
+    "CAP_BPF and CAP_PERFMON in the initial user namespace (a rootless container has its own)";
+
+/// Capabilities that the calling thread lacks for tracing; without them nothing works. CAP_SYS_RESOURCE is not among
+/// them: before Linux 5.11 it raises the limit on locked memory, which may be high enough as it is.
+///
+/// # Errors
+/// [`Error::Proc`] if /proc cannot be read.
+pub(crate) fn missing_capabilities() -> Result<Vec<&'static str>> {
+    let missing = missing(effective_capabilities()?, &TRACING);
+    if missing.is_empty() && !(in_initial_user_namespace() || bpf_is_delegated()) {
+        return Ok(vec![ELSEWHERE]);
+    }
+    Ok(missing)
+}
+
+/// Capabilities that the calling thread lacks for cgroup programs; tracing goes on without these.
+///
+/// # Errors
+/// [`Error::Proc`] if /proc cannot be read.
+pub(crate) fn missing_for_cgroup_programs() -> Result<Vec<&'static str>> {
+    Ok(missing(effective_capabilities()?, &CGROUP_PROGRAMS))
+}
+
+/// CAP_SYS_ADMIN stands in for each of them, CAP_NET_ADMIN included, in every kernel from 5.8 on: `bpf_capable()`,
+/// `perfmon_capable()`, and `bpf_prog_load()` (later `bpf_net_capable()`, since 6.9 `bpf_token_capable()`).
+fn missing(effective: u64, needed: &[Capability]) -> Vec<&'static str> {
+    let lacks = |capability: &Capability| effective & (1 << capability.bit) == 0;
+    if !lacks(&CAP_SYS_ADMIN) {
+        return Vec::new();
+    }
+    needed.iter().filter(|capability| lacks(capability)).map(|capability| capability.name).collect()
+}
+
+/// Of the calling thread: capabilities are not shared between threads.
+fn effective_capabilities() -> Result<u64> {
+    const PATH: &str = "/proc/thread-self/status";
+    let unreadable = |source| Error::Proc { path: PATH.into(), source };
+    let bytes = fs::read(PATH).map_err(|e| unreadable(Box::new(e)))?;
+    // The name in it need not be UTF-8.
+    let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());
+    Ok(status.map_err(|e| unreadable(Box::new(e)))?.capeff)
+}
+
+/// Without support for user namespaces there is only the initial one.
+fn in_initial_user_namespace() -> bool {
+    /// Fixed since Linux 3.8 (PROC_USER_INIT_INO, include/linux/proc_ns.h).
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    fs::metadata("/proc/self/ns/user").map_or(true, |ns| ns.ino() == INITIAL)
+}
+
+/// BPF tokens (Linux 6.9) lend the right to use BPF to a user namespace, through a mount of bpffs; libbpf takes them by
+/// itself.
+fn bpf_is_delegated() -> bool {
+    delegates_bpf(&mountinfo().unwrap_or_default())
+}
+
+fn delegates_bpf(mountinfo: &[u8]) -> bool {
+    mounts(mountinfo, "bpf")
+        .any(|mount| mount.super_options.keys().any(|option| option.starts_with("delegate_")))
+}
+
+/// Kernel release as in `uname -r`; `unknown` where /proc does not say.
+pub(crate) fn kernel_release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").map_or("unknown".into(), |release| release.trim().into())
+}
+
+/// How far the kernel is locked even against root (kernel_lockdown(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lockdown {
+    /// Not at all.
+    Off,
+    /// The running kernel cannot be changed. Tracing works.
+    Integrity,
+    /// Kernel memory cannot be read either: kprobes, perf events on the kernel and `bpf_probe_read_kernel()` are
+    /// refused.
+    Confidentiality,
+}
+
+/// None where the kernel has no lockdown, or does not show it to us.
+pub(crate) fn lockdown() -> Option<Lockdown> {
+    parse_lockdown(&fs::read_to_string("/sys/kernel/security/lockdown").ok()?)
+}
+
+/// The mode in brackets, as in `none [integrity] confidentiality`.
+fn parse_lockdown(text: &str) -> Option<Lockdown> {
+    let (_, rest) = text.split_once('[')?;
+    match rest.split_once(']')?.0 {
+        "none" => Some(Lockdown::Off),
+        "integrity" => Some(Lockdown::Integrity),
+        "confidentiality" => Some(Lockdown::Confidentiality),
+        _ => None,
+    }
+}
+
+/// Where the root of the cgroup2 hierarchy is mounted; within a cgroup namespace, the root of that namespace.
+pub(crate) fn cgroup2_mount() -> Option<PathBuf> {
+    find_cgroup2(&mountinfo().ok()?)
+}
+
+fn find_cgroup2(mountinfo: &[u8]) -> Option<PathBuf> {
+    // Mounts of a part of the hierarchy have that part's path as their root.
+    mounts(mountinfo, "cgroup2").find(|mount| mount.root == "/").map(|mount| mount.mount_point)
+}
+
+fn mountinfo() -> io::Result<Vec<u8>> {
+    fs::read("/proc/self/mountinfo")
+}
+
+/// The mounts of this type of file system. Line by line, so that a strange name elsewhere does no harm.
+fn mounts(mountinfo: &[u8], fs_type: &str) -> impl Iterator<Item = MountInfo> {
+    mountinfo
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| MountInfo::from_line(&String::from_utf8_lossy(line)).ok())
+        .filter(move |mount| mount.fs_type == fs_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn mask(capabilities: &[Capability]) -> u64 {
+        capabilities.iter().fold(0, |mask, capability| mask | 1 << capability.bit)
+    }
+
+    #[test]
+    fn each_capability_that_tracing_needs_is_named_where_it_is_missing() {
+        assert_eq!(missing(0, &TRACING), ["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(missing(mask(&[CAP_BPF]), &TRACING), ["CAP_PERFMON"]);
+        assert_eq!(missing(mask(&[CAP_PERFMON, CAP_NET_ADMIN]), &TRACING), ["CAP_BPF"]);
+        assert!(missing(mask(&TRACING), &TRACING).is_empty());
+        assert!(missing(mask(&[CAP_SYS_ADMIN]), &TRACING).is_empty());
+        assert!(missing(0x1ff_ffff_ffff, &TRACING).is_empty());
+    }
+
+    #[test]
+    fn cgroup_programs_need_net_admin_or_sys_admin_too() {
+        assert_eq!(missing(mask(&TRACING), &CGROUP_PROGRAMS), ["CAP_NET_ADMIN"]);
+        assert!(missing(mask(&[CAP_BPF, CAP_NET_ADMIN]), &CGROUP_PROGRAMS).is_empty());
+        assert!(missing(mask(&[CAP_SYS_ADMIN]), &CGROUP_PROGRAMS).is_empty());
+    }
+
+    #[test]
+    fn the_own_capabilities_can_be_read() {
+        let needed_both = [missing_capabilities().unwrap(), missing_for_cgroup_programs().unwrap()];
+        let all = missing(effective_capabilities().unwrap(), &[CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN]);
+        for name in all {
+            assert!(needed_both.iter().any(|names| names.contains(&name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_lockdown_mode_is_the_one_in_brackets() {
+        assert_eq!(parse_lockdown("[none] integrity confidentiality\n"), Some(Lockdown::Off));
+        assert_eq!(parse_lockdown("none [integrity] confidentiality\n"), Some(Lockdown::Integrity));
+        assert_eq!(parse_lockdown("none integrity [confidentiality]\n"), Some(Lockdown::Confidentiality));
+        for strange in ["", "none", "[none", "]none[", "[later]"] {
+            assert_eq!(parse_lockdown(strange), None, "{strange}");
+        }
+        assert_eq!(lockdown().is_some(), Path::new("/sys/kernel/security/lockdown").exists());
+    }
+
+    #[test]
+    fn the_kernel_release_starts_with_a_number() {
+        let release = kernel_release();
+        assert!(
+            release.starts_with(|c: char| c.is_ascii_digit()) && release == release.trim(),
+            "{release:?}"
+        );
+    }
+
+    #[test]
+    fn the_cgroup2_root_is_found_in_unified_and_hybrid_set_ups_and_past_strange_lines() {
+        let unified: &[u8] =
+            b"24 30 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        assert_eq!(find_cgroup2(unified).unwrap(), Path::new("/sys/fs/cgroup"));
+
+        let hybrid = b"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+            32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+            41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_cgroup2(hybrid).unwrap(), Path::new("/sys/fs/cgroup/unified"));
+
+        let strange: &[u8] = b"not a mount\n\n\
+            50 30 8:1 / /media/caf\xe9 rw - vfat /dev/sda1 rw\n\
+            51 30 0:22 /docker/0123 /mnt/part rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_cgroup2(strange), None);
+        assert_eq!(find_cgroup2(&[strange, unified].concat()).unwrap(), Path::new("/sys/fs/cgroup"));
+        assert_eq!(find_cgroup2(b""), None);
+    }
+
+    #[test]
+    fn a_delegating_mount_of_bpffs_lends_the_right_to_use_bpf() {
+        assert!(!delegates_bpf(b"30 24 0:27 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700\n"));
+        assert!(delegates_bpf(
+            b"30 24 0:27 / /sys/fs/bpf rw shared:9 - bpf none rw,delegate_cmds=prog_load\n"
+        ));
+    }
+}

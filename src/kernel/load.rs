@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
+
+use super::Quiet;
+use super::session::Session;
+use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
+use crate::capabilities::{Backend, Capabilities, MissingProgram, StepDown};
+use crate::config::Config;
+use crate::host;
+use crate::model::Protocol;
+use crate::plan::{self, Facts, Plan, Program, Target};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, OpenObject, ProgramMut};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+
+/// Why no backend runs.
+#[derive(Debug)]
+pub(crate) enum LoadError {
+    /// The backend that was asked for cannot run here.
+    Unavailable(StepDown),
+    /// None can.
+    Nothing(Vec<StepDown>),
+}
+
+/// Loads and attaches the best backend, or the one that is asked for.
+pub(crate) fn start(config: &Config, facts: &Facts) -> Result<Session, LoadError> {
+    let _quiet = Quiet::new();
+    let mut steps_down = Vec::new();
+    for backend in Backend::ALL.into_iter().filter(|&b| config.backend.is_none_or(|wanted| wanted == b)) {
+        match plan::plan(backend, facts).and_then(|plan| start_backend(config, plan)) {
+            Ok(mut session) => {
+                session.capabilities.steps_down = steps_down;
+                return Ok(session);
+            }
+            Err(reason) => {
+                log::info!("backend {backend} does not run: {reason}");
+                steps_down.push(StepDown { backend, reason });
+            }
+        }
+    }
+    match (config.backend, steps_down.pop()) {
+        (Some(_), Some(only)) => Err(LoadError::Unavailable(only)),
+        (_, last) => Err(LoadError::Nothing(steps_down.into_iter().chain(last).collect())),
+    }
+}
+
+fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
+    let (mut first_try, mut second_try) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let skel = match load(config, &plan, &plan.programs, &mut first_try) {
+        Ok(skel) => skel,
+        // Loading is all or nothing: find out who spoils it, and do without.
+        Err(reason) => {
+            drop_unloadable(config, &mut plan, &reason)?;
+            load(config, &plan, &plan.programs, &mut second_try)?
+        }
+    };
+    let links = attach_all(&skel, &mut plan)?;
+    let running: Vec<&str> = plan.programs.iter().map(|p| p.name).collect();
+    let capabilities = Capabilities {
+        backend: plan.backend,
+        kernel: host::kernel_release(),
+        features: plan::features(&plan, &running),
+        steps_down: Vec::new(),
+        missing_programs: plan
+            .missing
+            .into_iter()
+            .map(|(program, reason)| MissingProgram { program: program.into(), reason })
+            .collect(),
+    };
+    Session::new(&skel, links, capabilities).map_err(|e| e.to_string())
+}
+
+/// Takes out of the plan every program that does not load by itself.
+fn drop_unloadable(config: &Config, plan: &mut Plan, first: &str) -> Result<(), String> {
+    let before = plan.programs.len();
+    for program in plan.programs.clone() {
+        let mut storage = MaybeUninit::uninit();
+        let Err(reason) = load(config, plan, &[program], &mut storage) else { continue };
+        give_up(plan, program, reason)?;
+    }
+    if plan.programs.len() == before { Err(first.to_owned()) } else { Ok(()) }
+}
+
+/// Notes that a program is not to be had; an error if the backend is nothing without it.
+fn give_up(plan: &mut Plan, program: Program, reason: String) -> Result<(), String> {
+    if program.essential {
+        return Err(format!("program {}: {reason}", program.name));
+    }
+    plan.programs.retain(|p| p.name != program.name);
+    plan.missing.push((program.name, reason));
+    Ok(())
+}
+
+fn load<'o>(
+    config: &Config,
+    plan: &Plan,
+    programs: &[Program],
+    storage: &'o mut MaybeUninit<OpenObject>,
+) -> Result<TcptopSkel<'o>, String> {
+    let mut open = TcptopSkelBuilder::default().open(storage).map_err(|e| e.to_string())?;
+    for mut program in open.open_object_mut().progs_mut() {
+        let wanted = programs.iter().any(|p| program.name() == p.name);
+        program.set_autoload(wanted);
+    }
+    configure(&mut open, config, plan).map_err(|e| e.to_string())?;
+    open.load().map_err(|e| format!("cannot be loaded: {e:#}"))
+}
+
+fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
+    let ring = u32::try_from(config.ring_bytes).unwrap_or(u32::MAX);
+    let sockets = u32::try_from(config.max_sockets).unwrap_or(u32::MAX);
+    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
+        rodata.interval_ns = config.interval_ns();
+        rodata.wake_bytes = ring / 4;
+        rodata.filter_pid = config.filter.pid.unwrap_or(0);
+        rodata.filter_port = config.filter.port.unwrap_or(0);
+        rodata.filter_protocol = match config.filter.protocol {
+            None => 0,
+            Some(Protocol::Tcp) => 6,
+            Some(Protocol::Udp) => 17,
+        };
+        rodata.use_storage = plan.use_storage;
+        rodata.use_cookie = plan.use_cookie;
+        rodata.use_task_btf = plan.use_task_btf;
+        rodata.chunks_are_calls = plan.backend == Backend::Kprobe;
+        rodata.recvmsg_args = plan.recvmsg_args;
+    }
+    open.maps.events.set_max_entries(ring)?;
+    open.maps.udp_flows.set_max_entries(sockets)?;
+    open.maps.pending.set_max_entries(sockets)?;
+    open.maps.sk_hash.set_max_entries(sockets)?;
+    open.maps.sk_hash.set_autocreate(!plan.use_storage)?;
+    open.maps.sk_storage.set_autocreate(plan.use_storage)?;
+    open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
+}
+
+/// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
+fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, String> {
+    let cgroup = host::cgroup2_mount().and_then(|path| File::open(path).ok());
+    let mut links = Vec::new();
+    for planned in plan.programs.clone() {
+        let program = skel.object().progs_mut().find(|p| p.name() == planned.name);
+        let attached = match program {
+            Some(program) => attach(&program, planned.target, cgroup.as_ref()),
+            None => Err("is not in the object".into()),
+        };
+        match attached {
+            Ok(link) => links.push(link),
+            Err(reason) => give_up(plan, planned, reason)?,
+        }
+    }
+    Ok(links)
+}
+
+fn attach(program: &ProgramMut<'_>, target: Target, cgroup: Option<&File>) -> Result<Link, String> {
+    let link = match (target, cgroup) {
+        (Target::Cgroup, Some(root)) => program.attach_cgroup(root.as_raw_fd()),
+        (Target::Cgroup, None) => return Err("the cgroup2 hierarchy cannot be opened".into()),
+        _ => program.attach(),
+    };
+    link.map_err(|e| format!("cannot be attached: {e:#}"))
+}

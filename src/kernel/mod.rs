@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
+//! talking to their maps ([`session`]). What goes out of here is bytes.
+
+mod facts;
+mod load;
+mod session;
+mod skel;
+
+pub(crate) use facts::collect as collect_facts;
+pub(crate) use load::{LoadError, start};
+pub(crate) use session::{Reader, Ring, Session};
+pub(crate) use skel::types;
+
+use libbpf_rs::{PrintCallback, PrintLevel, set_print};
+
+/// While this lives, what libbpf has to say goes to the `log` façade instead of stderr. libbpf knows one printer per
+/// process, so the previous one is put back.
+struct Quiet(Option<(PrintLevel, PrintCallback)>);
+
+impl Quiet {
+    fn new() -> Self {
+        Self(set_print(Some((PrintLevel::Debug, to_log))))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        set_print(self.0.take());
+    }
+}
+
+fn to_log(level: PrintLevel, text: String) {
+    // Failures to load are part of finding out what this kernel allows: they are reported as reasons, not as warnings.
+    let level = match level {
+        PrintLevel::Debug => log::Level::Trace,
+        PrintLevel::Info | PrintLevel::Warn => log::Level::Debug,
+    };
+    log::log!(target: "tcptop::libbpf", level, "{}", text.trim_end());
+}

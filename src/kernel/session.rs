@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Loaded and attached programs, and the maps through which the library talks to them.
+
+use super::skel::TcptopSkel;
+use crate::capabilities::Capabilities;
+use crate::decode;
+use crate::error::{Error, Result};
+use crate::stats::LossTable;
+use crate::wire::{self, tt_control, tt_flow_key, tt_life_key, tt_transfer};
+use libbpf_rs::skel::Skel;
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Programs in the kernel. Dropping it detaches and unloads them. Of the skeleton only the parts are kept that outlive
+/// it: links and maps own their file descriptors, so a session can move to another thread.
+pub(crate) struct Session {
+    links: Vec<Link>,
+    events: MapHandle,
+    pending: MapHandle,
+    unsent: MapHandle,
+    counters: MapHandle,
+    control: MapHandle,
+    waiting: MapHandle,
+    epoch: u32,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) kernel_memory_bytes: u64,
+}
+
+/// What the kernel side may expect of the reader (`enum tt_reader`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// It waits for a wake-up.
+    Asleep = 0,
+    /// It comes back by itself within milliseconds.
+    Looking = 1,
+}
+
+const FIRST: [u8; 4] = 0_u32.to_ne_bytes();
+
+impl Session {
+    pub(super) fn new(
+        skel: &TcptopSkel<'_>,
+        links: Vec<Link>,
+        capabilities: Capabilities,
+    ) -> libbpf_rs::Result<Self> {
+        let maps = &skel.maps;
+        Ok(Self {
+            links,
+            events: MapHandle::try_from(&maps.events)?,
+            pending: MapHandle::try_from(&maps.pending)?,
+            unsent: MapHandle::try_from(&maps.unsent)?,
+            counters: MapHandle::try_from(&maps.counters)?,
+            control: MapHandle::try_from(&maps.control)?,
+            waiting: MapHandle::try_from(&maps.waiting)?,
+            epoch: 0,
+            capabilities,
+            kernel_memory_bytes: skel
+                .object()
+                .maps()
+                .filter_map(|map| map.query_fdinfo().ok()?.memlock)
+                .sum(),
+        })
+    }
+
+    /// Detaches every program; the maps stay readable.
+    pub(crate) fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// Tells the kernel side what the reader does.
+    pub(crate) fn announce(&self, reader: Reader) {
+        let control = tt_control { reader: reader as u32, epoch: self.epoch };
+        let written = self.control.update(&FIRST, wire::bytes(&control), MapFlags::ANY);
+        log_failure("write the reader's state", written);
+    }
+
+    /// Begins a new epoch: from now on reports wait in the other bank. What waits in the old one may be collected as
+    /// soon as programs that began before have ended.
+    pub(crate) fn next_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.announce(Reader::Looking);
+    }
+
+    /// Takes what waits in the bank that is not in use: reports, then state records for which the ring had no room.
+    pub(crate) fn collect_waiting(&self, mut record: impl FnMut(&[u8])) {
+        let bank = self.epoch.wrapping_add(1) & 1;
+        if !self.claim(bank) {
+            return;
+        }
+        let flow_in_bank =
+            |key: &[u8]| wire::read::<tt_flow_key>(key).is_some_and(|k| u32::from(k.bank) == bank);
+        drain(&self.pending, flow_in_bank, |report| {
+            // Just made by a program that has not filled it yet: nothing to report.
+            if wire::read::<tt_transfer>(report).is_some_and(|t| t.conn.socket != 0) {
+                record(report);
+            }
+        });
+        let life_in_bank = |key: &[u8]| wire::read::<tt_life_key>(key).is_some_and(|k| k.bank == bank);
+        drain(&self.unsent, life_in_bank, record);
+    }
+
+    /// Does anything wait in this bank? Afterwards it is as if nothing did.
+    fn claim(&self, bank: u32) -> bool {
+        let mut flag = [0; 4];
+        let key = bank.to_ne_bytes();
+        let found = self.waiting.lookup_into(&key, &mut flag, MapFlags::ANY).unwrap_or(false);
+        if !found || flag == [0; 4] {
+            return false;
+        }
+        log_failure("clear a flag", self.waiting.update(&key, &[0; 4], MapFlags::ANY));
+        true
+    }
+
+    /// The losses that the kernel side has counted.
+    pub(crate) fn losses(&self) -> LossTable {
+        match self.counters.lookup_percpu(&FIRST, MapFlags::ANY) {
+            Ok(Some(per_cpu)) => decode::losses(per_cpu.iter().map(Vec::as_slice)),
+            _ => LossTable::default(),
+        }
+    }
+}
+
+/// Hands out and removes every value of a hash map whose key is wanted.
+///
+/// One batch takes the whole map: libbpf-rs takes a batch that is not full for the last one, but the kernel also ends a
+/// batch early when the next bucket of the map does not fit. Memory that is not filled is not touched either.
+fn drain(map: &MapHandle, wanted: impl Fn(&[u8]) -> bool, mut record: impl FnMut(&[u8])) {
+    let entries = match map.lookup_batch(map.max_entries(), MapFlags::ANY, MapFlags::ANY) {
+        Ok(entries) => entries,
+        Err(e) => return log_failure("read a map", Err(e)),
+    };
+    for (key, value) in entries.filter(|(key, _)| wanted(key)) {
+        if map.delete(&key).is_ok() {
+            record(&value);
+        }
+    }
+}
+
+fn log_failure(what: &str, result: libbpf_rs::Result<()>) {
+    if let Err(e) = result {
+        log::warn!("cannot {what}: {e}");
+    }
+}
+
+/// The reading end of the ring buffer.
+pub(crate) struct Ring<'cb> {
+    ring: RingBuffer<'cb>,
+    seen: Rc<Cell<usize>>,
+}
+
+/// So many records are taken at one look: a ring that fills as fast as it is read must not keep the reader from its
+/// other work.
+const RECORDS_PER_LOOK: usize = 16_384;
+const EAGAIN: i32 = 11;
+
+impl<'cb> Ring<'cb> {
+    /// Each look passes records to `record`, which returns false when no more are wanted for now.
+    pub(crate) fn new(session: &Session, mut record: impl FnMut(&[u8]) -> bool + 'cb) -> Result<Self> {
+        let seen = Rc::new(Cell::new(0));
+        let count = Rc::clone(&seen);
+        let mut builder = RingBufferBuilder::new();
+        let refused = |e| Error::Kernel { what: "map the ring buffer", source: Box::new(e) };
+        builder
+            .add(&session.events, move |bytes| {
+                count.set(count.get() + 1);
+                if record(bytes) && count.get() < RECORDS_PER_LOOK { 0 } else { -EAGAIN }
+            })
+            .map_err(refused)?;
+        Ok(Self { ring: builder.build().map_err(refused)?, seen })
+    }
+
+    /// Waits until the kernel side wakes the reader or the time is over, and takes what is there. Returns how many
+    /// records it was.
+    pub(crate) fn wait(&self, timeout: Duration) -> usize {
+        self.seen.set(0);
+        self.ring.poll_raw(timeout);
+        self.seen.get()
+    }
+
+    /// Takes what is there.
+    pub(crate) fn look(&self) -> usize {
+        self.seen.set(0);
+        self.ring.consume_raw();
+        self.seen.get()
+    }
+
+    /// No more was taken than one look may take.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.seen.get() >= RECORDS_PER_LOOK
+    }
+}

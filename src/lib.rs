@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which process exchanges how many bytes with whom over TCP and UDP, and how well each connection does: as typed
+//! events, exact to the byte, through eBPF.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tcptop::{ConnectionTable, KernelTime, LinuxCollector, NetworkCollector};
+//!
+//! let (mut collector, events) = LinuxCollector::builder().spawn()?;
+//! let mut table = ConnectionTable::new();
+//! table.merge_bootstrap(collector.bootstrap_existing()?);
+//! while let Ok(event) = events.recv_timeout(Duration::from_secs(10)) {
+//!     table.apply(&event);
+//! }
+//! for row in table.snapshot(KernelTime::now()) {
+//!     let name = row.process_name().unwrap_or_default();
+//!     println!("{} {name}: {} in, {} out, rtt {:?} us", row.key, row.bytes_in, row.bytes_out, row.rtt_us);
+//! }
+//! collector.stop()?;
+//! # Ok::<(), tcptop::Error>(())
+//! ```
+//!
+//! # What is where
+//! - [`LinuxCollector`] loads the eBPF programs and reads what they report on a thread of its own; [`NetworkCollector`]
+//!   is what it implements. It is blocking and needs no async runtime.
+//! - [`CollectorEvent`] is what comes out of the channel: sends and receives, TCP state changes, ends, losses.
+//! - [`ConnectionTable`] folds events into one [`ConnectionRecord`] per connection, with rates.
+//! - [`Capabilities`] says what can be seen on this kernel and why not more; [`Stats`] counts what was delivered and
+//!   what was lost, and where.
+//!
+//! # What the numbers mean
+//! - Bytes are payload: *out* is what the kernel accepted from the program, not what the program asked for; *in* is what
+//!   the program consumed. Peeking counts nothing. sendfile, splice and zero-copy count like any other way.
+//! - TCP totals are the kernel's own, computed from `struct tcp_sock`, so they are complete for connections that are
+//!   older than the tracer, too. Each event carries the cumulative total beside what is new: a lost event loses no bytes.
+//! - The owner of a connection is never guessed: see [`Provenance`].
+//!
+//! # Requirements
+//! Linux 5.8 or later with BTF, on x86_64 or arm64; root, or the capabilities CAP_BPF, CAP_PERFMON and, for the
+//! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. Tested on 5.10 to 7.3.
+//!
+//! # Features
+//! - `serde`: `Serialize` and `Deserialize` for events and records, `Serialize` for capabilities.
+//! - `vendored`: builds libelf and zlib from source; `static`: links them statically.
+//!
+//! The library never prints: what it has to say beyond errors goes to the [`log`] façade.
+
+mod bootstrap;
+mod capabilities;
+mod collector;
+mod config;
+mod decode;
+mod error;
+mod event;
+mod host;
+mod kernel;
+mod model;
+mod plan;
+mod reader;
+mod record;
+mod stats;
+mod table;
+mod wire;
+
+pub use capabilities::{Backend, Capabilities, Feature, MissingProgram, StepDown, Visibility};
+pub use collector::{LinuxCollector, LinuxCollectorBuilder, NetworkCollector};
+pub use config::{Granularity, WhenFull};
+pub use error::{Error, Result};
+pub use event::{
+    Closed, CollectorEvent, ConnectionInfo, EventKind, LossPlace, Lost, StateChange, Totals, Transfer,
+};
+pub use model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
+pub use record::ConnectionRecord;
+pub use stats::{LossTable, Stats};
+pub use table::ConnectionTable;
+
+/// The examples in the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

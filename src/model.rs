@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The words of this crate: protocols, states, keys, processes and kernel time. Plain values; nothing here
+//! knows where they come from.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::Deref;
+use std::time::{Duration, SystemTime};
+
+/// Transport protocol of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    Tcp,
+    /// User Datagram Protocol.
+    Udp,
+}
+
+impl Protocol {
+    /// Lower-case name: `tcp` or `udp`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// State of a TCP socket, as the kernel numbers them (`include/net/tcp_states.h`).
+///
+/// `TimeWait` and `NewSynRecv` belong to sockets of other kinds in the kernel; the tracepoint that reports
+/// state changes never shows them: a connection that ends in TIME_WAIT goes from `FinWait2` to `Close`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the names are the kernel's own, documented in tcp(7)")]
+pub enum TcpState {
+    Established,
+    SynSent,
+    SynRecv,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    Close,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+    NewSynRecv,
+    /// A number this version does not know.
+    Unknown(u32),
+}
+
+impl TcpState {
+    /// The state behind the kernel's number; never fails, see [`TcpState::Unknown`].
+    pub fn from_kernel(state: u32) -> Self {
+        match state {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynRecv,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            7 => Self::Close,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            12 => Self::NewSynRecv,
+            other => Self::Unknown(other),
+        }
+    }
+
+    /// Lower-case kernel name, such as `syn_sent`; `unknown` for a number this version does not know.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::SynSent => "syn_sent",
+            Self::SynRecv => "syn_recv",
+            Self::FinWait1 => "fin_wait1",
+            Self::FinWait2 => "fin_wait2",
+            Self::TimeWait => "time_wait",
+            Self::Close => "close",
+            Self::CloseWait => "close_wait",
+            Self::LastAck => "last_ack",
+            Self::Listen => "listen",
+            Self::Closing => "closing",
+            Self::NewSynRecv => "new_syn_recv",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for TcpState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(n) => write!(f, "unknown({n})"),
+            known => f.write_str(known.as_str()),
+        }
+    }
+}
+
+/// The five-tuple of a connection, as the socket's owner sees it.
+///
+/// IPv4 traffic on an IPv6 socket shows IPv4 addresses: `::ffff:a.b.c.d` is folded to `a.b.c.d`. A key repeats
+/// across network namespaces and over time; the socket id of an event tells connections apart.
+/// An unspecified address (`0.0.0.0`, `::`) means that the kernel does not know it at that point: the local
+/// address of an unconnected UDP socket, or a peer that the running backend cannot see
+/// (see [`Capabilities`](crate::Capabilities)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ConnectionKey {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address of this end.
+    pub local_addr: IpAddr,
+    /// Port of this end.
+    pub local_port: u16,
+    /// Address of the peer.
+    pub remote_addr: IpAddr,
+    /// Port of the peer.
+    pub remote_port: u16,
+}
+
+impl ConnectionKey {
+    /// Builds a key; IPv4-mapped IPv6 addresses are folded to IPv4.
+    pub fn new(
+        protocol: Protocol,
+        local_addr: IpAddr,
+        local_port: u16,
+        remote_addr: IpAddr,
+        remote_port: u16,
+    ) -> Self {
+        Self {
+            protocol,
+            local_addr: fold(local_addr),
+            local_port,
+            remote_addr: fold(remote_addr),
+            remote_port,
+        }
+        .same_family()
+    }
+
+    /// Of a dual-stack socket the local side may still be `::` when the peer is IPv4: show both as IPv4.
+    fn same_family(mut self) -> Self {
+        let unspecified_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        if self.remote_addr.is_ipv4() && self.local_addr == unspecified_v6 {
+            self.local_addr = IpAddr::from([0, 0, 0, 0]);
+        }
+        if self.local_addr.is_ipv4() && self.remote_addr == unspecified_v6 {
+            self.remote_addr = IpAddr::from([0, 0, 0, 0]);
+        }
+        self
+    }
+}
+
+fn fold(addr: IpAddr) -> IpAddr {
+    addr.to_canonical()
+}
+
+impl fmt::Display for ConnectionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { protocol, local_addr, local_port, remote_addr, remote_port } = *self;
+        let local = std::net::SocketAddr::new(local_addr, local_port);
+        let remote = std::net::SocketAddr::new(remote_addr, remote_port);
+        write!(f, "{protocol} {local} -> {remote}")
+    }
+}
+
+/// A process name as the kernel keeps it (`comm` of the thread-group leader, at most 15 bytes), held inline so
+/// that events carry it without an allocation. Bytes that are not UTF-8 read as `?`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ProcessName {
+    bytes: [u8; 16],
+}
+
+impl ProcessName {
+    /// The name in a kernel `comm` buffer, which ends at its first zero byte.
+    pub fn from_kernel(comm: [u8; 16]) -> Self {
+        let mut bytes = [0; 16];
+        let len = comm.iter().position(|&b| b == 0).unwrap_or(15).min(15);
+        let mut rest = &comm[..len];
+        let mut at = 0;
+        while !rest.is_empty() {
+            let valid = match std::str::from_utf8(rest) {
+                Ok(all) => all.len(),
+                Err(e) => e.valid_up_to(),
+            };
+            bytes[at..at + valid].copy_from_slice(&rest[..valid]);
+            at += valid;
+            rest = &rest[valid..];
+            if !rest.is_empty() {
+                bytes[at] = b'?';
+                at += 1;
+                rest = &rest[1..];
+            }
+        }
+        Self { bytes }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(self.bytes.len());
+        // Only valid UTF-8 ever gets in.
+        std::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+    }
+}
+
+impl From<&str> for ProcessName {
+    /// Keeps the first 15 bytes, as the kernel does.
+    fn from(name: &str) -> Self {
+        let mut comm = [0; 16];
+        for (to, from) in comm.iter_mut().zip(name.bytes().take(15)) {
+            *to = from;
+        }
+        Self::from_kernel(comm)
+    }
+}
+
+impl Deref for ProcessName {
+    type Target = str;
+    fn deref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq<str> for ProcessName {
+    fn eq(&self, other: &str) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<&str> for ProcessName {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+impl fmt::Display for ProcessName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for ProcessName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for ProcessName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for ProcessName {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Ok(Self::from(name.as_str()))
+    }
+}
+
+/// A process: always the thread-group leader, never a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Process {
+    /// Process id (thread-group id) in the initial pid namespace.
+    pub pid: u32,
+    /// `comm` of the thread-group leader.
+    pub name: ProcessName,
+    /// User id in the initial user namespace.
+    pub uid: u32,
+    /// When it started, nanoseconds since boot (CLOCK_BOOTTIME); with `pid` it names a process beyond pid reuse.
+    pub start_time_ns: u64,
+    /// Id of its cgroup in the unified hierarchy; 0 where unknown.
+    pub cgroup_id: u64,
+}
+
+impl Process {
+    /// A process of which only pid and name are known; the other fields are public and can be set.
+    pub fn new(pid: u32, name: impl Into<ProcessName>) -> Self {
+        Self { pid, name: name.into(), ..Self::default() }
+    }
+}
+
+/// How the owner of a connection is known. An owner is never guessed: TCP changes state in interrupt context
+/// too, where the kernel's current process is a stranger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Provenance {
+    /// Not known.
+    Unknown,
+    /// Found in /proc when tracing started.
+    Bootstrap,
+    /// Taken from the listening socket; the process that accepted has not used the connection yet.
+    Inherited,
+    /// Seen in a call on this very socket.
+    Seen,
+}
+
+impl Provenance {
+    /// Lower-case name: `unknown`, `bootstrap`, `inherited` or `seen`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Bootstrap => "bootstrap",
+            Self::Inherited => "inherited",
+            Self::Seen => "seen",
+        }
+    }
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A moment on the kernel's CLOCK_MONOTONIC, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+pub struct KernelTime(pub u64);
+
+impl KernelTime {
+    /// Now.
+    pub fn now() -> Self {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Self(t.tv_sec.unsigned_abs() * 1_000_000_000 + t.tv_nsec.unsigned_abs())
+    }
+
+    /// Nanoseconds since the clock's start.
+    pub fn as_nanos(self) -> u64 {
+        self.0
+    }
+
+    /// Time from `earlier` to `self`; zero if `earlier` is the later one.
+    pub fn saturating_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The wall-clock time of this moment, as far as the wall clock was not set since.
+    pub fn to_system_time(self) -> SystemTime {
+        let (now, wall) = (Self::now(), SystemTime::now());
+        if self <= now { wall - now.saturating_since(self) } else { wall + self.saturating_since(now) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_fold_to_ipv4_on_both_sides() {
+        let v6 = |s: &str| s.parse::<IpAddr>().unwrap();
+        let key = ConnectionKey::new(Protocol::Udp, v6("::"), 53, v6("::ffff:10.0.0.1"), 9);
+        assert_eq!(key.to_string(), "udp 0.0.0.0:53 -> 10.0.0.1:9");
+        let key = ConnectionKey::new(Protocol::Tcp, v6("::ffff:127.0.0.1"), 1, v6("::"), 0);
+        assert_eq!(key.to_string(), "tcp 127.0.0.1:1 -> 0.0.0.0:0");
+        let key = ConnectionKey::new(Protocol::Tcp, v6("::1"), 1, v6("::1"), 2);
+        assert_eq!(key.to_string(), "tcp [::1]:1 -> [::1]:2");
+    }
+
+    #[test]
+    fn every_state_number_has_a_state_and_unknown_ones_stay_visible() {
+        for n in 1..=12 {
+            assert_ne!(TcpState::from_kernel(n).as_str(), "unknown", "state {n}");
+        }
+        assert_eq!(TcpState::from_kernel(13), TcpState::Unknown(13));
+        assert_eq!(TcpState::Unknown(13).to_string(), "unknown(13)");
+    }
+
+    #[test]
+    fn names_end_at_zero_and_survive_bytes_that_are_not_utf8() {
+        assert_eq!(ProcessName::from_kernel(*b"curl\0garbage....").as_str(), "curl");
+        assert_eq!(
+            ProcessName::from_kernel(*b"a\xffb\xc3\xa9c\xc3\0\0\0\0\0\0\0\0\0").as_str(),
+            "a?b\u{e9}c?"
+        );
+        assert_eq!(ProcessName::from_kernel([b'x'; 16]).as_str().len(), 15);
+        assert_eq!(ProcessName::from("a-very-long-process-name"), "a-very-long-pro");
+    }
+
+    #[test]
+    fn kernel_time_turns_into_wall_clock_time() {
+        let wall = KernelTime::now().to_system_time();
+        let off = SystemTime::now().duration_since(wall).unwrap_or_else(|e| e.duration());
+        assert!(off < Duration::from_secs(1), "{off:?}");
+        assert_eq!(KernelTime(5).saturating_since(KernelTime(7)), Duration::ZERO);
+    }
+}

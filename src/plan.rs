@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which programs to use: a pure function of facts about the kernel.
+
+use crate::capabilities::{Backend, Feature, Visibility};
+use std::collections::BTreeMap;
+
+/// What is known of the running kernel. Collected by `kernel::facts`; presence in BTF is not permission, so
+/// `fexit` and `kprobe` come from really loading and attaching.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Programs with typed tracepoint arguments load.
+    pub(crate) typed_tracepoints: Result<(), String>,
+    /// There is a ring buffer.
+    pub(crate) ring_buffer: bool,
+    /// Tracing programs may use socket storage.
+    pub(crate) storage: bool,
+    /// Tracing programs may ask for socket cookies.
+    pub(crate) cookie: bool,
+    /// Tracing programs get the current task with its type.
+    pub(crate) task_btf: bool,
+    /// A trampoline can be attached, or why not.
+    pub(crate) fexit: Result<(), String>,
+    /// A kprobe can be attached, or why not.
+    pub(crate) kprobe: Result<(), String>,
+    /// Functions in BTF, with the number of their arguments.
+    pub(crate) functions: BTreeMap<&'static str, usize>,
+    /// Tracepoints in BTF.
+    pub(crate) tracepoints: Vec<&'static str>,
+    /// Cgroup programs can be used, or why not.
+    pub(crate) cgroup: Result<(), String>,
+}
+
+/// Where a program attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Trampoline on a kernel function.
+    Function(&'static str),
+    /// Trampoline on a function with this many arguments.
+    FunctionOf(&'static str, usize),
+    /// kprobe on a kernel function.
+    Kprobe(&'static str),
+    /// Typed tracepoint.
+    Tracepoint(&'static str),
+    /// Root of the cgroup2 hierarchy.
+    Cgroup,
+}
+
+/// A program of `src/bpf`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    /// Its name in C.
+    pub(crate) name: &'static str,
+    /// Where it attaches.
+    pub(crate) target: Target,
+    /// Without it the backend is useless.
+    pub(crate) essential: bool,
+}
+
+const fn program(name: &'static str, target: Target, essential: bool) -> Program {
+    Program { name, target, essential }
+}
+
+use Target::{Cgroup, Function, FunctionOf, Kprobe, Tracepoint};
+
+const BASE: [Program; 3] = [
+    program("tcp_set_state", Tracepoint("inet_sock_set_state"), true),
+    program("tcp_chunk_in", Tracepoint("tcp_rcv_space_adjust"), true),
+    program("tcp_destroy", Tracepoint("tcp_destroy_sock"), true),
+];
+
+const FENTRY: [Program; 10] = [
+    program("fexit_tcp_sendmsg", Function("tcp_sendmsg"), true),
+    program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
+    program("fexit_tcp_sendpage", Function("tcp_sendpage"), false),
+    program("fexit_accept_4", FunctionOf("inet_csk_accept", 4), false),
+    program("fexit_accept_2", FunctionOf("inet_csk_accept", 2), false),
+    program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
+    program("fexit_udpv6_sendmsg", Function("udpv6_sendmsg"), false),
+    program("fentry_skb_consume_udp", Function("skb_consume_udp"), false),
+    program("fentry_udp_destroy_sock", Function("udp_destroy_sock"), false),
+    program("fentry_udpv6_destroy_sock", Function("udpv6_destroy_sock"), false),
+];
+
+const KPROBE: [Program; 8] = [
+    program("kprobe_tcp_sendmsg", Kprobe("tcp_sendmsg"), true),
+    program("kprobe_tcp_recvmsg", Kprobe("tcp_recvmsg"), true),
+    program("tcp_segment_in", Tracepoint("tcp_probe"), false),
+    program("kprobe_udp_sendmsg", Kprobe("udp_sendmsg"), false),
+    program("kprobe_udpv6_sendmsg", Kprobe("udpv6_sendmsg"), false),
+    program("kprobe_skb_consume_udp", Kprobe("skb_consume_udp"), false),
+    program("kprobe_udp_destroy_sock", Kprobe("udp_destroy_sock"), false),
+    program("kprobe_udpv6_destroy_sock", Kprobe("udpv6_destroy_sock"), false),
+];
+
+const TRACEPOINT: [Program; 7] = [
+    program("sock_send", Tracepoint("sock_send_length"), true),
+    program("sock_recv", Tracepoint("sock_recv_length"), true),
+    program("cgroup_sendmsg4", Cgroup, false),
+    program("cgroup_sendmsg6", Cgroup, false),
+    program("cgroup_recvmsg4", Cgroup, false),
+    program("cgroup_recvmsg6", Cgroup, false),
+    program("cgroup_sock_release", Cgroup, false),
+];
+
+/// Every program that a backend would like to have.
+pub(crate) fn programs(backend: Backend) -> impl Iterator<Item = Program> {
+    let own: &[Program] = match backend {
+        Backend::Fentry => &FENTRY,
+        Backend::Kprobe => &KPROBE,
+        Backend::Tracepoint => &TRACEPOINT,
+    };
+    BASE.iter().chain(own).copied()
+}
+
+/// What to load, and how to set it up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) backend: Backend,
+    pub(crate) programs: Vec<Program>,
+    /// Programs that this kernel has no place for, and why. Variants of one program for other kernels are not
+    /// listed.
+    pub(crate) missing: Vec<(&'static str, String)>,
+    pub(crate) use_storage: bool,
+    pub(crate) use_cookie: bool,
+    pub(crate) use_task_btf: bool,
+    pub(crate) recvmsg_args: u32,
+}
+
+/// The plan for a backend, or why it cannot run.
+pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
+    facts.typed_tracepoints.clone()?;
+    match backend {
+        Backend::Fentry => facts.fexit.clone()?,
+        Backend::Kprobe => facts.kprobe.clone()?,
+        Backend::Tracepoint => {}
+    }
+    let mut plan = Plan {
+        backend,
+        programs: Vec::new(),
+        missing: Vec::new(),
+        // kprobe programs cannot use socket storage, and all programs of a backend must share one state.
+        use_storage: facts.storage && backend != Backend::Kprobe,
+        use_cookie: facts.cookie,
+        use_task_btf: facts.task_btf,
+        recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
+    };
+    for program in programs(backend) {
+        match absence(program.target, facts) {
+            Presence::Present => plan.programs.push(program),
+            Presence::OtherVariant => {}
+            Presence::Absent(reason) if program.essential => return Err(reason),
+            Presence::Absent(reason) => plan.missing.push((program.name, reason)),
+        }
+    }
+    if backend == Backend::Tracepoint && !plan.use_storage {
+        return Err("socket storage in tracing programs needs Linux 5.11".into());
+    }
+    Ok(plan)
+}
+
+enum Presence {
+    Present,
+    /// The kernel has the place, in a form that another program fits, or has replaced it.
+    OtherVariant,
+    Absent(String),
+}
+
+fn absence(target: Target, facts: &Facts) -> Presence {
+    match target {
+        Tracepoint(name) if facts.tracepoints.contains(&name) => Presence::Present,
+        Tracepoint(name) => Presence::Absent(format!("the kernel has no tracepoint {name}{}", since(name))),
+        Cgroup => facts.cgroup.clone().map_or_else(Presence::Absent, |()| Presence::Present),
+        FunctionOf(name, args) => match facts.functions.get(name) {
+            Some(&n) if n == args => Presence::Present,
+            Some(2 | 4) => Presence::OtherVariant,
+            Some(n) => Presence::Absent(format!("{name} has {n} arguments on this kernel")),
+            None => Presence::Absent(format!("the kernel has no function {name}")),
+        },
+        // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg().
+        Function("tcp_sendpage") if !facts.functions.contains_key("tcp_sendpage") => Presence::OtherVariant,
+        Function(name) | Kprobe(name) if facts.functions.contains_key(name) => Presence::Present,
+        Function(name) | Kprobe(name) => Presence::Absent(format!("the kernel has no function {name}")),
+    }
+}
+
+fn since(tracepoint: &str) -> &'static str {
+    if tracepoint.starts_with("sock_send") || tracepoint.starts_with("sock_recv") {
+        " (Linux 6.3 and later have it)"
+    } else {
+        ""
+    }
+}
+
+/// What the programs that really run can see.
+pub(crate) fn features(plan: &Plan, running: &[&str]) -> Vec<(Feature, Visibility)> {
+    Feature::ALL.iter().map(|&feature| (feature, visibility(feature, plan, running))).collect()
+}
+
+fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
+    let all = |names: &[&str]| {
+        if names.iter().all(|n| running.contains(n)) { Visibility::Exact } else { Visibility::Unseen }
+    };
+    let limited = |names: &[&str], limit: &str| match all(names) {
+        Visibility::Exact => Visibility::Limited(limit.into()),
+        none => none,
+    };
+    match (feature, plan.backend) {
+        (Feature::TcpTotals, _) => Visibility::Exact,
+        (Feature::TcpSend | Feature::TcpRecv, Backend::Fentry | Backend::Tracepoint) => Visibility::Exact,
+        (Feature::TcpSend, Backend::Kprobe) => limited(
+            &["tcp_segment_in"],
+            "reported when the peer acknowledges, for the last process that sent",
+        ),
+        (Feature::TcpRecv, Backend::Kprobe) => {
+            Visibility::Limited("calls are counted by segments consumed".into())
+        }
+        (Feature::UdpSend, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
+        (Feature::UdpSend, Backend::Kprobe) => limited(
+            &["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"],
+            "counted at the start of the call: failed sends count too",
+        ),
+        (Feature::UdpSend | Feature::UdpRecv, Backend::Tracepoint) => Visibility::Exact,
+        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Fentry) => all(&["fentry_skb_consume_udp"]),
+        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => all(&["kprobe_skb_consume_udp"]),
+        (Feature::UdpSendPeer, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
+        (Feature::UdpSendPeer, Backend::Kprobe) => all(&["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"]),
+        (Feature::UdpSendPeer, Backend::Tracepoint) => all(&["cgroup_sendmsg4", "cgroup_sendmsg6"]),
+        (Feature::UdpRecvPeer, Backend::Tracepoint) => limited(
+            &["cgroup_recvmsg4", "cgroup_recvmsg6"],
+            "unknown where the reader does not ask for the address (recv, read)",
+        ),
+        (Feature::UdpClose, Backend::Fentry) => {
+            all(&["fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock"])
+        }
+        (Feature::UdpClose, Backend::Kprobe) => {
+            all(&["kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock"])
+        }
+        (Feature::UdpClose, Backend::Tracepoint) => all(&["cgroup_sock_release"]),
+        (Feature::AcceptOwner, backend) => accept_owner(backend, plan.use_storage, running),
+        (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
+        (Feature::SocketCookie, Backend::Kprobe) => {
+            Visibility::Limited("TCP only: a kprobe cannot ask for a UDP socket's cookie".into())
+        }
+        (Feature::SocketCookie, _) => Visibility::Exact,
+    }
+}
+
+fn accept_owner(backend: Backend, inherits: bool, running: &[&str]) -> Visibility {
+    if backend == Backend::Fentry && running.iter().any(|name| name.starts_with("fexit_accept")) {
+        Visibility::Exact
+    } else if inherits {
+        Visibility::Limited("the owner of the listening socket, until the connection is used".into())
+    } else {
+        Visibility::Limited("unknown until the connection is used".into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

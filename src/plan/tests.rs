@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+use super::*;
+
+const FUNCTIONS: [(&str, usize); 9] = [
+    ("tcp_sendmsg", 3),
+    ("tcp_recvmsg", 5),
+    ("inet_csk_accept", 2),
+    ("udp_sendmsg", 3),
+    ("udpv6_sendmsg", 3),
+    ("skb_consume_udp", 3),
+    ("udp_destroy_sock", 1),
+    ("udpv6_destroy_sock", 1),
+    ("tcp_v4_connect", 3),
+];
+
+const TRACEPOINTS: [&str; 6] = [
+    "inet_sock_set_state",
+    "tcp_rcv_space_adjust",
+    "tcp_destroy_sock",
+    "tcp_probe",
+    "sock_send_length",
+    "sock_recv_length",
+];
+
+/// A kernel on which everything works, such as a distribution's 6.12.
+fn everything() -> Facts {
+    Facts {
+        typed_tracepoints: Ok(()),
+        ring_buffer: true,
+        storage: true,
+        cookie: true,
+        task_btf: true,
+        fexit: Ok(()),
+        kprobe: Ok(()),
+        functions: FUNCTIONS.into(),
+        tracepoints: TRACEPOINTS.into(),
+        cgroup: Ok(()),
+    }
+}
+
+fn names(plan: &Plan) -> Vec<&'static str> {
+    plan.programs.iter().map(|p| p.name).collect()
+}
+
+#[test]
+fn every_backend_has_the_base_and_its_own_programs_and_misses_nothing() {
+    for backend in Backend::ALL {
+        let plan = plan(backend, &everything()).unwrap();
+        let names = names(&plan);
+        assert_eq!(names[..3], ["tcp_set_state", "tcp_chunk_in", "tcp_destroy"]);
+        assert_eq!(plan.missing, []);
+        let foreign = match backend {
+            Backend::Fentry => ["kprobe_", "sock_", "cgroup_"],
+            Backend::Kprobe => ["fexit_", "sock_", "cgroup_"],
+            Backend::Tracepoint => ["fexit_", "fentry_", "kprobe_"],
+        };
+        assert!(!names.iter().any(|n| foreign.iter().any(|f| n.starts_with(f))), "{names:?}");
+    }
+}
+
+#[test]
+fn programs_are_chosen_by_argument_counts_never_by_version() {
+    let mut facts = everything();
+    let with = |facts: &Facts| names(&plan(Backend::Fentry, facts).unwrap());
+    assert!(with(&facts).contains(&"fexit_accept_2") && !with(&facts).contains(&"fexit_accept_4"));
+    facts.functions.insert("inet_csk_accept", 4);
+    assert!(with(&facts).contains(&"fexit_accept_4") && !with(&facts).contains(&"fexit_accept_2"));
+    facts.functions.insert("inet_csk_accept", 3);
+    let plan3 = plan(Backend::Fentry, &facts).unwrap();
+    assert!(!names(&plan3).iter().any(|n| n.starts_with("fexit_accept")));
+    assert!(plan3.missing[0].1.contains("3 arguments"), "{:?}", plan3.missing);
+    facts.functions.insert("tcp_recvmsg", 6);
+    assert_eq!(plan(Backend::Fentry, &facts).unwrap().recvmsg_args, 6);
+}
+
+#[test]
+fn sendpage_is_used_where_it_is_and_not_missed_where_it_is_not() {
+    let mut facts = everything();
+    assert!(!names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpage"));
+    facts.functions.insert("tcp_sendpage", 5);
+    assert!(names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpage"));
+}
+
+#[test]
+fn a_backend_that_cannot_run_says_why() {
+    let mut facts = everything();
+    facts.fexit = Err("cannot be loaded: Operation not permitted".into());
+    facts.kprobe = Err("cannot be attached: No such file".into());
+    assert!(plan(Backend::Fentry, &facts).unwrap_err().contains("not permitted"));
+    assert!(plan(Backend::Kprobe, &facts).unwrap_err().contains("No such file"));
+    assert!(plan(Backend::Tracepoint, &facts).is_ok());
+    facts.tracepoints.retain(|t| *t != "sock_send_length");
+    let reason = plan(Backend::Tracepoint, &facts).unwrap_err();
+    assert!(reason.contains("sock_send_length") && reason.contains("6.3"), "{reason}");
+    facts.typed_tracepoints = Err("no BTF".into());
+    for backend in Backend::ALL {
+        assert_eq!(plan(backend, &facts).unwrap_err(), "no BTF");
+    }
+}
+
+#[test]
+fn one_missing_place_costs_one_feature_and_not_the_backend() {
+    let mut facts = everything();
+    facts.functions.remove("skb_consume_udp");
+    let plan = plan(Backend::Fentry, &facts).unwrap();
+    assert_eq!(plan.missing.len(), 1);
+    let features = features(&plan, &names(&plan));
+    let of = |feature| features.iter().find(|(f, _)| *f == feature).unwrap().1.clone();
+    assert_eq!(of(Feature::UdpRecv), Visibility::Unseen);
+    assert_eq!(of(Feature::UdpSend), Visibility::Exact);
+    assert_eq!(of(Feature::TcpTotals), Visibility::Exact);
+}
+
+#[test]
+fn without_cgroup2_only_the_peers_of_unconnected_udp_sockets_are_unseen() {
+    let facts = Facts { cgroup: Err("no cgroup2 hierarchy is mounted".into()), ..everything() };
+    let plan = plan(Backend::Tracepoint, &facts).unwrap();
+    let features = features(&plan, &names(&plan));
+    let of = |feature| features.iter().find(|(f, _)| *f == feature).unwrap().1.clone();
+    assert_eq!(of(Feature::UdpSendPeer), Visibility::Unseen);
+    assert_eq!(of(Feature::UdpRecvPeer), Visibility::Unseen);
+    assert_eq!(of(Feature::UdpClose), Visibility::Unseen);
+    assert_eq!(of(Feature::UdpSend), Visibility::Exact);
+    assert_eq!(plan.missing.len(), 5);
+}
+
+#[test]
+fn kprobes_never_use_socket_storage_and_older_kernels_have_none() {
+    assert!(!plan(Backend::Kprobe, &everything()).unwrap().use_storage);
+    assert!(plan(Backend::Fentry, &everything()).unwrap().use_storage);
+    let old = Facts { storage: false, cookie: false, task_btf: false, ..everything() };
+    let plan_old = plan(Backend::Fentry, &old).unwrap();
+    assert!(!plan_old.use_storage && !plan_old.use_cookie && !plan_old.use_task_btf);
+    let features = features(&plan_old, &names(&plan_old));
+    assert!(features.contains(&(Feature::SocketCookie, Visibility::Unseen)));
+    assert!(plan(Backend::Tracepoint, &old).unwrap_err().contains("5.11"));
+}
+
+#[test]
+fn every_feature_of_every_backend_has_an_answer() {
+    for backend in Backend::ALL {
+        let plan = plan(backend, &everything()).unwrap();
+        let all = features(&plan, &names(&plan));
+        assert_eq!(all.len(), Feature::ALL.len());
+        assert!(all.iter().all(|(_, v)| *v != Visibility::Unseen), "{backend}: {all:?}");
+        let none = features(&plan, &[]);
+        assert!(none.contains(&(Feature::UdpClose, Visibility::Unseen)));
+    }
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The reader thread: from the ring buffer to the channel.
+
+use crate::config::{Config, Granularity, WhenFull};
+use crate::decode::{self, Undecodable};
+use crate::error::Result;
+use crate::event::{CollectorEvent, LossPlace, Lost};
+use crate::kernel::{Reader, Ring, Session};
+use crate::stats::{LossTable, Stats};
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
+const LOOK_EVERY: Duration = Duration::from_millis(4);
+/// How long it sleeps at most, and so how soon it sees that it shall stop.
+const SLEEP: Duration = Duration::from_millis(50);
+/// After so many looks at an empty ring it goes to sleep.
+const EMPTY_LOOKS: u32 = 25;
+/// Programs that were running when the epoch changed have ended after this time.
+const GRACE: Duration = Duration::from_millis(3);
+/// With an event per call only what no call reports (splice) and what found no room in the ring waits.
+const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
+/// How long to wait for room in the channel before looking whether to stop.
+const SEND_SLICE: Duration = Duration::from_millis(10);
+
+/// What the reader thread and the collector share.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// The collector wants the thread to end.
+    pub(crate) stop: AtomicBool,
+    /// The thread has ended, or is about to.
+    pub(crate) ended: AtomicBool,
+    stats: Mutex<Stats>,
+}
+
+impl Shared {
+    pub(crate) fn stats(&self) -> Stats {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Stats> {
+        // Plain counters: whatever a panicking holder left is as good as anything.
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_kernel_memory(&self, bytes: u64) {
+        self.lock().kernel_memory_bytes = bytes;
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// The channel's end, with everything that can happen to an event on its way there.
+struct Sink<'s> {
+    tx: Sender<CollectorEvent>,
+    when_full: WhenFull,
+    shared: &'s Shared,
+    /// Not yet added to the shared statistics, to take the lock once per look.
+    events: u64,
+    unknown_records: u64,
+    /// Lost here, in total: in the channel and by decoding.
+    lost: LossTable,
+    receiver_gone: bool,
+}
+
+impl Sink<'_> {
+    fn record(&mut self, record: &[u8]) {
+        match decode::event(record) {
+            Ok(event) => self.send(event),
+            Err(Undecodable::UnknownKind) => self.unknown_records += 1,
+            Err(Undecodable::Malformed(kind)) => self.lost.add(kind, LossPlace::Decode, 1),
+        }
+    }
+
+    fn send(&mut self, event: CollectorEvent) {
+        let kind = event.kind();
+        match self.deliver(event) {
+            Delivery::Done => self.events += 1,
+            Delivery::Full => {
+                if let Some(kind) = kind {
+                    self.lost.add(kind, LossPlace::Channel, 1);
+                }
+            }
+            Delivery::ReceiverGone => self.receiver_gone = true,
+        }
+    }
+
+    fn deliver(&self, event: CollectorEvent) -> Delivery {
+        let mut event = match self.tx.try_send(event) {
+            Ok(()) => return Delivery::Done,
+            Err(TrySendError::Disconnected(_)) => return Delivery::ReceiverGone,
+            Err(TrySendError::Full(event)) => event,
+        };
+        while self.when_full == WhenFull::Wait && !self.shared.stopping() {
+            match self.tx.send_timeout(event, SEND_SLICE) {
+                Ok(()) => return Delivery::Done,
+                Err(SendTimeoutError::Disconnected(_)) => return Delivery::ReceiverGone,
+                Err(SendTimeoutError::Timeout(back)) => event = back,
+            }
+        }
+        Delivery::Full
+    }
+
+    /// Adds what was counted since the last call to the shared statistics.
+    fn publish(&mut self, kernel_losses: &LossTable) {
+        let mut stats = self.shared.lock();
+        stats.events += std::mem::take(&mut self.events);
+        stats.unknown_records += std::mem::take(&mut self.unknown_records);
+        stats.losses = self.lost.plus(kernel_losses);
+    }
+}
+
+enum Delivery {
+    Done,
+    Full,
+    ReceiverGone,
+}
+
+/// Runs until it shall stop or the receiver is gone; then detaches all programs and delivers what is left. `ready` is
+/// told once whether reading works.
+pub(crate) fn run(
+    mut session: Session,
+    config: &Config,
+    tx: Sender<CollectorEvent>,
+    shared: &Shared,
+    ready: impl FnOnce(Result<()>),
+) {
+    let sink = RefCell::new(Sink {
+        tx,
+        when_full: config.when_full,
+        shared,
+        events: 0,
+        unknown_records: 0,
+        lost: LossTable::default(),
+        receiver_gone: false,
+    });
+    let ring = Ring::new(&session, |record| {
+        let mut sink = sink.borrow_mut();
+        sink.record(record);
+        // What is in the ring when the collector stops is delivered too.
+        !sink.receiver_gone
+    });
+    let ring = match ring {
+        Ok(ring) => ring,
+        Err(e) => return ready(Err(e)),
+    };
+    session.announce(Reader::Looking);
+    ready(Ok(()));
+    let mut sweeps = Sweeps::new(config);
+    let mut empty_looks = 0;
+    while !shared.stopping() && !sink.borrow().receiver_gone {
+        let records = if empty_looks < EMPTY_LOOKS {
+            if !ring.is_behind() {
+                thread::sleep(LOOK_EVERY);
+            }
+            ring.look()
+        } else {
+            let records = sleep(&session, &ring);
+            session.announce(Reader::Looking);
+            records
+        };
+        let waiting = sweeps.run(&mut session, &sink);
+        empty_looks = if records + waiting > 0 { 0 } else { empty_looks.saturating_add(1) };
+    }
+    finish(session, &ring, &sink, sweeps);
+    shared.ended.store(true, Ordering::Release);
+}
+
+/// Tells the kernel side that it must wake the reader from now on, looks once more for what came in between, and
+/// sleeps.
+fn sleep(session: &Session, ring: &Ring<'_>) -> usize {
+    session.announce(Reader::Asleep);
+    match ring.look() {
+        0 => ring.wait(SLEEP),
+        records => records,
+    }
+}
+
+/// Everything that the programs have left behind. They are detached first, so that there is an end to it.
+fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut sweeps: Sweeps) {
+    session.detach();
+    if !sink.borrow().receiver_gone {
+        while ring.look() > 0 && !sink.borrow().receiver_gone {}
+        for _bank in 0..2 {
+            session.next_epoch();
+            session.collect_waiting(|record| sink.borrow_mut().record(record));
+        }
+    }
+    sweeps.report_losses(&session, sink);
+}
+
+/// What the reader does once per interval.
+struct Sweeps {
+    every: Duration,
+    next: Instant,
+    /// When the bank that was left at the last change of the epoch may be collected.
+    collect_at: Option<Instant>,
+    reported: LossTable,
+}
+
+impl Sweeps {
+    fn new(config: &Config) -> Self {
+        let every = match config.granularity {
+            Granularity::PerCall => PER_CALL_SWEEP,
+            Granularity::Interval(every) => every,
+        };
+        Self { every, next: Instant::now() + every, collect_at: None, reported: LossTable::default() }
+    }
+
+    /// Does what is due; returns how many reports had waited.
+    fn run(&mut self, session: &mut Session, sink: &RefCell<Sink<'_>>) -> usize {
+        let now = Instant::now();
+        let mut collected = 0;
+        if self.collect_at.is_some_and(|at| at <= now) {
+            self.collect_at = None;
+            session.collect_waiting(|record| {
+                collected += 1;
+                sink.borrow_mut().record(record);
+            });
+            self.report_losses(session, sink);
+        }
+        if self.next <= now {
+            session.next_epoch();
+            self.collect_at = Some(now + GRACE);
+            self.next = now + self.every;
+        }
+        collected
+    }
+
+    /// Publishes the counters, and reports as an event what was lost since the last time.
+    fn report_losses(&mut self, session: &Session, sink: &RefCell<Sink<'_>>) {
+        let kernel = session.losses();
+        let now = sink.borrow().lost.plus(&kernel);
+        for lost in decode::loss_reports(&self.reported, &now) {
+            self.report(lost, sink);
+        }
+        sink.borrow_mut().publish(&kernel);
+    }
+
+    /// A report that finds the channel full is made again the next time.
+    fn report(&mut self, lost: Lost, sink: &RefCell<Sink<'_>>) {
+        let delivered = sink.borrow().tx.try_send(CollectorEvent::Lost(lost));
+        if delivered.is_ok() {
+            self.reported.add(lost.kind, lost.place, lost.count);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One row of the connection table.
+
+use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Provenance, TcpState};
+
+/// All that is known of one connection (UDP: one socket and one peer).
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ConnectionRecord {
+    /// Addresses and ports.
+    pub key: ConnectionKey,
+    /// Socket id (see [`ConnectionInfo::socket`](crate::ConnectionInfo)); none for a record out of /proc that no
+    /// event has confirmed yet.
+    pub socket: Option<u64>,
+    /// Inode number of the network namespace; 0 where unknown.
+    pub netns: u32,
+    /// The process that holds the connection.
+    pub owner: Option<Process>,
+    /// How `owner` is known.
+    pub provenance: Provenance,
+    /// Latest state; none for UDP.
+    pub tcp_state: Option<TcpState>,
+    /// Payload bytes that the program consumed.
+    pub bytes_in: u64,
+    /// Payload bytes that the kernel accepted from the program.
+    pub bytes_out: u64,
+    /// TCP: segments received; UDP: datagrams consumed.
+    pub packets_in: u64,
+    /// TCP: segments sent; UDP: datagrams sent.
+    pub packets_out: u64,
+    /// Bytes per second in, over the table's window, at the time of the snapshot.
+    pub rate_in: f64,
+    /// Bytes per second out, likewise.
+    pub rate_out: f64,
+    /// Smoothed round-trip time in microseconds; none for UDP and before the first sample.
+    pub rtt_us: Option<u32>,
+    /// When the connection began, or was first seen.
+    pub first_seen: KernelTime,
+    /// Time of the latest event.
+    pub last_seen: KernelTime,
+    /// Traffic from before tracing started is missing from a total. A record out of /proc is partial until events
+    /// have brought the kernel's own totals of both directions.
+    pub is_partial: bool,
+    /// The connection has ended.
+    pub is_closed: bool,
+}
+
+impl ConnectionRecord {
+    /// An empty record for this key, first and last seen at `time`.
+    pub fn new(key: ConnectionKey, time: KernelTime) -> Self {
+        Self {
+            key,
+            socket: None,
+            netns: 0,
+            owner: None,
+            provenance: Provenance::Unknown,
+            tcp_state: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            packets_in: 0,
+            packets_out: 0,
+            rate_in: 0.0,
+            rate_out: 0.0,
+            rtt_us: None,
+            first_seen: time,
+            last_seen: time,
+            is_partial: false,
+            is_closed: false,
+        }
+    }
+
+    /// Process id of the owner.
+    pub fn pid(&self) -> Option<u32> {
+        self.owner.map(|p| p.pid)
+    }
+
+    /// Process name of the owner.
+    pub fn process_name(&self) -> Option<ProcessName> {
+        self.owner.map(|p| p.name)
+    }
+}

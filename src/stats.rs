@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Counters of a running collector.
+
+use crate::event::{EventKind, LossPlace};
+
+/// What a collector has done so far. Counters only grow while it runs and survive its stop.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Stats {
+    /// Events delivered to the receiver.
+    pub events: u64,
+    /// Losses by kind and place; see [`Stats::lost`] and [`Stats::lost_total`].
+    pub losses: LossTable,
+    /// Records of a kind that this version of the library does not know.
+    pub unknown_records: u64,
+    /// Bytes of kernel memory that the maps take (`memlock` in their fdinfo).
+    pub kernel_memory_bytes: u64,
+}
+
+impl Stats {
+    /// Events of this kind that were lost at this place.
+    pub fn lost(&self, kind: EventKind, place: LossPlace) -> u64 {
+        self.losses.get(kind, place)
+    }
+
+    /// All events that were lost, of any kind and anywhere.
+    pub fn lost_total(&self) -> u64 {
+        EventKind::ALL.iter().flat_map(|&k| LossPlace::ALL.iter().map(move |&p| self.losses.get(k, p))).sum()
+    }
+}
+
+/// A count for each kind of event and each place where it can be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+pub struct LossTable {
+    counts: [[u64; LossPlace::ALL.len()]; EventKind::ALL.len()],
+}
+
+impl LossTable {
+    /// The count for this kind and place.
+    pub fn get(&self, kind: EventKind, place: LossPlace) -> u64 {
+        self.counts[kind as usize][place as usize]
+    }
+
+    /// Adds to the count for this kind and place.
+    pub(crate) fn add(&mut self, kind: EventKind, place: LossPlace, count: u64) {
+        self.counts[kind as usize][place as usize] += count;
+    }
+
+    /// The sums of two tables.
+    pub(crate) fn plus(&self, other: &Self) -> Self {
+        let mut sum = *self;
+        other.iter().for_each(|(kind, place, count)| sum.add(kind, place, count));
+        sum
+    }
+
+    /// Every kind and place with a count that is not zero.
+    pub fn iter(&self) -> impl Iterator<Item = (EventKind, LossPlace, u64)> + '_ {
+        EventKind::ALL
+            .iter()
+            .flat_map(move |&k| LossPlace::ALL.iter().map(move |&p| (k, p, self.get(k, p))))
+            .filter(|&(_, _, n)| n > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_are_kept_apart_by_kind_and_place() {
+        let mut stats = Stats::default();
+        stats.losses.add(EventKind::UdpRecv, LossPlace::Ring, 3);
+        stats.losses.add(EventKind::Closed, LossPlace::Channel, 4);
+        assert_eq!(stats.lost(EventKind::UdpRecv, LossPlace::Ring), 3);
+        assert_eq!(stats.lost(EventKind::UdpRecv, LossPlace::Channel), 0);
+        assert_eq!(stats.lost_total(), 7);
+        let all: Vec<_> = stats.losses.iter().collect();
+        assert_eq!(
+            all,
+            [(EventKind::UdpRecv, LossPlace::Ring, 3), (EventKind::Closed, LossPlace::Channel, 4)]
+        );
+    }
+}

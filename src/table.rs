@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Events folded into one record per connection. Pure: no kernel, no clock, no thread.
+
+mod bootstrap;
+mod counter;
+mod entry;
+mod gone;
+mod order;
+mod place;
+mod rate;
+mod store;
+
+use crate::event::{Closed, CollectorEvent, ConnectionInfo, StateChange, Transfer};
+use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::record::ConnectionRecord;
+use entry::{Direction, Entry};
+use gone::Gone;
+use place::{Flow, Place};
+use rate::Window;
+use std::time::Duration;
+use store::Store;
+
+/// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`].
+///
+/// TCP connections are told apart by socket id and [`since`](ConnectionInfo::since), UDP flows by socket id and peer;
+/// never by their addresses alone, which repeat across network namespaces and over time.
+///
+/// # What it makes of events
+/// - Totals are the highest that were seen, so lost, late and repeated events change nothing in the end. They never go
+///   back, and late events raise them even after a connection has closed; they do not open it again.
+/// - TCP segments are 32-bit counters in the kernel; here they go on when those wrap. What they went through before the
+///   first event is not known.
+/// - An owner that is not known in an event does not replace one that is; of two the better known stays (see
+///   [`Provenance`]), and of two seen in calls the later one: a socket may be handed to another process.
+/// - Listening sockets are no connections.
+/// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions.
+/// - [`CollectorEvent::Lost`] changes nothing.
+///
+/// # Limits
+/// It holds at most [`max_connections`](Self::max_connections) records, of about a kilobyte each with all that
+/// belongs to it. Nothing here blocks or reads a clock. An event of a known connection costs a look-up and no allocation.
+///
+/// ```
+/// use std::time::Duration;
+/// use tcptop::{ConnectionKey, ConnectionRecord, ConnectionTable, KernelTime, Protocol};
+///
+/// let mut table = ConnectionTable::new().linger(Duration::from_secs(30)).max_connections(1000);
+/// let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, 1].into(), 43210, [10, 0, 0, 2].into(), 443);
+/// let now = KernelTime::now();
+///
+/// table.merge_bootstrap([ConnectionRecord::new(key, now)]);
+/// // For each event of the collector: table.apply(&event);
+/// for row in table.snapshot(now) {
+///     println!("{}: {} bytes in, {:.0} per second", row.key, row.bytes_in, row.rate_in);
+/// }
+/// assert!(table.get(&key).is_some_and(|row| !row.is_closed));
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConnectionTable {
+    store: Store,
+    gone: Gone,
+    linger: Duration,
+    window: Window,
+    max_connections: usize,
+    evicted: u64,
+    /// Rows of /proc that proved to belong to another connection than the one that had claimed them.
+    misplaced: Vec<ConnectionRecord>,
+}
+
+impl Default for ConnectionTable {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ConnectionTable {
+    /// An empty table: closed connections linger for 10 seconds, rates are over 5 seconds, and there are at most
+    /// 65,536 connections.
+    pub fn new() -> Self {
+        Self {
+            store: Store::default(),
+            gone: Gone::default(),
+            linger: Duration::from_secs(10),
+            window: Window::new(Duration::from_secs(5)),
+            max_connections: 65_536,
+            evicted: 0,
+            misplaced: Vec::new(),
+        }
+    }
+
+    /// How long a closed connection stays, counted from its end or from the latest event after it. Choose it longer
+    /// than the pause between two snapshots: what comes and goes in between is in neither.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// The window of the rates, in steps of a tenth of it. Rates that are being measured start again.
+    #[must_use]
+    pub fn rate_window(mut self, window: Duration) -> Self {
+        self.window = Window::new(window);
+        self.store.iter_mut().for_each(Entry::reset_rates);
+        self
+    }
+
+    /// How many records there may be, closed ones included; at least 1. When there is no room for another, the one
+    /// that closed longest ago goes, or, when all are open, the one that was least recently seen; see
+    /// [`evicted`](Self::evicted).
+    #[must_use]
+    pub fn max_connections(mut self, max: usize) -> Self {
+        self.max_connections = max.max(1);
+        while self.store.len() > self.max_connections && self.evict_one() {}
+        self
+    }
+
+    /// Takes note of an event. The order of events does not matter, but for owners and states of the same moment.
+    pub fn apply(&mut self, event: &CollectorEvent) {
+        match event {
+            CollectorEvent::TcpSend(t) | CollectorEvent::UdpSend(t) => self.transfer(t, Direction::Out),
+            CollectorEvent::TcpRecv(t) | CollectorEvent::UdpRecv(t) => self.transfer(t, Direction::In),
+            CollectorEvent::TcpStateChange(change) => self.state_change(change),
+            CollectorEvent::Closed(closed) => self.closed(closed),
+            CollectorEvent::Lost(_) => {}
+        }
+        while let Some(row) = self.misplaced.pop() {
+            self.merge_row(row);
+        }
+    }
+
+    /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
+    /// enough are dropped first.
+    pub fn snapshot(&mut self, now: KernelTime) -> Vec<ConnectionRecord> {
+        let is_over = |entry: &Entry| {
+            entry.gone_since().is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger)
+        };
+        let over: Vec<u32> =
+            self.store.iter().filter(|(_, entry)| is_over(entry)).map(|(slot, _)| slot).collect();
+        for slot in over {
+            self.store.remove(slot);
+        }
+        let window = self.window;
+        let refreshed = self.store.iter_mut().map(|entry| {
+            entry.refresh_rates(now, window);
+            entry.record.clone()
+        });
+        refreshed.collect()
+    }
+
+    /// All records in no particular order. Their rates are those of the latest [`snapshot`](Self::snapshot).
+    pub fn records(&self) -> impl Iterator<Item = &ConnectionRecord> {
+        self.store.iter().map(|(_, entry)| &entry.record)
+    }
+
+    /// The record with this key; of several an open one, and of these the one that began last. Keys repeat: to find
+    /// all, or to look at network namespaces, search [`records`](Self::records).
+    pub fn get(&self, key: &ConnectionKey) -> Option<&ConnectionRecord> {
+        let all = self.store.unconfirmed(key).chain(self.store.confirmed(key));
+        all.map(|(_, entry)| &entry.record).max_by_key(|r| (!r.is_closed, r.first_seen, r.last_seen))
+    }
+
+    /// The process that holds the connection of an event, from the event or from its record, whichever is better
+    /// known. Before or after [`apply`](Self::apply), this is how a state change in interrupt context, which does not
+    /// know its owner, inherits it.
+    pub fn owner_of(&self, info: &ConnectionInfo) -> Option<(Process, Provenance)> {
+        let own = info.owner.map(|owner| (owner, info.provenance));
+        let slot = self.store.find(&Flow::of(info)).or_else(|| self.store.row_of(&Place::of_event(info)));
+        let known = slot.and_then(|slot| self.store.get(slot)).map(|entry| &entry.record);
+        let known = known.and_then(|record| Some((record.owner?, record.provenance)));
+        match (own, known) {
+            (Some(own), Some(known)) if known.1 > own.1 => Some(known),
+            (own, known) => own.or(known),
+        }
+    }
+
+    /// How many records there are, closed ones included.
+    pub fn len(&self) -> usize {
+        self.store.len()
+    }
+
+    /// Whether there is no record at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many records were dropped to keep the bound, open or before their linger was over. If an open one was, its
+    /// next event brings it back with the kernel's totals (UDP: those since the kernel began to count).
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    fn transfer(&mut self, transfer: &Transfer, direction: Direction) {
+        let window = self.window;
+        self.fold(&transfer.connection, transfer.rtt_us, |entry| {
+            entry.transfer(transfer, direction, window);
+        });
+    }
+
+    fn state_change(&mut self, change: &StateChange) {
+        let (info, window) = (&change.connection, self.window);
+        if !is_of_connection(change) {
+            // A socket that listens now has no connection any more.
+            return self.end_earlier_lives(info.socket, info.since);
+        }
+        let slot = self.fold(info, change.rtt_us, |entry| entry.state(change, window));
+        if change.new_state == TcpState::Close {
+            self.end(slot, info.time);
+        }
+    }
+
+    fn closed(&mut self, closed: &Closed) {
+        let (info, window) = (&closed.connection, self.window);
+        if info.key.protocol == Protocol::Tcp {
+            let slot = self.fold(info, closed.rtt_us, |entry| entry.totals(info, &closed.totals, window));
+            return self.end(slot, info.time);
+        }
+        self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
+        let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
+        for slot in flows {
+            if let Some(entry) = self.store.get_mut(slot) {
+                entry.record.last_seen = entry.record.last_seen.max(info.time);
+            }
+            self.end(slot, info.time);
+        }
+        self.close_unconnected(info);
+    }
+
+    /// Folds what all events have in common, and what `change` adds, into the connection's entry.
+    fn fold(&mut self, info: &ConnectionInfo, rtt_us: Option<u32>, change: impl FnOnce(&mut Entry)) -> u32 {
+        let slot = match self.store.find(&Flow::of(info)) {
+            Some(slot) => slot,
+            None => self.create(info),
+        };
+        let Some(entry) = self.store.get_mut(slot) else { return slot };
+        let better_key = entry.better_key(info);
+        entry.see(info, rtt_us);
+        change(entry);
+        if let Some(key) = better_key {
+            self.store.rekey(slot, key);
+            if let Some(row) = self.take_row(&Place::of_event(info)) {
+                self.claim(slot, row);
+            }
+        }
+        slot
+    }
+
+    fn create(&mut self, info: &ConnectionInfo) -> u32 {
+        let row = self.take_row(&Place::of_event(info));
+        self.make_room();
+        let entry = Entry::new(info);
+        let ended = entry.gone_id().and_then(|id| self.gone.time(id));
+        let slot = self.store.insert(entry);
+        if let Some(row) = row {
+            self.claim(slot, row);
+        }
+        if let Some(time) = ended {
+            self.end(slot, time);
+        }
+        match info.key.protocol {
+            Protocol::Tcp => self.end_all_lives_but_the_latest(slot, info),
+            Protocol::Udp => self.ask_socket_for_owner(slot, info),
+        }
+        slot
+    }
+
+    fn ask_socket_for_owner(&mut self, slot: u32, info: &ConnectionInfo) {
+        if info.owner.is_some() {
+            return;
+        }
+        let owner = self.unconnected_owner(&info.key, info.netns);
+        if let (Some((owner, time)), Some(entry)) = (owner, self.store.get_mut(slot)) {
+            if entry.record.owner.is_none() {
+                entry.learn_owner(owner, Provenance::Bootstrap, time);
+            }
+        }
+    }
+
+    /// A socket has one life at a time, and the events of an earlier one may come late.
+    fn end_all_lives_but_the_latest(&mut self, slot: u32, info: &ConnectionInfo) {
+        self.end_earlier_lives(info.socket, info.since);
+        let lives = self.store.of_socket(info.socket).map(|(_, entry)| entry.since);
+        let next = lives.filter(|&since| since > info.since).min();
+        if let Some(since) = next {
+            self.end(slot, since);
+        }
+    }
+
+    fn end_earlier_lives(&mut self, socket: u64, since: KernelTime) {
+        loop {
+            let mut lives = self.store.of_socket(socket);
+            let Some((slot, _)) = lives.find(|(_, entry)| entry.is_open() && entry.since < since) else {
+                return;
+            };
+            drop(lives);
+            self.end(slot, since);
+        }
+    }
+
+    /// The connection in this slot ended. Its end may be reported twice, and the earlier time is right.
+    fn end(&mut self, slot: u32, time: KernelTime) {
+        let Some(entry) = self.store.get_mut(slot) else { return };
+        let was_open = entry.is_open();
+        let misplaced = entry.end(time);
+        if let Some(id) = entry.gone_id() {
+            self.gone.insert(id, &Place::of_record(&entry.record), time);
+        }
+        if was_open {
+            self.store.closed(slot);
+        }
+        self.misplaced.extend(misplaced.map(|row| *row));
+    }
+
+    fn make_room(&mut self) {
+        while self.store.len() >= self.max_connections && self.evict_one() {}
+    }
+
+    fn evict_one(&mut self) -> bool {
+        let is_gone = self.store.evict().is_some();
+        self.evicted += u64::from(is_gone);
+        is_gone
+    }
+}
+
+/// Not of a listening socket, nor of one that has done nothing but listen.
+fn is_of_connection(change: &StateChange) -> bool {
+    use TcpState::{Close, Listen};
+    !matches!((change.old_state, change.new_state), (_, Listen) | (Listen | Close, Close))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rows out of /proc and what events tell of the same connections, in whichever order they come.
+//!
+//! A row has no socket id, so it is matched by its place. What keeps this right is time: the walk that found the row
+//! began at `last_seen`, so a connection that ended before that cannot be the one that was found, and one that ended
+//! after it can.
+
+use super::ConnectionTable;
+use super::entry::Entry;
+use super::place::{Place, is_unconnected, unconnected_keys};
+use crate::event::ConnectionInfo;
+use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::record::ConnectionRecord;
+
+/// Who of the connections known from events a row stands for.
+enum Match {
+    One(u32),
+    /// One of several, or one that is gone already: there is nothing to add, and nothing it surely tells.
+    Unclear,
+    None,
+}
+
+impl ConnectionTable {
+    /// Adds connections that were found to exist, such as
+    /// [`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing) returns: those that no event has shown yet.
+    ///
+    /// Call it after tracing has started, before or after the first events were applied: for all that is still open the
+    /// result is the same, and merging twice adds nothing. `last_seen` of a record is taken as the time when the search began.
+    /// - A connection that events have shown already only gets what it lacks: owner, state, network namespace.
+    /// - One that events have shown to end since the search began is not added.
+    /// - Any other is added as it is. The first event of this connection (same key; same network namespace, if it is
+    ///   known) makes the row its own.
+    ///
+    /// A UDP socket without a peer stays a row of its own beside the flows of this socket, until the socket is closed;
+    /// its owner stands in for that of a flow whose own is not known.
+    ///
+    /// A row of UDP whose socket carries no traffic before it is closed stays: the kernel reports nothing about it.
+    pub fn merge_bootstrap(&mut self, records: impl IntoIterator<Item = ConnectionRecord>) {
+        let mut owners = false;
+        for record in records {
+            owners |= is_unconnected(&record.key) && record.owner.is_some();
+            self.merge_row(record);
+        }
+        if owners {
+            self.name_owners_of_flows();
+        }
+    }
+
+    pub(super) fn merge_row(&mut self, mut row: ConnectionRecord) {
+        if !is_connection(&row) {
+            return;
+        }
+        if row.owner.is_some() && row.provenance == Provenance::Unknown {
+            row.provenance = Provenance::Bootstrap;
+        }
+        match self.match_row(&row) {
+            Match::One(slot) => self.claim(slot, row),
+            Match::Unclear => {}
+            Match::None => match self.store.row_of(&Place::of_record(&row)) {
+                Some(twin) => {
+                    if let Some(entry) = self.store.get_mut(twin) {
+                        entry.found_again(&row);
+                    }
+                }
+                None => {
+                    self.make_room();
+                    self.store.insert(Entry::unconfirmed(row));
+                }
+            },
+        }
+    }
+
+    fn match_row(&self, row: &ConnectionRecord) -> Match {
+        let (place, walk) = (Place::of_record(row), row.last_seen);
+        let is_candidate = |entry: &Entry| {
+            entry.closed_at.is_none_or(|end| end >= walk) && place.may_be(&Place::of_record(&entry.record))
+        };
+        let mut candidates = self.store.confirmed(&row.key).filter(|(_, entry)| is_candidate(entry));
+        match (candidates.next(), candidates.next()) {
+            (Some((slot, _)), None) => return Match::One(slot),
+            (Some(_), Some(_)) => return Match::Unclear,
+            (None, _) => {}
+        }
+        let mut rows = self.store.unconfirmed(&row.key);
+        if rows.any(|(_, row)| !row.is_open() && is_candidate(row)) || self.gone.ended_since(&place, walk) {
+            return Match::Unclear;
+        }
+        Match::None
+    }
+
+    pub(super) fn claim(&mut self, slot: u32, row: ConnectionRecord) {
+        if let Some(entry) = self.store.get_mut(slot) {
+            entry.claim(row);
+        }
+    }
+
+    /// Takes the row out of the table that stands for the connection at this place.
+    pub(super) fn take_row(&mut self, place: &Place<'_>) -> Option<ConnectionRecord> {
+        let slot = self.store.row_of(place)?;
+        self.store.remove(slot).map(|entry| entry.record)
+    }
+
+    /// A UDP socket was closed: so is its row, if it had one of its own. Where several share its address it is the one
+    /// with the same owner, or none.
+    pub(super) fn close_unconnected(&mut self, info: &ConnectionInfo) {
+        let event = Place::of_event(info);
+        for key in unconnected_keys(&info.key) {
+            let same_owner = Place { key: &key, ..event };
+            let any_owner = Place { pid: None, ..same_owner };
+            let row = self.store.row_of(&same_owner).or_else(|| self.store.row_of(&any_owner));
+            let seen = row.and_then(|slot| self.store.get(slot)).map(|entry| entry.record.last_seen);
+            if let (Some(slot), Some(true)) = (row, seen.map(|walk| walk <= info.time)) {
+                self.end(slot, info.time);
+                return;
+            }
+        }
+    }
+
+    /// The owner of the UDP socket behind this flow, from a row of /proc; none if several rows could be it and their
+    /// owners differ.
+    pub(super) fn unconnected_owner(
+        &self,
+        flow: &ConnectionKey,
+        netns: u32,
+    ) -> Option<(Process, KernelTime)> {
+        let mut found: Option<(Process, KernelTime)> = None;
+        for key in unconnected_keys(flow) {
+            let place = Place { key: &key, netns, socket: None, pid: None };
+            for (_, row) in self.store.unconfirmed(&key) {
+                if !row.is_open() || !place.may_be(&Place::of_record(&row.record)) {
+                    continue;
+                }
+                let owner = row.record.owner?;
+                if found.is_some_and(|(known, _)| known.pid != owner.pid) {
+                    return None;
+                }
+                found = Some((owner, row.record.last_seen));
+            }
+        }
+        found
+    }
+
+    fn name_owners_of_flows(&mut self) {
+        let is_nameless = |entry: &Entry| {
+            let record = &entry.record;
+            let is_flow = record.key.protocol == Protocol::Udp && entry.flow.is_some();
+            is_flow && entry.is_open() && record.owner.is_none()
+        };
+        let nameless = self.store.iter().filter(|(_, entry)| is_nameless(entry));
+        let found: Vec<_> = nameless
+            .filter_map(|(slot, entry)| {
+                let owner = self.unconnected_owner(&entry.record.key, entry.record.netns)?;
+                Some((slot, owner))
+            })
+            .collect();
+        for (slot, (owner, time)) in found {
+            if let Some(entry) = self.store.get_mut(slot) {
+                entry.learn_owner(owner, Provenance::Bootstrap, time);
+            }
+        }
+    }
+}
+
+/// Rows of any other kind would stay for ever: no event tells of their end.
+fn is_connection(row: &ConnectionRecord) -> bool {
+    use TcpState::{Close, Listen, NewSynRecv, TimeWait};
+    !row.is_closed && !matches!(row.tcp_state, Some(Listen | Close | TimeWait | NewSynRecv))
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One connection in the table: its record, and what is needed to keep it right when events are late, lost or in
+//! disorder.
+
+use super::counter::Counter;
+use super::gone;
+use super::place::{Flow, completeness};
+use super::rate::Window;
+use crate::event::{ConnectionInfo, StateChange, Totals, Transfer};
+use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::record::ConnectionRecord;
+
+/// Which way bytes moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Out,
+    In,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) record: ConnectionRecord,
+    /// None: a row out of /proc that no event has confirmed yet.
+    pub(super) flow: Option<Flow>,
+    pub(super) since: KernelTime,
+    pub(super) closed_at: Option<KernelTime>,
+    /// The row of /proc that this connection was found to be; needed again if that proves wrong.
+    pub(super) claimed: Option<Box<ConnectionRecord>>,
+    out: Counter,
+    r#in: Counter,
+    owner_time: KernelTime,
+    state_time: KernelTime,
+    /// The handshake was seen: nothing is older than the tracer.
+    born: bool,
+}
+
+impl Entry {
+    /// A connection that this event is the first of.
+    pub(super) fn new(info: &ConnectionInfo) -> Self {
+        let mut record = ConnectionRecord::new(info.key, info.time);
+        record.socket = Some(info.socket);
+        record.first_seen = info.since;
+        Self::from_parts(record, Some(Flow::of(info)))
+    }
+
+    /// A row out of /proc.
+    pub(super) fn unconfirmed(record: ConnectionRecord) -> Self {
+        Self::from_parts(record, None)
+    }
+
+    fn from_parts(record: ConnectionRecord, flow: Option<Flow>) -> Self {
+        Self {
+            since: record.first_seen,
+            flow,
+            closed_at: None,
+            claimed: None,
+            out: Counter::default(),
+            r#in: Counter::default(),
+            owner_time: KernelTime(0),
+            state_time: KernelTime(0),
+            born: false,
+            record,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.closed_at.is_none()
+    }
+
+    /// When it ended, or the time of a later event.
+    pub(super) fn gone_since(&self) -> Option<KernelTime> {
+        self.closed_at.map(|time| time.max(self.record.last_seen))
+    }
+
+    /// Under which its end is remembered: a UDP socket ends with all its flows.
+    pub(super) fn gone_id(&self) -> Option<gone::Id> {
+        self.flow.as_ref().map(gone_id)
+    }
+
+    /// The event's key, where it is a better one than the record's: later, or more complete.
+    pub(super) fn better_key(&self, info: &ConnectionInfo) -> Option<ConnectionKey> {
+        if info.key == self.record.key {
+            return None;
+        }
+        let (known, seen) = (completeness(&self.record.key), completeness(&info.key));
+        let later = info.time >= self.record.last_seen;
+        (seen > known || seen == known && later).then_some(info.key)
+    }
+
+    /// Takes note of what every event carries.
+    pub(super) fn see(&mut self, info: &ConnectionInfo, rtt_us: Option<u32>) {
+        let record = &mut self.record;
+        if rtt_us.is_some() && (record.rtt_us.is_none() || info.time >= record.last_seen) {
+            record.rtt_us = rtt_us;
+        }
+        if record.netns == 0 {
+            record.netns = info.netns;
+        }
+        record.first_seen = record.first_seen.min(info.since);
+        record.last_seen = record.last_seen.max(info.time);
+        self.since = self.since.min(info.since);
+        if let Some(owner) = info.owner {
+            self.learn_owner(owner, info.provenance, info.time);
+        }
+    }
+
+    /// Better knowledge replaces worse, newer the older of the same kind: a socket may change hands.
+    pub(super) fn learn_owner(&mut self, owner: Process, provenance: Provenance, time: KernelTime) {
+        let newer = provenance == self.record.provenance && time >= self.owner_time;
+        if self.record.owner.is_none() || provenance > self.record.provenance || newer {
+            self.record.owner = Some(owner);
+            self.record.provenance = provenance;
+            self.owner_time = time;
+        }
+    }
+
+    /// Bytes that a process moved. The first event of a connection older than the tracer brings all its history: of
+    /// the growth only what this event itself reports is new traffic.
+    pub(super) fn transfer(&mut self, transfer: &Transfer, direction: Direction, window: Window) {
+        let info = &transfer.connection;
+        let (total, packets) = (transfer.total_bytes, transfer.total_packets);
+        let counter = match direction {
+            Direction::Out => &mut self.out,
+            Direction::In => &mut self.r#in,
+        };
+        let growth = counter.raise(info.since, total, packets, info.key.protocol);
+        counter.rate.add(info.time, growth.min(transfer.bytes), window);
+        counter.known = true;
+        self.publish();
+    }
+
+    /// Totals outside a transfer. Bytes whose own report is still on its way count for the rate now.
+    pub(super) fn totals(&mut self, info: &ConnectionInfo, totals: &Totals, window: Window) {
+        let Totals { bytes_in, bytes_out, packets_in, packets_out } = *totals;
+        let all = [(&mut self.out, bytes_out, packets_out), (&mut self.r#in, bytes_in, packets_in)];
+        for (counter, bytes, packets) in all {
+            let growth = counter.raise(info.since, bytes, packets, info.key.protocol);
+            if counter.known || self.born {
+                counter.rate.add(info.time, growth, window);
+            }
+            counter.known = true;
+        }
+        self.publish();
+    }
+
+    pub(super) fn state(&mut self, change: &StateChange, window: Window) {
+        let (info, new) = (&change.connection, change.new_state);
+        self.born |= matches!(new, TcpState::SynSent | TcpState::SynRecv);
+        if let Some(totals) = &change.totals {
+            self.totals(info, totals, window);
+        }
+        let latest = self.record.tcp_state.is_none() || info.time >= self.state_time;
+        if self.is_open() && latest {
+            self.record.tcp_state = Some(new);
+            self.state_time = info.time;
+        }
+        self.publish();
+    }
+
+    /// It ended at this time, or earlier than was known. Returns the row of /proc that was taken for this connection
+    /// and is from later: it belongs to another one, with the same addresses and ports.
+    pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
+        let end = self.closed_at.map_or(time, |known| known.min(time));
+        self.closed_at = Some(end);
+        self.record.is_closed = true;
+        if self.record.key.protocol == Protocol::Tcp {
+            self.record.tcp_state = Some(TcpState::Close);
+        }
+        // Neither the row nor an owner out of /proc can be this connection's if they were found after its end.
+        if self.record.provenance == Provenance::Bootstrap && self.owner_time > end {
+            (self.record.owner, self.record.provenance) = (None, Provenance::Unknown);
+        }
+        let wrong = self.claimed.take_if(|row| row.last_seen > end)?;
+        self.record.first_seen = self.since;
+        self.publish();
+        Some(wrong)
+    }
+
+    /// This row of /proc is this connection: it fills in what is missing.
+    pub(super) fn claim(&mut self, row: ConnectionRecord) {
+        if let Some(owner) = row.owner.filter(|_| self.record.owner.is_none()) {
+            self.learn_owner(owner, row.provenance, row.last_seen);
+        }
+        if self.is_open() && self.record.tcp_state.is_none() {
+            self.record.tcp_state = row.tcp_state;
+        }
+        if self.record.netns == 0 {
+            self.record.netns = row.netns;
+        }
+        self.record.rtt_us = self.record.rtt_us.or(row.rtt_us);
+        self.take_totals(&row);
+        // A walk may have begun before a connection that it then saw.
+        if !self.born {
+            self.record.first_seen = self.record.first_seen.min(row.first_seen);
+        }
+        if self.claimed.as_ref().is_none_or(|known| known.last_seen < row.last_seen) {
+            self.claimed = Some(Box::new(row));
+        }
+        self.publish();
+    }
+
+    /// A row that knows its socket comes from the kernel itself; if it is not partial its totals are the kernel's.
+    fn take_totals(&mut self, row: &ConnectionRecord) {
+        let protocol = row.key.protocol;
+        if protocol != Protocol::Tcp || row.is_partial || row.socket.is_none() {
+            return;
+        }
+        self.out.raise(self.since, row.bytes_out, row.packets_out, protocol);
+        self.r#in.raise(self.since, row.bytes_in, row.packets_in, protocol);
+        (self.out.known, self.r#in.known) = (true, true);
+    }
+
+    /// The same row, found by another walk.
+    pub(super) fn found_again(&mut self, row: &ConnectionRecord) {
+        let record = &mut self.record;
+        if record.owner.is_none() {
+            (record.owner, record.provenance) = (row.owner, row.provenance);
+        }
+        if row.last_seen >= record.last_seen {
+            record.tcp_state = row.tcp_state.or(record.tcp_state);
+        }
+        record.netns = if record.netns == 0 { row.netns } else { record.netns };
+        record.first_seen = record.first_seen.min(row.first_seen);
+        record.last_seen = record.last_seen.max(row.last_seen);
+    }
+
+    /// Brings the rates of the record to this moment.
+    pub(super) fn refresh_rates(&mut self, now: KernelTime, window: Window) {
+        self.record.rate_out = self.out.rate.per_second(now, window);
+        self.record.rate_in = self.r#in.rate.per_second(now, window);
+    }
+
+    pub(super) fn reset_rates(&mut self) {
+        (self.out.rate, self.r#in.rate) = Default::default();
+    }
+
+    fn publish(&mut self) {
+        let both_known = self.out.known && self.r#in.known;
+        let is_partial = match self.record.key.protocol {
+            Protocol::Tcp => !self.born && !both_known,
+            Protocol::Udp => self.claimed.as_ref().is_some_and(|row| row.is_partial),
+        };
+        let record = &mut self.record;
+        (record.bytes_out, record.packets_out) = (self.out.bytes(), self.out.packets());
+        (record.bytes_in, record.packets_in) = (self.r#in.bytes(), self.r#in.packets());
+        record.is_partial = is_partial;
+    }
+}
+
+/// See [`Entry::gone_id`].
+pub(super) fn gone_id(flow: &Flow) -> gone::Id {
+    match *flow {
+        Flow::Tcp { socket, since } => (socket, Some(since)),
+        Flow::Udp { socket, .. } => (socket, None),
+    }
+}

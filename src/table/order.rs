@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who has to go first when the table is full: what closed longest ago, then what was least recently seen.
+
+use super::entry::Entry;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Stale places beyond one for each entry are tolerated up to this many before they are swept out.
+const SLACK: usize = 1024;
+
+/// A queue that is not told about every event: an entry's place tells when it was last seen at the time when it was
+/// queued, and is put right when its turn comes. So an event costs nothing here, and choosing is O(log n) for each
+/// entry that was seen since, at most once per event.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Order {
+    queue: BinaryHeap<Reverse<Ticket>>,
+}
+
+/// Closed ones sort before open ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket {
+    is_open: bool,
+    time: u64,
+    /// Tells an entry from later ones in the same slot.
+    pub(super) serial: u64,
+    pub(super) slot: u32,
+}
+
+impl Ticket {
+    pub(super) fn new(entry: &Entry, serial: u64, slot: u32) -> Self {
+        let time = entry.closed_at.unwrap_or(entry.record.last_seen).0;
+        Self { is_open: entry.is_open(), time, serial, slot }
+    }
+}
+
+impl Order {
+    /// Queues a new entry, or one that has just closed.
+    pub(super) fn push(&mut self, ticket: Ticket) {
+        self.queue.push(Reverse(ticket));
+    }
+
+    /// The slot of the entry that has to go. `current` gives the ticket that this one's holder would get today, if it
+    /// is still there.
+    pub(super) fn pop(&mut self, current: impl Fn(&Ticket) -> Option<Ticket>) -> Option<u32> {
+        while let Some(Reverse(ticket)) = self.queue.pop() {
+            match current(&ticket) {
+                Some(now) if now.is_open == ticket.is_open && now.time > ticket.time => self.push(now),
+                Some(now) if now.is_open == ticket.is_open => return Some(ticket.slot),
+                // Gone, or closed since, which has given it another ticket.
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Keeps the queue in proportion to the table.
+    pub(super) fn sweep(&mut self, entries: usize, current: impl Fn(&Ticket) -> Option<Ticket>) {
+        if self.queue.len() > 2 * entries + SLACK {
+            self.queue
+                .retain(|Reverse(ticket)| current(ticket).is_some_and(|now| now.is_open == ticket.is_open));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+}

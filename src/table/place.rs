@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which connection is which: by socket where the socket is known, by place where it is not.
+
+use crate::event::ConnectionInfo;
+use crate::model::{ConnectionKey, KernelTime, Protocol};
+use crate::record::ConnectionRecord;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What names a connection in events. The tuple of addresses and ports does not: it repeats in other network
+/// namespaces and at other times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Flow {
+    /// One life of a socket.
+    Tcp { socket: u64, since: KernelTime },
+    /// One socket and one peer.
+    Udp { socket: u64, peer: IpAddr, port: u16 },
+}
+
+impl Flow {
+    pub(super) fn of(info: &ConnectionInfo) -> Self {
+        let (socket, since, key) = (info.socket, info.since, &info.key);
+        match key.protocol {
+            Protocol::Tcp => Self::Tcp { socket, since },
+            Protocol::Udp => Self::Udp { socket, peer: key.remote_addr, port: key.remote_port },
+        }
+    }
+}
+
+/// Where a connection is, as far as it is known. This is how the rows of /proc, which have no socket id, and events
+/// find each other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) key: &'a ConnectionKey,
+    /// 0: not known.
+    pub(super) netns: u32,
+    pub(super) socket: Option<u64>,
+    /// Of the owner.
+    pub(super) pid: Option<u32>,
+}
+
+impl Place<'_> {
+    pub(super) fn of_record(record: &ConnectionRecord) -> Place<'_> {
+        Place { key: &record.key, netns: record.netns, socket: record.socket, pid: record.pid() }
+    }
+
+    pub(super) fn of_event(info: &ConnectionInfo) -> Place<'_> {
+        let pid = info.owner.map(|owner| owner.pid);
+        Place { key: &info.key, netns: info.netns, socket: Some(info.socket), pid }
+    }
+
+    /// Can both be the same connection? At one time a tuple is unique in its namespace. But UDP sockets without a peer
+    /// share an address (SO_REUSEPORT, one socket for each worker): those of different owners are different ones.
+    pub(super) fn may_be(&self, other: &Place<'_>) -> bool {
+        let no_conflict = |a: Option<u64>, b: Option<u64>| a.is_none() || b.is_none() || a == b;
+        let pids = |place: &Place<'_>| place.pid.map(u64::from).filter(|_| is_unconnected(self.key));
+        self.key == other.key
+            && (self.netns == other.netns || self.netns == 0 || other.netns == 0)
+            && no_conflict(self.socket, other.socket)
+            && no_conflict(pids(self), pids(other))
+    }
+}
+
+/// A UDP socket without a peer.
+pub(super) fn is_unconnected(key: &ConnectionKey) -> bool {
+    key.protocol == Protocol::Udp && key.remote_port == 0 && key.remote_addr.is_unspecified()
+}
+
+/// The keys under which the UDP socket of this flow can be listed while it has no peer. A socket bound to `::` takes
+/// part in IPv4 flows, too, which show its address as `0.0.0.0`.
+pub(super) fn unconnected_keys(flow: &ConnectionKey) -> impl Iterator<Item = ConnectionKey> + use<> {
+    let at = |local: IpAddr, remote: IpAddr| ConnectionKey {
+        local_addr: local,
+        remote_addr: remote,
+        remote_port: 0,
+        ..*flow
+    };
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let own = at(flow.local_addr, if flow.local_addr.is_ipv4() { v4 } else { v6 });
+    let dual_stack = (flow.local_addr == v4).then(|| at(v6, v6));
+    std::iter::once(own).chain(dual_stack)
+}
+
+/// How many of its four parts a key knows. The source port of a TCP connection is chosen after SYN_SENT.
+pub(super) fn completeness(key: &ConnectionKey) -> usize {
+    let ConnectionKey { protocol: _, local_addr, local_port, remote_addr, remote_port } = key;
+    let known =
+        [!local_addr.is_unspecified(), *local_port != 0, !remote_addr.is_unspecified(), *remote_port != 0];
+    known.into_iter().filter(|&part| part).count()
+}

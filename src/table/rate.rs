@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A sliding-window rate in a fixed number of buckets: no allocation, no timer, any order of events.
+
+use crate::model::KernelTime;
+use std::time::Duration;
+
+/// Buckets in one window.
+const BUCKETS: usize = 10;
+/// One more is kept: the one that is just leaving the window counts in part.
+const KEPT: usize = BUCKETS + 1;
+
+/// How time is cut into buckets; the same for all rates of a table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    bucket_ns: u64,
+}
+
+impl Window {
+    pub(super) fn new(length: Duration) -> Self {
+        let ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        Self { bucket_ns: (ns / BUCKETS as u64).max(1) }
+    }
+
+    /// Which bucket this time is in.
+    fn number(self, time: KernelTime) -> u64 {
+        time.0 / self.bucket_ns
+    }
+
+    fn seconds(self) -> f64 {
+        self.bucket_ns as f64 * BUCKETS as f64 / 1e9
+    }
+}
+
+/// Bytes of the latest window, by bucket.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rate {
+    /// Bucket number n (time divided by the bucket's length) is at n modulo [`KEPT`].
+    buckets: [u64; KEPT],
+    /// Time of the latest bytes.
+    latest: KernelTime,
+}
+
+impl Rate {
+    /// Counts bytes that moved at `time`. What is older than the window is of no interest any more.
+    pub(super) fn add(&mut self, time: KernelTime, bytes: u64, window: Window) {
+        if bytes == 0 {
+            return;
+        }
+        self.advance(time, window);
+        if let Some(place) = self.place(window.number(time), window) {
+            let bucket = &mut self.buckets[place];
+            *bucket = bucket.saturating_add(bytes);
+        }
+    }
+
+    /// Bytes per second over the window that ends at `now`, or at the latest bytes if they are later.
+    pub(super) fn per_second(&self, now: KernelTime, window: Window) -> f64 {
+        let now = now.max(self.latest);
+        let leaving = (now.0 % window.bucket_ns) as f64 / window.bucket_ns as f64;
+        let mut bytes = 0.0;
+        for age in 0..KEPT {
+            let number = window.number(now).checked_sub(age as u64);
+            let Some(place) = number.and_then(|number| self.place(number, window)) else { continue };
+            let weight = if age == BUCKETS { 1.0 - leaving } else { 1.0 };
+            bytes += self.buckets[place] as f64 * weight;
+        }
+        bytes / window.seconds()
+    }
+
+    /// Empties the buckets between the latest bytes and this time, if that is later.
+    fn advance(&mut self, time: KernelTime, window: Window) {
+        let number = window.number(time);
+        let steps = number.saturating_sub(window.number(self.latest)).min(KEPT as u64);
+        for step in 0..steps {
+            self.buckets[bucket_of(number - step)] = 0;
+        }
+        self.latest = self.latest.max(time);
+    }
+
+    /// Where this bucket is, if it is one of those that are kept.
+    fn place(&self, number: u64, window: Window) -> Option<usize> {
+        let age = window.number(self.latest).checked_sub(number)?;
+        (age < KEPT as u64).then(|| bucket_of(number))
+    }
+}
+
+fn bucket_of(number: u64) -> usize {
+    (number % KEPT as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn window() -> Window {
+        Window::new(Duration::from_secs(10))
+    }
+
+    fn at(rate: &Rate, seconds: f64) -> f64 {
+        rate.per_second(KernelTime((seconds * 1e9) as u64), window())
+    }
+
+    #[test]
+    fn a_steady_flow_has_its_rate_at_any_moment() {
+        let mut rate = Rate::default();
+        for tenth in 0..300 {
+            rate.add(KernelTime(1000 * SECOND + tenth * SECOND / 10), 100, window());
+        }
+        for now in [1029.95, 1029.99, 1020.0] {
+            assert!((at(&rate, now) - 1000.0).abs() < 20.0, "{now}: {}", at(&rate, now));
+        }
+    }
+
+    #[test]
+    fn bytes_leave_the_window_gradually_and_entirely() {
+        let mut rate = Rate::default();
+        rate.add(KernelTime(500 * SECOND), 1000, window());
+        assert_eq!(at(&rate, 500.0), 100.0);
+        assert_eq!(at(&rate, 509.9), 100.0);
+        assert_eq!(at(&rate, 510.5), 50.0);
+        assert_eq!(at(&rate, 511.0), 0.0);
+        assert_eq!(at(&rate, 1e6), 0.0);
+    }
+
+    #[test]
+    fn after_a_long_silence_nothing_old_comes_back() {
+        let mut rate = Rate::default();
+        for second in 0..20 {
+            rate.add(KernelTime(second * SECOND), 1000, window());
+        }
+        for silence in [11, 12, 21, 22, 23, 1000] {
+            let mut later = rate.clone();
+            later.add(KernelTime((19 + silence) * SECOND), 10, window());
+            assert_eq!(at(&later, (19 + silence) as f64), 1.0, "after {silence} s");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_loses_nothing_within_the_window() {
+        let mut rate = Rate::default();
+        for second in [107, 103, 106, 100, 105, 100] {
+            rate.add(KernelTime(second * SECOND), 100, window());
+        }
+        assert_eq!(at(&rate, 107.0), 60.0);
+        assert_eq!(at(&rate, 104.0), 60.0, "an earlier `now` is the time of the latest event");
+        rate.add(KernelTime(90 * SECOND), 1_000_000, window());
+        assert_eq!(at(&rate, 107.0), 60.0, "out of the window");
+    }
+
+    #[test]
+    fn extreme_windows_and_times_do_no_harm() {
+        for window in [Window::new(Duration::ZERO), Window::new(Duration::MAX)] {
+            let mut rate = Rate::default();
+            rate.add(KernelTime(u64::MAX), u64::MAX, window);
+            rate.add(KernelTime(u64::MAX), u64::MAX, window);
+            assert!(rate.per_second(KernelTime(u64::MAX), window).is_finite());
+            assert!(rate.per_second(KernelTime(0), window).is_finite());
+        }
+    }
+}

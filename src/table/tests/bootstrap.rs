@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rows out of /proc, merged before, between and after the events.
+
+use super::*;
+use Provenance::*;
+
+/// What a walk over /proc that began at `time` has found.
+fn row(key: ConnectionKey, time: u64, pid: u32) -> ConnectionRecord {
+    let owner = (pid != 0).then(|| Process::new(pid, "row"));
+    ConnectionRecord {
+        netns: 7,
+        owner,
+        provenance: if owner.is_some() { Bootstrap } else { Unknown },
+        tcp_state: (key.protocol == Protocol::Tcp).then_some(TcpState::Established),
+        is_partial: true,
+        ..ConnectionRecord::new(key, KernelTime(time))
+    }
+}
+
+/// Applies the events with the row merged at every possible point, and once more at the end. The result must be the
+/// same for all.
+fn in_any_order(row: &ConnectionRecord, events: &[CollectorEvent]) -> Vec<ConnectionRecord> {
+    let run = |at: usize| {
+        let mut table = table(&events[..at]);
+        table.merge_bootstrap([row.clone()]);
+        events[at..].iter().for_each(|event| table.apply(event));
+        let mut all: Vec<_> = table.records().cloned().collect();
+        table.merge_bootstrap([row.clone(), row.clone()]);
+        assert_eq!(table.len(), all.len(), "merging again adds nothing");
+        all.sort_by_key(|r| (r.key, r.socket, r.first_seen));
+        all
+    };
+    let first = run(0);
+    for at in 1..=events.len() {
+        assert_eq!(run(at), first, "merged after {at} events");
+    }
+    first
+}
+
+#[test]
+fn an_old_connection_keeps_its_owner_until_a_better_one_is_seen() {
+    let row = row(tcp_key(), 1500, 50);
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap([row.clone(), row.clone()]);
+    table.merge_bootstrap([row.clone()]);
+    assert_eq!(only(&table), row);
+    assert_eq!(table.owner_of(&tcp(1400)).map(|(p, by)| (p.pid, by)), Some((50, Bootstrap)));
+
+    table.apply(&send(tcp(1600), 10, 9000));
+    let record = only(&table);
+    assert_eq!((record.pid(), record.provenance, record.socket), (Some(50), Bootstrap, Some(1)));
+    assert_eq!((record.is_partial, record.tcp_state), (true, Some(TcpState::Established)));
+    assert_eq!(table.get(&tcp_key()), Some(&record));
+    table.apply(&recv(owned(tcp(1601), 60, Inherited), 10, 8000));
+    assert_eq!((only(&table).pid(), only(&table).is_partial), (Some(60), false));
+}
+
+#[test]
+fn merging_works_at_any_time() {
+    let events = [
+        send(tcp(1600), 10, 9000),
+        recv(tcp(1601), 10, 8000),
+        state_with(tcp(1700), TcpState::CloseWait, totals(8000, 9500)),
+    ];
+    let all = in_any_order(&row(tcp_key(), 1500, 50), &events);
+    let [record] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((record.pid(), record.provenance), (Some(50), Bootstrap));
+    assert_eq!((bytes(record), record.is_partial), ((8000, 9500), false));
+    assert_eq!((record.first_seen.0, record.last_seen.0), (1000, 1700));
+}
+
+#[test]
+fn a_connection_that_ended_during_the_walk_leaves_no_ghost() {
+    let all = in_any_order(&row(tcp_key(), 1500, 50), &[closes(tcp(1500)), closed(tcp(1502), totals(1, 2))]);
+    let [record] = all.as_slice() else { panic!("{all:?}") };
+    assert!(record.is_closed);
+    assert_eq!(record.pid(), Some(50));
+}
+
+#[test]
+fn a_connection_that_ended_before_the_walk_is_another_one() {
+    let row = row(tcp_key(), 1500, 50);
+    let all = in_any_order(&row, &[send(tcp(1400), 5, 5), closes(tcp(1499))]);
+    let [open, ended] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!(open, &row);
+    assert_eq!(
+        (ended.is_closed, ended.socket, ended.owner, ended.provenance),
+        (true, Some(1), None, Unknown)
+    );
+    assert_eq!(ended.first_seen.0, 1000);
+}
+
+#[test]
+fn the_row_passes_on_to_the_connection_that_took_the_tuple() {
+    let next = ConnectionInfo { socket: 2, since: KernelTime(1490), ..tcp(1600) };
+    let events = [send(tcp(1400), 5, 5), closes(tcp(1480)), send(next, 1, 1)];
+    let all = in_any_order(&row(tcp_key(), 1500, 50), &events);
+    let [old, new] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((old.socket, old.is_closed, old.pid()), (Some(1), true, None));
+    assert_eq!((new.socket, new.is_closed, new.pid()), (Some(2), false, Some(50)));
+}
+
+#[test]
+fn even_when_the_record_of_the_end_is_gone_no_ghost_appears() {
+    let mut table = table([&closes(tcp(1501))]).linger(std::time::Duration::ZERO);
+    assert!(table.snapshot(KernelTime(1501)).is_empty());
+    table.merge_bootstrap([row(tcp_key(), 1500, 50)]);
+    assert!(table.is_empty());
+    table.merge_bootstrap([row(tcp_key(), 1502, 50)]);
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn namespaces_keep_equal_tuples_apart_and_zero_fits_any() {
+    let elsewhere = ConnectionRecord { netns: 8, ..row(tcp_key(), 1500, 50) };
+    let all = in_any_order(&elsewhere, &[send(tcp(1600), 1, 1)]);
+    assert_eq!(all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(), [(8, Some(50)), (7, None)]);
+
+    let anywhere = ConnectionRecord { netns: 0, ..elsewhere };
+    let all = in_any_order(&anywhere, &[send(tcp(1600), 1, 1)]);
+    assert_eq!(all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(), [(7, Some(50))]);
+}
+
+#[test]
+fn a_row_that_could_be_either_of_two_tells_nothing() {
+    let other = ConnectionInfo { socket: 2, netns: 8, ..tcp(1600) };
+    let mut table = table([&send(tcp(1600), 1, 1), &send(other, 1, 1)]);
+    table.merge_bootstrap([ConnectionRecord { netns: 0, ..row(tcp_key(), 1500, 50) }]);
+    assert_eq!(table.len(), 2);
+    assert!(table.records().all(|r| r.owner.is_none()));
+}
+
+#[test]
+fn a_connection_whose_port_was_not_chosen_yet_finds_its_row_later() {
+    let mut no_port = tcp(1450);
+    no_port.key.local_port = 0;
+    let syn = ConnectionRecord { tcp_state: Some(TcpState::SynSent), ..row(tcp_key(), 1500, 50) };
+    let established = state(tcp(1600), TcpState::SynSent, TcpState::Established);
+    let all = in_any_order(&syn, &[begins(no_port), established]);
+    let [record] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((record.tcp_state, record.pid()), (Some(TcpState::Established), Some(50)));
+    assert!(!record.is_partial);
+}
+
+#[test]
+fn rows_that_no_event_would_end_are_not_added() {
+    let mut table = ConnectionTable::new();
+    for state in [TcpState::Listen, TcpState::Close, TcpState::TimeWait, TcpState::NewSynRecv] {
+        table.merge_bootstrap([ConnectionRecord { tcp_state: Some(state), ..row(tcp_key(), 1500, 50) }]);
+    }
+    table.merge_bootstrap([ConnectionRecord { is_closed: true, ..row(tcp_key(), 1500, 50) }]);
+    assert!(table.is_empty());
+}
+
+#[test]
+fn a_row_from_the_kernel_itself_brings_totals_and_knows_its_socket() {
+    let exact = ConnectionRecord {
+        socket: Some(1),
+        is_partial: false,
+        bytes_in: 700,
+        bytes_out: 900,
+        ..row(tcp_key(), 1500, 50)
+    };
+    let all = in_any_order(&exact, &[send(tcp(1600), 10, 910)]);
+    let [record] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((bytes(record), record.is_partial), ((700, 910), false));
+    let other = ConnectionInfo { socket: 2, ..tcp(1600) };
+    assert_eq!(in_any_order(&exact, &[send(other, 1, 1)]).len(), 2);
+}
+
+#[test]
+fn connected_udp_stays_partial() {
+    let all = in_any_order(&row(udp_key(2), 1500, 50), &[send(udp(2, 1600), 1, 1), recv(udp(2, 1601), 1, 1)]);
+    let [record] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((record.is_partial, record.pid(), record.socket), (true, Some(50), Some(1)));
+}
+
+fn unconnected(time: u64, pid: u32) -> ConnectionRecord {
+    row(ConnectionKey::new(Protocol::Udp, ip(1), 5000, [0, 0, 0, 0].into(), 0), time, pid)
+}
+
+#[test]
+fn an_unconnected_udp_socket_stays_a_row_until_it_is_closed_and_lends_its_owner() {
+    let events = [send(udp(2, 1600), 1, 1), send(owned(udp(3, 1601), 60, Seen), 1, 1)];
+    let all = in_any_order(&unconnected(1500, 50), &events);
+    let owners: Vec<_> = all.iter().map(|r| (r.key.remote_addr, r.pid(), r.provenance)).collect();
+    let none = [0, 0, 0, 0].into();
+    assert_eq!(owners, [(none, Some(50), Bootstrap), (ip(2), Some(50), Bootstrap), (ip(3), Some(60), Seen)]);
+    assert!(all.iter().all(|r| !r.is_closed));
+
+    let mut table = table(&events);
+    table.merge_bootstrap([unconnected(1500, 50)]);
+    table.apply(&udp_closed(1700));
+    assert!(table.records().all(|r| r.is_closed));
+    table.merge_bootstrap([unconnected(1500, 50)]);
+    assert_eq!(table.len(), 3);
+    table.snapshot(KernelTime(20 * SECOND));
+    assert!(table.is_empty());
+    table.merge_bootstrap([unconnected(1500, 50)]);
+    assert!(table.is_empty(), "the socket was closed after the walk");
+}
+
+#[test]
+fn the_end_of_an_earlier_udp_socket_leaves_the_row_alone() {
+    let all = in_any_order(&unconnected(1500, 50), &[send(udp(2, 1400), 1, 1), udp_closed(1450)]);
+    assert_eq!(all.iter().map(|r| r.is_closed).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn workers_that_share_a_port_keep_their_rows_and_no_flow_is_given_to_one_by_chance() {
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap([unconnected(1500, 50), unconnected(1500, 51)]);
+    table.merge_bootstrap([unconnected(1500, 51), unconnected(1500, 50)]);
+    assert_eq!(table.len(), 2);
+    table.apply(&send(udp(2, 1600), 1, 1));
+    assert_eq!(table.get(&udp_key(2)).map(|r| r.pid()), Some(None));
+
+    let no_peer = unconnected(1500, 0).key;
+    let end = info(no_peer, 1700);
+    table.apply(&closed(end, Totals::default()));
+    let open = |table: &ConnectionTable| -> Vec<_> {
+        let rows = table.records().filter(|r| r.key == no_peer && !r.is_closed);
+        let mut pids: Vec<_> = rows.filter_map(|r| r.pid()).collect();
+        pids.sort_unstable();
+        pids
+    };
+    assert_eq!(open(&table), [50, 51], "whose socket it was is not known");
+    let end = ConnectionInfo { socket: 9, ..owned(info(no_peer, 1701), 51, Seen) };
+    table.apply(&closed(end, Totals::default()));
+    assert_eq!(open(&table), [50]);
+}
+
+#[test]
+fn a_dual_stack_socket_lends_its_owner_to_its_ipv4_flows() {
+    let any = "::".parse().unwrap();
+    let key = ConnectionKey::new(Protocol::Udp, any, 53, any, 0);
+    let flow = ConnectionKey::new(Protocol::Udp, any, 53, "::ffff:10.0.0.9".parse().unwrap(), 1234);
+    let all = in_any_order(&row(key, 1500, 50), &[recv(info(flow, 1600), 1, 1)]);
+    assert_eq!(all.iter().map(ConnectionRecord::pid).collect::<Vec<_>>(), [Some(50); 2]);
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap([row(key, 1500, 50)]);
+    table.apply(&recv(info(flow, 1600), 1, 1));
+    table.apply(&closed(info(key, 1700), Totals::default()));
+    assert!(table.records().all(|r| r.is_closed));
+}

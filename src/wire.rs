@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The records of `src/bpf/wire.h`, as the skeleton generator translated them, and how they are taken out of bytes.
+
+pub(crate) use crate::kernel::types::{
+    tt_conn, tt_control, tt_counters, tt_flow_key, tt_life_key, tt_process, tt_state, tt_transfer,
+};
+
+pub(crate) const KINDS: usize = 6;
+
+macro_rules! plain {
+    ($($name:ident),*) => {$(
+        // SAFETY: a #[repr(C)] struct of integers and arrays of integers; every bit pattern is a value.
+        unsafe impl plain::Plain for $name {}
+    )*};
+}
+plain!(tt_control, tt_counters, tt_flow_key, tt_life_key, tt_state, tt_transfer);
+
+/// Reads a record that must be exactly as long as its type.
+pub(crate) fn read<T: plain::Plain + Copy + Default>(bytes: &[u8]) -> Option<T> {
+    let mut value = T::default();
+    (bytes.len() == size_of::<T>()).then_some(())?;
+    plain::copy_from_bytes(&mut value, bytes).ok()?;
+    Some(value)
+}
+
+/// The bytes of a record.
+pub(crate) fn bytes<T: plain::Plain>(value: &T) -> &[u8] {
+    // SAFETY: these types have no padding: their sizes are asserted in wire.h, and all fields are named.
+    unsafe { plain::as_bytes(value) }
+}
