@@ -107,6 +107,22 @@ struct report {
 	bool by_kthread;
 };
 
+/*
+ * Atomic additions. Of a constant zero clang makes another atomic operation, which kernels before 5.12 refuse to load
+ * wherever it stands, hence the tests.
+ */
+static __always_inline void add_u32(__u32 *to, __u32 n)
+{
+	if (n)
+		__sync_fetch_and_add(to, n);
+}
+
+static __always_inline void add_u64(__u64 *to, __u64 n)
+{
+	if (n)
+		__sync_fetch_and_add(to, n);
+}
+
 /* Lets the report wait; false if there is no room. */
 static __always_inline bool pend(struct counted *c, const struct tt_flow_key *key, const struct report *r)
 {
@@ -118,8 +134,8 @@ static __always_inline bool pend(struct counted *c, const struct tt_flow_key *ke
 		return false;
 	mark_bank(key->bank);
 	put_transfer(t, c, r->direction, r->now, r->by_kthread);
-	__sync_fetch_and_add(&t->calls, r->calls);
-	__sync_fetch_and_add(&t->bytes, r->bytes);
+	add_u32(&t->calls, r->calls);
+	add_u64(&t->bytes, r->bytes);
 	return true;
 }
 
@@ -162,8 +178,8 @@ static __always_inline bool join(struct tt_transfer *t, struct counted *c, const
 	if (r->by_kthread || t->actor.pid != c->conn.owner.pid || t->conn.since != c->conn.since)
 		return false;
 	put_totals(t, c, r->direction, r->now);
-	__sync_fetch_and_add(&t->calls, r->calls);
-	__sync_fetch_and_add(&t->bytes, r->bytes);
+	add_u32(&t->calls, r->calls);
+	add_u64(&t->bytes, r->bytes);
 	if (*total != t->total_bytes)
 		put_totals(t, c, r->direction, r->now);
 	return true;

@@ -128,8 +128,8 @@ static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64
 	c->conn = st->c.conn;
 	c->conn.since = since;
 	put_peer(&c->conn, peer);
-	__sync_fetch_and_add(&c->acct[direction].total, bytes);
-	__sync_fetch_and_add(&c->acct[direction].packets, 1);
+	add_u64(&c->acct[direction].total, bytes);
+	add_u64(&c->acct[direction].packets, 1);
 	if (!post(c, &r))
 		count_storage_loss(transfer_kind(&c->conn, direction));
 }

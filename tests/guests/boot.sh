@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# tests/guests/boot.sh KERNEL-DIRECTORY INITRAMFS OUTPUT-DIRECTORY BACKENDS [TEST-ARGUMENTS...]: boots one guest under
+# emulation and lets it run the live tests once per backend (BACKENDS is one word, "fentry kprobe"). Leaves in the
+# output directory:
+#   BACKEND.log  what the tests printed      BACKEND.status  their exit status, if they ended
+#   console.log  the kernel's console        verdict         "ok", or what went wrong with the guest as a whole
+# Exits with 0 when it could be judged, whatever the tests found.
+set -euo pipefail
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=tests/setup.sh
+. "$here/../setup.sh"
+
+# "cut here" opens every warning of the kernel.
+COMPLAINTS='\[ cut here \]|Kernel panic|BUG: |Oops: |general protection fault'
+
+# A guest that hangs is given up after this many seconds.
+limit=${TCPTOP_GUEST_TIMEOUT:-900}
+
+# pack_settings BACKENDS ARGUMENTS...: /etc/guest as one more piece of the initramfs. A run that hangs must leave time
+# to the ones after it.
+pack_settings() {
+	local backends=$1 count
+	shift
+	count=$(wc -w <<<"$backends")
+	mkdir -p "$work/etc"
+	{
+		printf "BACKENDS='%s'\n" "$backends"
+		printf 'SECONDS_PER_RUN=%d\n' "$(((limit - limit / 10) / count))"
+		printf "ARGUMENTS='%s'\n" "$*"
+	} >"$work/etc/guest"
+	(cd "$work" && printf '%s\n' etc etc/guest | cpio --quiet -o -H newc -R 0:0)
+}
+
+# Emulated, because a machine that builds need not be able to run guests on its processor. Two processors, so that
+# softirqs run beside the processes they serve. nosoftlockup: emulated time stands still now and then.
+run_qemu() {
+	timeout --kill-after=10 "$limit" qemu-system-x86_64 \
+		-accel tcg -cpu max -m 1G -smp 2 -nodefaults -display none -no-reboot \
+		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
+		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup' \
+		-serial "file:$out/console.log" -serial "file:$work/results" \
+		</dev/null >"$out/qemu.log" 2>&1 &
+	qemu=$!
+	wait "$qemu" || qemu_status=$?
+	qemu=
+}
+
+# Splits what the guest wrote into one file per backend.
+split_results() {
+	tr -d '\r' <"$work/results" >"$out/results.log"
+	awk -v out="$out" '
+		/^@begin / { log_file = out "/" $2 ".log"; printf "" > log_file; next }
+		/^@end / { print $3 > (out "/" $2 ".status"); close(log_file); log_file = ""; next }
+		log_file != "" { print > log_file }' "$out/results.log"
+}
+
+# What can be wrong with a guest apart from its tests. A complaint of the kernel counts even if the tests passed: we
+# run code inside it.
+verdict() {
+	if grep -q '^@error ' "$out/results.log"; then
+		sed -n 's/^@error //p' "$out/results.log"
+	elif grep -qE "$COMPLAINTS" "$out/console.log"; then
+		printf 'the kernel complains: %s\n' "$(grep -m 1 -A 1 -E "$COMPLAINTS" "$out/console.log" | tr '\r\n' '  ')"
+	elif grep -q '^@done' "$out/results.log"; then
+		printf 'ok\n'
+	elif ((qemu_status == 124 || qemu_status == 137)); then
+		printf 'hangs: given up after %s s\n' "$limit"
+	else
+		printf 'ended early (qemu: exit status %s)\n' "$qemu_status"
+	fi
+}
+
+clean_up() {
+	[[ -z $qemu ]] || kill "$qemu" 2>/dev/null || true
+	rm -rf "$work"
+}
+
+kernel=$1
+base=$2
+out=$3
+backends=$4
+shift 4
+qemu=
+qemu_status=0
+work=$(mktemp -d)
+trap clean_up EXIT
+trap 'exit 143' TERM INT
+
+rm -rf "$out"
+mkdir -p "$out"
+# The kernel takes archives one after another.
+{
+	cat "$base" "$kernel/modules.cpio"
+	pack_settings "$backends" "$@"
+} >"$work/initramfs"
+touch "$out/console.log" "$work/results"
+run_qemu
+split_results
+verdict >"$out/verdict"

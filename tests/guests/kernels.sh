@@ -1,0 +1,238 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# tests/guests/kernels.sh SERIES...: fetches the newest Debian cloud kernel of each series (5.10, 6.12, 7, …) and
+# prints one line `SERIES DIRECTORY` for each that it has; DIRECTORY holds `release`, `vmlinuz` and `modules.cpio`.
+# What is missing is named on standard error, and the exit status is then 1.
+#
+# The packages come from the mirror that this machine's apt uses, read through an apt configuration of our own: the
+# machine's package lists and settings stay as they are, and nothing is installed. On a machine whose apt knows no
+# Debian archive, TCPTOP_DEBIAN_MIRROR names one. Everything is kept in TCPTOP_GUEST_CACHE.
+set -euo pipefail
+shopt -s nullglob inherit_errexit
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=tests/setup.sh
+. "$here/../setup.sh"
+
+cache=${TCPTOP_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/tcptop/guests}
+
+# A series moves between suites (to -security with an update, to the next stable release, out of the archive), so all
+# of them are read and the newest kernel wins.
+SUITES='bullseye bookworm trixie trixie-updates bookworm-backports trixie-backports sid'
+SECURITY_SUITES='bullseye-security bookworm-security trixie-security'
+
+# What the tests need beyond what a cloud kernel has built in: MODULES are loaded at boot, and the cryptography is
+# there for the kernel to ask for when a socket gets kTLS keys.
+MODULES='veth tls inet_diag tcp_diag udp_diag sch_netem'
+MODULE_DIRECTORIES='kernel/crypto kernel/arch/x86/crypto kernel/lib/crypto'
+
+# The Debian archives of this machine's own configuration: `URI SUITE` of everything that looks like one.
+machine_archives() {
+	# shellcheck disable=SC2016  # apt-get expands these
+	apt-get indextargets 'Created-By: Packages' --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 2>/dev/null |
+		awk '$3 == "main" && $2 ~ /^(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-|$)/ {
+			sub("/$", "", $1); print $1, $2 }'
+}
+
+main_mirrors() {
+	if [[ -n ${TCPTOP_DEBIAN_MIRROR:-} ]]; then
+		printf '%s\n' "${TCPTOP_DEBIAN_MIRROR%/}"
+	else
+		machine_archives | awk '$2 !~ /-security$/ { print $1 }' | sort -u
+	fi
+}
+
+# Mirrors carry the security archive beside the main one; it may also be configured on its own.
+security_mirrors() {
+	{
+		main_mirrors | sed 's/$/-security/'
+		[[ -n ${TCPTOP_DEBIAN_MIRROR:-} ]] || machine_archives | awk '$2 ~ /-security$/ { print $1 }'
+	} | sort -u
+}
+
+# source_lines MIRRORS-COMMAND SUITE...
+source_lines() {
+	local mirrors=$1 uri suite keyring options='arch=amd64 targets=Packages'
+	shift
+	for keyring in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do
+		[[ -e $keyring ]] && options+=" signed-by=$keyring" && break
+	done
+	"$mirrors" | while read -r uri; do
+		for suite in "$@"; do
+			printf 'deb [%s] %s %s main\n' "$options" "$uri" "$suite"
+		done
+	done
+}
+
+write_apt_configuration() {
+	mkdir -p "$cache/apt/state/lists/partial" "$cache/apt/cache/archives/partial"
+	# shellcheck disable=SC2086  # lists of words
+	{
+		source_lines main_mirrors $SUITES
+		source_lines security_mirrors $SECURITY_SUITES
+	} >"$cache/apt/sources.list"
+	[[ -s $cache/apt/sources.list ]] ||
+		die 'apt on this machine knows no Debian archive to take guest kernels from' \
+			'name one: TCPTOP_DEBIAN_MIRROR=http://…/debian (and install debian-archive-keyring)'
+	# Some machines switch apt's binary caches off, and then every question takes seconds.
+	# An archive's signature counts, its date does not: suites that are no longer updated have expired ones.
+	# #clear: the machine's own hooks after an update are not ours to run.
+	cat >"$cache/apt/apt.conf" <<-CONF
+		Dir::State "$cache/apt/state";
+		Dir::State::status "/dev/null";
+		Dir::Cache "$cache/apt/cache";
+		Dir::Cache::pkgcache "pkgcache.bin";
+		Dir::Cache::srcpkgcache "srcpkgcache.bin";
+		Dir::Etc::sourcelist "$cache/apt/sources.list";
+		Dir::Etc::sourceparts "/dev/null";
+		APT::Sandbox::User "root";
+		APT::Architecture "amd64";
+		APT::Architectures { "amd64"; };
+		Acquire::Languages "none";
+		Acquire::Check-Valid-Until "false";
+		#clear APT::Update;
+	CONF
+}
+
+apt_private() {
+	local command=$1
+	shift
+	"$command" -c "$cache/apt/apt.conf" "$@"
+}
+
+# Suites come and go, so one that cannot be read is no error as long as the kernels are found in others.
+update_lists() {
+	apt_private apt-get -q update >"$cache/apt/update.log" 2>&1 ||
+		say "some package lists could not be fetched; see $cache/apt/update.log"
+}
+
+# The release (uname -r) of the newest cloud kernel of a series.
+newest_release() {
+	apt_private apt-cache pkgnames "linux-image-$1." |
+		sed -n 's/^linux-image-\(.*-cloud-amd64\)$/\1/p' | sort -V | tail -n 1
+}
+
+# Since 7.3 a kernel is spread over several packages, which the old name depends on.
+kernel_packages() {
+	local release=$1
+	printf 'linux-image-%s\n' "$release"
+	apt_private apt-cache depends --important "linux-image-$release" |
+		awk -v release="$release" '$1 == "Depends:" && $2 ~ /^linux-/ &&
+			substr($2, length($2) - length(release)) == "-" release { print $2 }' | sort -u
+}
+
+# unpack RELEASE TREE
+unpack() {
+	local release=$1 tree=$2 packages package
+	mkdir -p "$tree/debs"
+	mapfile -t packages < <(kernel_packages "$release")
+	(cd "$tree/debs" && apt_private apt-get -q download "${packages[@]}") >&2
+	for package in "$tree"/debs/*.deb; do
+		dpkg -x "$package" "$tree"
+	done
+	# Modules live in /lib or in /usr/lib; modprobe and depmod look into one of the two.
+	[[ -d $tree/lib/modules ]] || ln -s usr/lib "$tree/lib"
+	mkdir -p "$tree/usr/lib"
+	[[ -d $tree/usr/lib/modules ]] || ln -s ../../lib/modules "$tree/usr/lib/modules"
+	depmod -b "$tree" "$release"
+}
+
+# The files of a module and of everything it needs; nothing if it is built in or this kernel has none.
+module_files() {
+	local tree=$1 release=$2 module=$3
+	modprobe -C /dev/null -d "$tree" -S "$release" --show-depends "$module" 2>/dev/null |
+		awk '$1 == "insmod" { print $2 }' || true
+}
+
+# pack_modules TREE RELEASE ARCHIVE: the part of the module tree that the tests need, as a piece of an initramfs.
+pack_modules() {
+	local tree=$1 release=$2 archive=$3 from to module directory
+	from=$tree/lib/modules/$release
+	to=$tree/pack/usr/lib/modules/$release
+	mkdir -p "$to"
+	ln -s usr/lib "$tree/pack/lib"
+	for module in $MODULES; do
+		module_files "$tree" "$release" "$module"
+	done | sort -u | sed "s#^.*/modules/$release/##" >"$tree/wanted"
+	for directory in $MODULE_DIRECTORIES; do
+		[[ ! -d $from/$directory ]] || (cd "$from" && find "$directory" -name '*.ko*') >>"$tree/wanted"
+	done
+	(cd "$from" && { cat "$tree/wanted"; ls modules.order modules.builtin*; } | cpio --quiet -pdm "$to")
+	depmod -b "$tree/pack" "$release"
+	printf '%s\n' "$MODULES" >"$tree/pack/usr/lib/modules/guest.modules"
+	(cd "$tree/pack" && find usr | cpio --quiet -o -H newc -R 0:0) >"$archive"
+}
+
+# fetch SERIES RELEASE: into the cache, complete or not at all.
+fetch() {
+	local series=$1 release=$2 tree kernel
+	tree=$(mktemp -d "$cache/fetch.XXXXXX")
+	say "fetching kernel $release"
+	unpack "$release" "$tree"
+	mkdir "$tree/done"
+	for kernel in "$tree/boot/vmlinuz-$release" "$tree/lib/modules/$release/vmlinuz"; do
+		[[ ! -f $kernel ]] || cp "$kernel" "$tree/done/vmlinuz"
+	done
+	[[ -e $tree/done/vmlinuz ]]
+	pack_modules "$tree" "$release" "$tree/done/modules.cpio"
+	printf '%s\n' "$release" >"$tree/done/release"
+	recipe >"$tree/done/recipe"
+	rm -rf "${cache:?}/kernels/$series"
+	mkdir -p "$cache/kernels"
+	mv "$tree/done" "$cache/kernels/$series"
+	rm -rf "$tree"
+}
+
+suites() { printf '%s' "$SUITES $SECURITY_SUITES"; }
+
+# What the cached files were made by: an edit of this script makes them anew.
+recipe() { cksum <"$0"; }
+
+cached_release() {
+	local kernel=$cache/kernels/$1
+	[[ ! -e $kernel/recipe || $(recipe) != "$(<"$kernel/recipe")" ]] || cat "$kernel/release"
+}
+
+# The kernel of one series: the newest there is, or the cached one where the archive cannot be asked.
+provide() {
+	local series=$1 release cached
+	release=$(newest_release "$series")
+	cached=$(cached_release "$series")
+	if [[ -n $release && $release != "$cached" ]]; then
+		# As a command of its own, so that errors end it (an `if` around a function would switch that off).
+		"$BASH" "$0" --fetch "$series" "$release" || say "cannot fetch the kernel package linux-image-$release"
+		cached=$(cached_release "$series")
+	fi
+	if [[ -z $cached ]]; then
+		[[ -n $release ]] || say "no cloud kernel of series $series in $(suites)"
+		return 1
+	fi
+	[[ -n $release ]] || say "the archive has no cloud kernel of series $series: using $cached from the cache"
+	printf '%s %s\n' "$series" "$cache/kernels/$series"
+}
+
+main() {
+	local series status=0
+	if [[ $1 == --fetch ]]; then
+		fetch "$2" "$3"
+		return
+	fi
+	mkdir -p "$cache"
+	exec 9>"$cache/lock"
+	flock 9
+	rm -rf "$cache"/fetch.*
+	if ! has apt-get || ! has dpkg; then
+		die 'guest kernels are Debian packages, and this machine has no apt-get or dpkg' \
+			'run the tests with --host-only here, and on Debian for the guests'
+	fi
+	write_apt_configuration
+	update_lists
+	for series in "$@"; do
+		provide "$series" || status=1
+	done
+	return "$status"
+}
+
+(($#)) || die 'usage: kernels.sh SERIES...'
+main "$@"
