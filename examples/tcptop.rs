@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! tcptop: which process exchanges how many bytes with whom. Uses nothing but the public API of the library.
+
+use clap::Parser;
+use crossbeam_channel::{after, bounded, never, select_biased, tick};
+use serde_json::{Map, Value, json};
+use std::io::{self, ErrorKind, Write, stderr, stdout};
+use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, time::Duration};
+use tcptop::{
+    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Granularity, KernelTime,
+    LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol, Provenance, Stats, TcpState,
+};
+
+/// Shows which process exchanges how many bytes with whom over TCP and UDP
+#[derive(Debug, Parser)]
+#[command(version)]
+#[rustfmt::skip] // one line of help, one of code
+struct Options {
+    /// Print JSON Lines instead of tables
+    #[arg(long)] json: bool,
+    /// End after this time; without it: at Ctrl-C
+    #[arg(long, value_name = "SECS", value_parser = seconds)] duration: Option<Duration>,
+    /// Time from one table to the next
+    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")] interval: Duration,
+    /// Report every call, or each socket and direction at most once in so many milliseconds
+    #[arg(long, value_name = "call|MS", value_parser = granularity, default_value = "100")] granularity: Granularity,
+    /// How to look into the kernel
+    #[arg(long, value_parser = ["auto", "fentry", "kprobe", "tracepoint"], default_value = "auto")] backend: String,
+    /// Only connections of this process
+    #[arg(long, value_name = "N")] pid: Option<u32>,
+    /// Only connections with this local or remote port
+    #[arg(long, value_name = "N")] port: Option<u16>,
+    /// Only this protocol
+    #[arg(long, value_parser = ["tcp", "udp"])] protocol: Option<String>,
+    /// Leave out connections that exist already, until something happens on them
+    #[arg(long)] no_bootstrap: bool,
+    /// Print every event as it comes (default with --json)
+    #[arg(long, overrides_with = "no_events")] events: bool,
+    /// Print no events (default without --json)
+    #[arg(long, overrides_with = "events")] no_events: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    let seconds = Duration::try_from_secs_f64(text.parse()?)?;
+    if seconds.as_millis() < 100 { Err("must be at least 0.1".into()) } else { Ok(seconds) }
+}
+
+fn granularity(text: &str) -> Result<Granularity, Box<dyn Error + Send + Sync>> {
+    let millis = || Ok(Granularity::Interval(Duration::from_millis(text.parse()?)));
+    if text == "call" { Ok(Granularity::PerCall) } else { millis() }
+}
+
+fn collector(options: &Options) -> LinuxCollectorBuilder {
+    let backend = Backend::ALL.into_iter().find(|b| options.backend == b.as_str());
+    let protocols = [Protocol::Tcp, Protocol::Udp].into_iter();
+    let protocol = protocols.filter(|p| options.protocol.as_deref() == Some(p.as_str()));
+    let builder = LinuxCollector::builder().granularity(options.granularity);
+    let builder = backend.into_iter().fold(builder, LinuxCollectorBuilder::backend);
+    let builder = protocol.fold(builder, LinuxCollectorBuilder::protocol);
+    let builder = options.port.into_iter().fold(builder, LinuxCollectorBuilder::port);
+    options.pid.into_iter().fold(builder, LinuxCollectorBuilder::pid)
+}
+
+/// The same choice among the connections that exist already.
+fn is_wanted(r: &ConnectionRecord, options: &Options) -> bool {
+    options.pid.is_none_or(|pid| r.pid() == Some(pid))
+        && options.port.is_none_or(|port| [r.key.local_port, r.key.remote_port].contains(&port))
+        && options.protocol.as_deref().is_none_or(|protocol| r.key.protocol.as_str() == protocol)
+}
+
+fn main() -> process::ExitCode {
+    match run(&Options::parse()) {
+        // A reader that has seen enough, as in `| head`, is no error.
+        Err(e) if e.downcast_ref().map(io::Error::kind) != Some(ErrorKind::BrokenPipe) => {
+            // If stderr is gone too, there is nobody to tell.
+            let _ = writeln!(stderr(), "tcptop: {e}");
+            process::ExitCode::FAILURE
+        }
+        _ => process::ExitCode::SUCCESS,
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let (stop, stopped) = bounded(1);
+    // Who asks again while this waits for its reader does not want to wait.
+    ctrlc::set_handler(move || stop.try_send(()).unwrap_or_else(|_| process::exit(1)))?;
+    let (mut collector, events) = collector(options).spawn()?;
+    collector.capabilities().map_or(Ok(()), |can| start(options, &can))?;
+    let linger = if options.json { Duration::MAX } else { options.interval + Duration::from_secs(5) };
+    let window = options.interval.max(Duration::from_secs(1));
+    let mut table = ConnectionTable::new().linger(linger).rate_window(window);
+    if !options.no_bootstrap {
+        match collector.bootstrap_existing() {
+            Ok(existing) => table.merge_bootstrap(existing.into_iter().filter(|r| is_wanted(r, options))),
+            Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
+        }
+    }
+    let end = options.duration.map_or_else(never, after);
+    let tables = if options.json { never() } else { tick(options.interval) };
+    let looks = tick(Duration::from_millis(100));
+    loop {
+        select_biased! {
+            recv(stopped) -> _ => break,
+            recv(end) -> _ => break,
+            recv(looks) -> _ => if nobody_reads() { break },
+            recv(tables) -> _ => show(&mut table)?,
+            recv(events) -> event => report(options, &mut table, &event?)?,
+        }
+    }
+    collector.stop()?;
+    events.iter().try_for_each(|event| report(options, &mut table, &event))?;
+    Ok(if options.json { end_lines(&mut table, &collector.stats()) } else { show(&mut table) }?)
+}
+
+/// A write would tell, too, but there may be nothing to write.
+fn nobody_reads() -> bool {
+    let mut output = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
+    // SAFETY: a pointer to one pollfd, which outlives the call.
+    unsafe { libc::poll(&mut output, 1, 0) > 0 }
+}
+
+fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
+    if !options.json {
+        writeln!(stdout(), "tracing with {} on Linux {}", can.backend, can.kernel)?;
+        return can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"));
+    }
+    let start = json!({"type": "start", "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
+        "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
+        "steps_down": can.steps_down.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "missing_programs": can.missing_programs.iter().map(|m| format!("{}: {}", m.program, m.reason))
+            .collect::<Vec<_>>()}});
+    writeln!(stdout(), "{start}")
+}
+
+fn report(options: &Options, table: &mut ConnectionTable, event: &CollectorEvent) -> io::Result<()> {
+    table.apply(event);
+    let &Options { json, events, no_events, .. } = options;
+    if no_events || !(json || events || matches!(event, CollectorEvent::Lost(_))) {
+        return Ok(());
+    }
+    writeln!(stdout(), "{}", event_line(table, event, json))
+}
+
+fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> String {
+    use CollectorEvent::{Closed, Lost, TcpRecv, TcpSend, TcpStateChange, UdpRecv, UdpSend};
+    // What the event does not know of its owner, the table may.
+    let owner = event.connection().and_then(|info| table.owner_of(info));
+    let mut actor = None;
+    let what = match event {
+        TcpSend(t) | TcpRecv(t) | UdpSend(t) | UdpRecv(t) => {
+            actor = t.actor;
+            json!({"bytes": t.bytes, "calls": t.calls, "total_bytes": t.total_bytes, "rtt_us": t.rtt_us})
+        }
+        TcpStateChange(s) => json!({"provenance": owner.map_or(Provenance::Unknown, |(_, how)| how).as_str(),
+            "old_state": s.old_state.as_str(), "new_state": s.new_state.as_str(), "error": s.error}),
+        Closed(c) if c.connection.key.protocol == Protocol::Udp => json!({}),
+        Closed(c) => json!({"bytes_in": c.totals.bytes_in, "bytes_out": c.totals.bytes_out,
+            "packets_in": c.totals.packets_in, "packets_out": c.totals.packets_out, "rtt_us": c.rtt_us}),
+        Lost(l) => json!({"type": "lost", "kind": l.kind.as_str(), "place": l.place.as_str(),
+            "count": l.count}),
+        _ => Value::Null,
+    };
+    let (Some(kind), Some(info)) = (event.kind(), event.connection()) else { return what.to_string() };
+    if !json {
+        let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escape_debug(), p.pid));
+        return format!("{kind} {} {who} {what}", info.key);
+    }
+    let mut record = ConnectionRecord::new(info.key, info.time);
+    (record.socket, record.netns) = (Some(info.socket), info.netns);
+    record.owner = owner.map(|(process, _)| process);
+    object(kind.as_str(), &record, actor, what).to_string()
+}
+
+/// Who and where, and what.
+fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value) -> Value {
+    let mut object = json!({"type": name, "time_ns": r.last_seen.as_nanos(), "socket": r.socket,
+        "protocol": r.key.protocol.as_str(),
+        "local_addr": r.key.local_addr.to_string(), "local_port": r.key.local_port,
+        "remote_addr": r.key.remote_addr.to_string(), "remote_port": r.key.remote_port,
+        "pid": r.pid(), "process": r.process_name().map(|name| name.to_string()),
+        "actor_pid": actor.map(|a| a.pid), "actor": actor.map(|a| a.name.to_string()),
+        "uid": r.owner.map(|o| o.uid), "netns": r.netns, "cgroup": r.owner.map(|o| o.cgroup_id)});
+    if let (Some(object), Value::Object(what)) = (object.as_object_mut(), what) {
+        object.extend(what);
+    }
+    object
+}
+
+fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
+    for r in table.snapshot(KernelTime::now()) {
+        let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
+            "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out,
+            "rate_in": r.rate_in, "rate_out": r.rate_out, "rtt_us": r.rtt_us,
+            "is_partial": r.is_partial, "is_closed": r.is_closed});
+        writeln!(stdout(), "{}", object("connection", &r, None, what))?;
+    }
+    let losses =
+        stats.losses.iter().map(|(k, p, n)| json!({"kind": k.as_str(), "place": p.as_str(), "count": n}));
+    let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
+        "losses": losses.collect::<Vec<_>>(), "unknown_records": stats.unknown_records,
+        "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
+    writeln!(stdout(), "{stats}")
+}
+
+fn show(table: &mut ConnectionTable) -> io::Result<()> {
+    const HEAD: &str = "PROTO\tLOCAL\tREMOTE\tSTATE\tPID\tPROCESS\tIN/s\tOUT/s\tIN\tOUT\tRTT";
+    let mut all = table.snapshot(KernelTime::now());
+    all.sort_by_key(|r| Reverse(((r.rate_in + r.rate_out) as u64, r.bytes_in + r.bytes_out)));
+    let (top, rest) = all.split_at(all.len().min(25));
+    let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(of).fold(0.0, |a, b| a + b));
+    let (rate_in, rate_out) = (rate(|r| r.rate_in), rate(|r| r.rate_out));
+    let idle = if all.iter().all(|r| r.rate_in + r.rate_out == 0.0) { ": nothing moved" } else { "" };
+    let legend = if top.iter().any(|r| r.is_partial) { "~ counted since tcptop started\n" } else { "" };
+    let more = if rest.is_empty() { String::new() } else { format!("… and {} more\n", rest.len()) };
+    let rows: Vec<_> = iter::once(HEAD.into()).chain(top.iter().map(row)).collect();
+    let (n, rows) = (all.len(), aligned(&rows));
+    write!(stdout(), "\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{rows}{more}{legend}")
+}
+
+fn row(r: &ConnectionRecord) -> String {
+    let ends = [(r.key.local_addr, r.key.local_port), (r.key.remote_addr, r.key.remote_port)];
+    let ends = ends.map(|end| if end.1 == 0 { "*".into() } else { SocketAddr::from(end).to_string() });
+    let state = r.tcp_state.map_or(if r.is_closed { "close" } else { "-" }, TcpState::as_str);
+    let pid = r.pid().map_or("-".into(), |pid| pid.to_string());
+    // Escaped, because a process chooses its name: it must not talk to the terminal.
+    let process = r.process_name().map_or("-".into(), |name| name.escape_debug().to_string());
+    let rates = [r.rate_in, r.rate_out].map(amount).join("\t");
+    let partial = if r.is_partial { "~" } else { "" };
+    let totals = [r.bytes_in, r.bytes_out].map(|n| format!("{partial}{}", amount(n as f64))).join("\t");
+    let rtt = r.rtt_us.map_or("-".into(), |us| format!("{:.2}ms", f64::from(us) / 1000.0));
+    format!("{}\t{}\t{state}\t{pid}\t{process}\t{rates}\t{totals}\t{rtt}", r.key.protocol, ends.join("\t"))
+}
+
+/// Text begins at the left of its column, numbers end at the right.
+fn aligned(rows: &[String]) -> String {
+    let cells = |i| rows.iter().filter_map(move |row| row.split('\t').nth(i));
+    let width: Vec<usize> = (0..11).map(|i| cells(i).map(str::len).max().unwrap_or(0)).collect();
+    let pad = |(i, s): (usize, &str)| {
+        if i < 6 { format!("{s:<0$}", width[i]) } else { format!("{s:>0$}", width[i]) }
+    };
+    let line = |row: &String| row.split('\t').enumerate().map(pad).collect::<Vec<_>>().join("  ") + "\n";
+    rows.iter().map(line).collect()
+}
+
+/// Bytes in steps of 1024.
+fn amount(bytes: f64) -> String {
+    let step = (bytes.max(1.0).log2() as usize / 10).min(4);
+    format!("{:.*}{}", step.min(1), bytes / 1024_f64.powi(step as i32), ["", "K", "M", "G", "T"][step])
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Starting and stopping, full channels, vanished receivers, and what is left in the kernel afterwards.
+
+use crate::harness::{Trace, builder, is_slow, wanted_backend};
+use crate::net::{port, recv, send, tcp_pair};
+use crossbeam_channel::bounded;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tcptop::{Backend, CollectorEvent, Error, Granularity, LossPlace, NetworkCollector, WhenFull};
+
+/// Ids of all BPF programs and links in the kernel, by bpf(2).
+pub(crate) fn bpf_objects() -> (Vec<u32>, Vec<u32>) {
+    const BPF_PROG_GET_NEXT_ID: i64 = 11;
+    const BPF_LINK_GET_NEXT_ID: i64 = 31;
+    (ids(BPF_PROG_GET_NEXT_ID), ids(BPF_LINK_GET_NEXT_ID))
+}
+
+fn ids(command: i64) -> Vec<u32> {
+    let mut all = Vec::new();
+    // union bpf_attr of these commands: start_id, next_id, open_flags.
+    let mut attr = [0_u32; 4];
+    // SAFETY: the attributes are as long as is said.
+    while unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), 16) } == 0 {
+        all.push(attr[1]);
+        attr = [attr[1], 0, 0, 0];
+    }
+    all
+}
+
+/// The kernel frees programs after a grace period.
+pub(crate) fn nothing_left_but(before: &(Vec<u32>, Vec<u32>)) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let now = bpf_objects();
+        if now.0.iter().all(|id| before.0.contains(id)) && now.1.iter().all(|id| before.1.contains(id)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left in the kernel: {now:?}, before: {before:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// 200 ms; guests are emulated, and taking a trampoline away waits for all their tasks.
+fn prompt() -> Duration {
+    Duration::from_millis(if is_slow() { 6000 } else { 200 })
+}
+
+/// Keeps sockets busy until it is dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let busy = |stop: Arc<AtomicBool>| {
+            move || {
+                let (client, server) = tcp_pair();
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+                }
+            }
+        };
+        let threads = (0..3).map(|_| thread::spawn(busy(Arc::clone(&stop)))).collect();
+        Self { stop, threads }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.drain(..).for_each(|t| t.join().unwrap());
+    }
+}
+
+/// Stop and drop under full load end promptly, detach everything, and can be followed by another start.
+#[test]
+fn stop_and_drop_are_prompt_and_leave_nothing() {
+    let before = bpf_objects();
+    let load = Load::start();
+    let (tx, rx) = bounded(1 << 20);
+    let mut collector = builder().granularity(Granularity::PerCall).build().unwrap();
+    collector.start(tx.clone()).unwrap();
+    assert!(collector.is_running());
+    assert!(matches!(collector.start(tx.clone()), Err(Error::AlreadyRunning)));
+    assert!(bpf_objects().0.len() > before.0.len());
+    thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    collector.stop().unwrap();
+    assert!(began.elapsed() < prompt(), "stop took {:?}", began.elapsed());
+    assert!(!collector.is_running());
+    nothing_left_but(&before);
+    assert!(collector.stats().events > 0);
+    collector.start(tx).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let began = Instant::now();
+    drop(collector);
+    assert!(began.elapsed() < prompt(), "drop took {:?}", began.elapsed());
+    nothing_left_but(&before);
+    drop(load);
+    assert!(rx.iter().count() > 0, "the channel is closed at the end");
+}
+
+/// What is in the ring at the stop is delivered: 2000 calls, stop at once, 2000 events.
+#[test]
+fn stop_loses_nothing_that_is_in_the_ring() {
+    let mut trace = Trace::per_call();
+    let (client, server) = tcp_pair();
+    let s = port(&server);
+    for _ in 0..2000 {
+        assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
+    }
+    trace.stop();
+    let received: u64 = trace.transfers().filter(|t| t.connection.key.local_port == s).map(|t| t.bytes).sum();
+    assert_eq!(received, 6000);
+    assert_eq!(trace.tcp(s, port(&client)).unwrap().bytes_in, 6000);
+}
+
+/// Nobody drains the channel: what does not fit is dropped and counted, or waits; stop is prompt either way.
+#[test]
+fn a_full_channel_never_holds_up_the_stop() {
+    for when_full in [WhenFull::Drop, WhenFull::Wait] {
+        let load = Load::start();
+        let configured =
+            builder().granularity(Granularity::PerCall).when_full(when_full).channel_capacity(10);
+        let (mut collector, events) = configured.spawn().unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let began = Instant::now();
+        collector.stop().unwrap();
+        assert!(began.elapsed() < prompt(), "{when_full:?}: stop took {:?}", began.elapsed());
+        drop(load);
+        let stats = collector.stats();
+        let dropped: u64 =
+            stats.losses.iter().filter(|(_, place, _)| *place == LossPlace::Channel).map(|(_, _, n)| n).sum();
+        assert!(dropped > 0, "{when_full:?}: {stats:?}");
+        assert_eq!(events.iter().count(), 10);
+    }
+}
+
+/// With WhenFull::Wait a slow receiver gets every event.
+#[test]
+fn a_reader_that_waits_drops_nothing() {
+    let (client, server) = tcp_pair();
+    let s = port(&server);
+    let configured =
+        builder().granularity(Granularity::PerCall).when_full(WhenFull::Wait).channel_capacity(1);
+    let (mut collector, events) = configured.spawn().unwrap();
+    let receiver = thread::spawn(move || {
+        let slowly = events.iter().inspect(|_| thread::sleep(Duration::from_micros(300)));
+        slowly
+            .filter_map(|e| match e {
+                CollectorEvent::TcpRecv(t) if t.connection.key.local_port == s => Some(t.bytes),
+                _ => None,
+            })
+            .sum::<u64>()
+    });
+    for _ in 0..500 {
+        assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
+    }
+    thread::sleep(Duration::from_millis(if is_slow() { 3000 } else { 800 }));
+    collector.stop().unwrap();
+    let lost: u64 = collector.stats().losses.iter().map(|(_, _, n)| n).sum();
+    assert_eq!(lost, 0, "{:?}", collector.stats());
+    // The first receive on a connection older than the tracer may count as history.
+    assert!((1497..=1500).contains(&receiver.join().unwrap()));
+}
+
+/// A receiver that is gone ends the collector, and leaves nothing in the kernel.
+#[test]
+fn a_vanished_receiver_ends_the_collector() {
+    let before = bpf_objects();
+    let (collector, events) = builder().spawn().unwrap();
+    drop(events);
+    let (client, server) = tcp_pair();
+    assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while collector.is_running() {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(5));
+    }
+    nothing_left_but(&before);
+}
+
+/// A backend that cannot run here says why; the others run.
+#[test]
+fn a_forced_backend_runs_or_says_why_not() {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    for backend in Backend::ALL {
+        match builder().backend(backend).spawn() {
+            Ok((collector, _events)) => assert_eq!(collector.capabilities().unwrap().backend, backend),
+            Err(Error::BackendUnavailable { backend: named, reason }) => {
+                assert_eq!(named, backend);
+                let no_tracepoints = release.starts_with("5.") || release.starts_with("6.1.");
+                if backend == Backend::Tracepoint && no_tracepoints {
+                    assert!(reason.contains("sock_send_length"), "{reason}");
+                } else {
+                    assert!(wanted_backend().is_none(), "guests allow every backend: {backend}: {reason}");
+                    assert!(reason.contains("cannot be"), "{reason}");
+                }
+            }
+            Err(e) => panic!("{backend}: {e}"),
+        }
+    }
+}
+
+/// The default granularity reports the first bytes at once and the last within an interval, without another call.
+#[test]
+fn the_last_bytes_are_reported_though_the_socket_falls_silent() {
+    let mut trace = Trace::with(builder().granularity(Granularity::Interval(Duration::from_millis(200))));
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    for _ in 0..10 {
+        assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+    }
+    trace.until("100 bytes out", |t| t.tcp(c, s).filter(|r| r.bytes_out == 100).map(drop));
+    trace.until("100 bytes in", |t| t.tcp(s, c).filter(|r| r.bytes_in == 100).map(drop));
+    trace.listen(Duration::from_millis(500));
+    let of = |p: u16| trace.transfers().filter(move |t| t.connection.key.local_port == p && t.bytes > 0);
+    for p in [c, s] {
+        assert!((1..=4).contains(&of(p).count()), "{:#?}", of(p).collect::<Vec<_>>());
+        assert_eq!(of(p).map(|t| t.bytes).sum::<u64>(), 100);
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A collector under test, and everything it has said so far.
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use tcptop::{
+    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Granularity,
+    LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Protocol, StateChange, Transfer, Visibility,
+};
+
+/// Generous: guests without hardware virtualization are slow.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The backend that this run is about; none lets the library choose.
+pub(crate) fn wanted_backend() -> Option<Backend> {
+    let name = std::env::var("TCPTOP_TEST_BACKEND").ok()?;
+    let found = Backend::ALL.into_iter().find(|b| b.as_str() == name);
+    Some(found.unwrap_or_else(|| panic!("TCPTOP_TEST_BACKEND={name} is no backend")))
+}
+
+/// A builder for the backend under test.
+pub(crate) fn builder() -> LinuxCollectorBuilder {
+    let builder = LinuxCollector::builder();
+    match wanted_backend() {
+        Some(backend) => builder.backend(backend),
+        None => builder,
+    }
+}
+
+/// A running collector, the events it has sent, and the table they make.
+pub(crate) struct Trace {
+    pub(crate) collector: LinuxCollector,
+    events: Receiver<CollectorEvent>,
+    pub(crate) seen: Vec<CollectorEvent>,
+    pub(crate) table: ConnectionTable,
+}
+
+impl Trace {
+    pub(crate) fn start() -> Self {
+        Self::with(builder())
+    }
+
+    pub(crate) fn per_call() -> Self {
+        Self::with(builder().granularity(Granularity::PerCall))
+    }
+
+    pub(crate) fn with(builder: LinuxCollectorBuilder) -> Self {
+        let (collector, events) = builder.channel_capacity(1 << 20).spawn().expect("the collector starts");
+        let table = ConnectionTable::new().linger(Duration::MAX).max_connections(1 << 20);
+        Self { collector, events, seen: Vec::new(), table }
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.collector.capabilities().expect("a started collector has capabilities")
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        self.capabilities().backend
+    }
+
+    pub(crate) fn sees(&self, feature: Feature) -> Visibility {
+        self.capabilities().visibility(feature)
+    }
+
+    fn take(&mut self, event: CollectorEvent) {
+        self.table.apply(&event);
+        self.seen.push(event);
+    }
+
+    /// Takes what there is.
+    pub(crate) fn drain(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event);
+        }
+    }
+
+    /// Takes events until what is looked for is there.
+    pub(crate) fn until<T>(&mut self, what: &str, mut find: impl FnMut(&Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = find(self) {
+                return found;
+            }
+            match self.events.recv_deadline(deadline) {
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => panic!("not seen: {what}\n{}", self.dump()),
+                Err(RecvTimeoutError::Disconnected) => panic!("the collector ended; not seen: {what}"),
+            }
+            self.drain();
+        }
+    }
+
+    /// Takes events for so long, for tests of what must not come.
+    pub(crate) fn listen(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while let Ok(event) = self.events.recv_deadline(deadline) {
+            self.take(event);
+        }
+    }
+
+    /// Stops, and takes what was still on its way.
+    pub(crate) fn stop(&mut self) {
+        self.collector.stop().expect("stops");
+        self.drain();
+    }
+
+    /// The only row with this protocol and local port.
+    pub(crate) fn row(&self, protocol: Protocol, local: u16) -> Option<&ConnectionRecord> {
+        let rows = self.rows(protocol, local);
+        assert!(rows.len() <= 1, "several rows for {protocol} port {local}: {rows:#?}");
+        rows.into_iter().next()
+    }
+
+    pub(crate) fn rows(&self, protocol: Protocol, local: u16) -> Vec<&ConnectionRecord> {
+        let all = self.table.records();
+        all.filter(|r| r.key.protocol == protocol && r.key.local_port == local).collect()
+    }
+
+    /// The row of a TCP connection by both ports.
+    pub(crate) fn tcp(&self, local: u16, remote: u16) -> Option<&ConnectionRecord> {
+        let rows = self.rows(Protocol::Tcp, local);
+        rows.into_iter().find(|r| r.key.remote_port == remote)
+    }
+
+    /// Waits for the end of a TCP connection and returns its row.
+    pub(crate) fn closed(&mut self, local: u16, remote: u16) -> ConnectionRecord {
+        self.until(&format!("the end of tcp {local} -> {remote}"), |t| {
+            let ended = t.seen.iter().any(|e| matches!(e, CollectorEvent::Closed(c) if ports(e) == (local, remote) && c.connection.key.protocol == Protocol::Tcp));
+            ended.then(|| t.tcp(local, remote).cloned()).flatten()
+        })
+    }
+
+    /// Waits until a UDP flow has these totals, and checks after a while that it has no more.
+    pub(crate) fn udp(&mut self, local: u16, remote: u16, bytes_in: u64, bytes_out: u64) -> ConnectionRecord {
+        let what = format!("udp {local} -> {remote}: {bytes_in} in, {bytes_out} out");
+        self.until(&what, |t| {
+            let rows = t.rows(Protocol::Udp, local);
+            let row = rows.into_iter().find(|r| r.key.remote_port == remote)?;
+            ((row.bytes_in, row.bytes_out) == (bytes_in, bytes_out)).then(|| row.clone())
+        })
+    }
+
+    pub(crate) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
+        self.seen.iter().filter_map(|e| match e {
+            CollectorEvent::TcpSend(t)
+            | CollectorEvent::TcpRecv(t)
+            | CollectorEvent::UdpSend(t)
+            | CollectorEvent::UdpRecv(t) => Some(t),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn states(&self, local: u16) -> Vec<&StateChange> {
+        let changes = self.seen.iter().filter_map(|e| match e {
+            CollectorEvent::TcpStateChange(s) => Some(s),
+            _ => None,
+        });
+        changes.filter(|s| s.connection.key.local_port == local).collect()
+    }
+
+    fn dump(&self) -> String {
+        let events: Vec<String> = self.seen.iter().rev().take(60).map(|e| format!("{e:?}")).collect();
+        format!("stats: {:?}\nlatest events:\n{}", self.collector.stats(), events.join("\n"))
+    }
+}
+
+/// Local and remote port of an event.
+pub(crate) fn ports(event: &CollectorEvent) -> (u16, u16) {
+    event.connection().map_or((0, 0), |c| (c.key.local_port, c.key.remote_port))
+}
+
+/// Whether this kernel runs emulated and slowly, as the guests do.
+pub(crate) fn is_slow() -> bool {
+    wanted_backend().is_some()
+}

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How connections begin and end, and what was there before.
+
+use crate::harness::{Trace, is_slow};
+use crate::net::{Child, connect, hear, port, recv, reset, send, sockaddr, socket, tcp_pair, tell};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+use tcptop::{CollectorEvent, LossPlace, NetworkCollector, Protocol, Provenance, TcpState};
+
+/// A port of 127.0.0.1 on which nobody listens.
+fn closed_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// 25: a connection that is refused: SYN_SENT, CLOSE with ECONNREFUSED, the real local port, no bytes.
+#[test]
+fn a_refused_connection_says_so() {
+    let mut trace = Trace::start();
+    let to = closed_port();
+    let error = TcpStream::connect(("127.0.0.1", to)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+    let me = Some(std::process::id());
+    let change = trace.until("CLOSE", |t| {
+        t.seen.iter().find_map(|e| match e {
+            CollectorEvent::TcpStateChange(s)
+                if s.connection.key.remote_port == to && s.new_state == TcpState::Close =>
+            {
+                Some(s.clone())
+            }
+            _ => None,
+        })
+    });
+    assert_eq!((change.old_state, change.error), (TcpState::SynSent, Some(libc::ECONNREFUSED)));
+    assert_ne!(change.connection.key.local_port, 0);
+    assert_eq!(change.connection.owner.map(|o| o.pid), me);
+    let row = trace.closed(change.connection.key.local_port, to);
+    assert_eq!((row.bytes_in, row.bytes_out, row.is_closed), (0, 0, true));
+}
+
+/// 27: a non-blocking connect over a veth pair becomes established in softirq: the owner is who connected.
+#[test]
+fn a_non_blocking_connect_belongs_to_who_connected() {
+    let mut trace = Trace::start();
+    let mut peer = Child::fork(|parent| {
+        // SAFETY: moves this process into a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        tell(parent, 1);
+        hear(parent);
+        run("ip addr add 10.77.0.2/24 dev tcptop1 && ip link set tcptop1 up && ip link set lo up");
+        let listener = TcpListener::bind("10.77.0.2:7777").unwrap();
+        tell(parent, 2);
+        let (mut server, _) = listener.accept().unwrap();
+        server.read_exact(&mut [0; 777]).unwrap();
+        tell(parent, 3);
+        hear(parent);
+    });
+    peer.hear();
+    run("ip link del tcptop0 2>/dev/null; ip link add tcptop0 type veth peer name tcptop1");
+    run(&format!("ip link set tcptop1 netns {} && ip addr add 10.77.0.1/24 dev tcptop0", peer.pid));
+    run("ip link set tcptop0 up");
+    peer.tell(1);
+    peer.hear();
+    let client = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK);
+    assert_eq!(connect(&client, &sockaddr([10, 77, 0, 2], 7777)), -(libc::EINPROGRESS as isize));
+    let mut poll = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, as is said.
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 15_000) }, 1);
+    let client = TcpStream::from(client);
+    let c = port(&client);
+    let established = trace.until("ESTABLISHED", |t| {
+        t.states(c).into_iter().find(|s| s.new_state == TcpState::Established).copied()
+    });
+    assert_eq!(established.connection.owner.map(|o| o.pid), Some(std::process::id()));
+    assert_eq!(send(&client, &[1; 777], 0), 777);
+    peer.hear();
+    let server_pid = peer.pid;
+    peer.tell(1);
+    peer.wait();
+    drop(client);
+    assert_eq!(trace.closed(c, 7777).bytes_out, 777);
+    let server = trace.until("the server's row", |t| {
+        t.tcp(7777, c).filter(|row| row.bytes_in == 777 && row.is_closed).cloned()
+    });
+    assert_eq!(server.pid(), Some(server_pid));
+    assert_ne!(server.netns, established.connection.netns);
+    run("ip link del tcptop0 2>/dev/null; true");
+}
+
+fn run(script: &str) {
+    let status = std::process::Command::new("sh").args(["-c", script]).status().expect("a shell");
+    assert!(status.success(), "{script}");
+}
+
+/// 28: a socket that is connected again after AF_UNSPEC is a second connection: 10 and 20 bytes.
+#[test]
+fn a_socket_connected_again_is_a_second_connection() {
+    let mut trace = Trace::start();
+    let listeners = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+    let client = socket(libc::AF_INET, libc::SOCK_STREAM);
+    let mut to = Vec::new();
+    for (listener, len) in listeners.iter().zip([10, 20]) {
+        let p = listener.local_addr().unwrap().port();
+        to.push(p);
+        assert_eq!(connect(&client, &sockaddr([127, 0, 0, 1], p)), 0);
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(send(&client, &vec![1; len], 0), len as isize);
+        assert_eq!(recv(&server, len, 0), len as isize);
+        let mut nowhere = sockaddr([0; 4], 0);
+        nowhere.sin_family = libc::AF_UNSPEC as u16;
+        assert_eq!(connect(&client, &nowhere), 0);
+    }
+    drop(client);
+    let mut rows = Vec::new();
+    for p in to {
+        rows.push(trace.until("a closed row", |t| {
+            t.table.records().find(|r| r.key.remote_port == p && r.is_closed).cloned()
+        }));
+    }
+    assert_eq!((rows[0].bytes_out, rows[1].bytes_out), (10, 20));
+    assert_eq!(rows[0].socket, rows[1].socket, "it is the same socket");
+    assert!(rows[0].first_seen < rows[1].first_seen);
+}
+
+/// 29: the local port is there at CLOSE, whether it was bound or chosen.
+#[test]
+fn the_local_port_is_known_to_the_end() {
+    let mut trace = Trace::start();
+    for bind in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = socket(libc::AF_INET, libc::SOCK_STREAM);
+        if bind {
+            let any = sockaddr([127, 0, 0, 1], 0);
+            // SAFETY: the address is as long as is said.
+            let bound = unsafe { libc::bind(client.as_raw_fd(), (&raw const any).cast(), 16) };
+            assert_eq!(bound, 0);
+        }
+        let to = listener.local_addr().unwrap().port();
+        assert_eq!(connect(&client, &sockaddr([127, 0, 0, 1], to)), 0);
+        let client = TcpStream::from(client);
+        let c = port(&client);
+        drop(client);
+        drop(listener.accept().unwrap());
+        trace.closed(c, to);
+        let last = trace.states(c).into_iter().rfind(|s| s.connection.key.remote_port == to).copied();
+        assert_eq!(last.map(|s| s.new_state), Some(TcpState::Close), "bound: {bind}");
+    }
+}
+
+/// 33: 1000 bytes before the start, 500 after: the /proc row is partial with the right owner; then the kernel's own
+/// total, 1500, is known.
+#[test]
+fn a_connection_from_before_is_found_and_gets_its_true_total() {
+    let (mut client, mut server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    client.write_all(&[1; 1000]).unwrap();
+    server.read_exact(&mut [0; 1000]).unwrap();
+    let mut trace = Trace::start();
+    let existing = trace.collector.bootstrap_existing().unwrap();
+    let of = |port| existing.iter().find(|r| r.key.local_port == port && r.key.protocol == Protocol::Tcp);
+    for row in [of(c).expect("client"), of(s).expect("server")] {
+        assert!(row.is_partial && !row.is_closed && row.socket.is_none(), "{row:?}");
+        assert_eq!((row.pid(), row.provenance), (Some(std::process::id()), Provenance::Bootstrap));
+        assert_eq!(row.tcp_state, Some(TcpState::Established));
+    }
+    trace.table.merge_bootstrap(existing);
+    assert!(trace.tcp(c, s).is_some_and(|row| row.is_partial && row.bytes_out == 0));
+    client.write_all(&[1; 500]).unwrap();
+    server.read_exact(&mut [0; 500]).unwrap();
+    trace.until("the true total out", |t| t.tcp(c, s).filter(|row| row.bytes_out == 1500).map(drop));
+    trace.until("the true total in", |t| t.tcp(s, c).filter(|row| row.bytes_in == 1500).map(drop));
+    let news: u64 = trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
+    assert!(news <= 500, "what is new is at most what moved since: {news}");
+    drop((client, server));
+    let row = trace.closed(c, s);
+    assert_eq!((row.bytes_out, row.is_partial, row.is_closed), (1500, false, true));
+    trace.closed(s, c);
+}
+
+/// 35: 100 processes blocked in a receive each get 10 bytes: 100 receives, none missed.
+#[test]
+fn a_hundred_blocked_readers_are_a_hundred_receives() {
+    const READERS: usize = 100;
+    let mut trace = Trace::per_call();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let mut ends = Vec::new();
+    let mut children = Vec::new();
+    for _ in 0..READERS {
+        let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let reader = server.try_clone().unwrap();
+        children.push(Child::fork(move |_| assert_eq!(recv(&reader, 10, 0), 10)));
+        ends.push((client, server));
+    }
+    thread::sleep(Duration::from_millis(300));
+    for (client, _) in &ends {
+        assert_eq!(send(client, &[1; 10], 0), 10);
+    }
+    let pids: Vec<u32> = children.iter().map(|child| child.pid).collect();
+    children.into_iter().for_each(Child::wait);
+    for (index, (client, _)) in ends.iter().enumerate() {
+        let c = port(client);
+        let row = trace.until("10 bytes", |t| t.tcp(l, c).filter(|row| row.bytes_in == 10).cloned());
+        assert_eq!(row.pid(), Some(pids[index]));
+    }
+    let received = |t: &Trace| {
+        let events = t.seen.iter().filter(
+            |e| matches!(e, CollectorEvent::TcpRecv(r) if r.connection.key.local_port == l && r.bytes == 10),
+        );
+        events.count()
+    };
+    trace.until("100 receives", |t| (received(t) == READERS).then_some(()));
+}
+
+/// Many short connections; returns what each client port sent and received.
+fn churn(count: usize) -> (u16, HashMap<u16, (u64, u64)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let server = thread::spawn(move || {
+        for _ in 0..count {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            socket.read_to_end(&mut bytes).unwrap();
+            socket.write_all(&bytes[..bytes.len() % 97]).unwrap();
+        }
+    });
+    let mut expected = HashMap::<u16, (u64, u64)>::new();
+    for n in 0..count {
+        let mut client = TcpStream::connect(("127.0.0.1", l)).unwrap();
+        let len = 1 + n * 37 % 4000;
+        client.write_all(&vec![1; len]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        let sums = expected.entry(port(&client)).or_default();
+        sums.0 += len as u64;
+        sums.1 += answer.len() as u64;
+    }
+    server.join().unwrap();
+    (l, expected)
+}
+
+/// The sums over a port's connections in the table, on both ends, must be what was moved, and all must be closed.
+fn check_churn(trace: &Trace, l: u16, expected: &HashMap<u16, (u64, u64)>, count: usize) {
+    let mut ends = [HashMap::<u16, (u64, u64)>::new(), HashMap::new()];
+    let mut rows = [0, 0];
+    for r in trace.table.records().filter(|r| r.key.protocol == Protocol::Tcp) {
+        let (side, client) = match (r.key.local_port, r.key.remote_port) {
+            (local, client) if local == l => (1, client),
+            (client, remote) if remote == l => (0, client),
+            _ => continue,
+        };
+        assert!(r.is_closed, "{r:?}");
+        let sums = ends[side].entry(client).or_default();
+        let (sent, received) = if side == 0 { (r.bytes_out, r.bytes_in) } else { (r.bytes_in, r.bytes_out) };
+        sums.0 += sent;
+        sums.1 += received;
+        rows[side] += 1;
+    }
+    assert_eq!(rows, [count, count]);
+    let wrong = |side: usize| expected.iter().filter(|(p, sums)| ends[side].get(p) != Some(sums)).count();
+    assert_eq!((wrong(0), wrong(1)), (0, 0), "ports with wrong sums");
+}
+
+/// 36: ten thousand short connections (a thousand in a slow guest): as many ends as beginnings, every byte.
+#[test]
+fn short_connections_are_all_there() {
+    let count = if is_slow() { 1000 } else { 10_000 };
+    let mut trace = Trace::start();
+    let (l, expected) = churn(count);
+    trace.until("all ends", |t| (ended(t, l) == 2 * count).then_some(()));
+    trace.stop();
+    check_churn(&trace, l, &expected, count);
+    let began = |t: &Trace| {
+        let begins = |s: &tcptop::StateChange| matches!(s.new_state, TcpState::SynSent | TcpState::SynRecv);
+        let of_ours = |s: &tcptop::StateChange| {
+            [s.connection.key.local_port, s.connection.key.remote_port].contains(&l)
+        };
+        t.seen
+            .iter()
+            .filter(|e| matches!(e, CollectorEvent::TcpStateChange(s) if begins(s) && of_ours(s)))
+            .count()
+    };
+    assert_eq!(began(&trace), 2 * count);
+    assert_eq!(trace.collector.stats().lost_total(), 0);
+}
+
+fn ended(trace: &Trace, l: u16) -> usize {
+    let of_ours = |e: &&CollectorEvent| {
+        matches!(e, CollectorEvent::Closed(_)) && {
+            let (a, b) = crate::harness::ports(e);
+            a == l || b == l
+        }
+    };
+    trace.seen.iter().filter(of_ours).filter(|e| crate::harness::ports(e).1 != 0).count()
+}
+
+/// 36: a ring of one page overflows: the drops are counted and reported, and every total is right all the same.
+#[test]
+fn a_ring_that_overflows_loses_events_and_no_bytes() {
+    let count = if is_slow() { 500 } else { 5000 };
+    let mut trace = Trace::with(crate::harness::builder().ring_bytes(4096));
+    let (l, expected) = churn(count);
+    // What found no room is swept up within the next two intervals.
+    thread::sleep(Duration::from_millis(if is_slow() { 3000 } else { 500 }));
+    trace.stop();
+    check_churn(&trace, l, &expected, count);
+    let stats = trace.collector.stats();
+    let lost: u64 = stats.losses.iter().filter(|(_, p, _)| *p == LossPlace::Ring).map(|(_, _, n)| n).sum();
+    assert!(lost > 0, "{stats:?}");
+    let told: u64 = trace
+        .seen
+        .iter()
+        .map(|e| match e {
+            CollectorEvent::Lost(l) if l.place == LossPlace::Ring => l.count,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(told, lost, "each loss is reported as an event");
+}
+
+/// A connection that lives for a millisecond makes events.
+#[test]
+fn a_connection_of_a_millisecond_is_seen() {
+    let mut trace = Trace::start();
+    let began = Instant::now();
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    assert_eq!(send(&client, &[1; 1], 0), 1);
+    reset(client);
+    drop(server);
+    let lived = began.elapsed();
+    let row = trace.closed(c, s);
+    assert_eq!(row.bytes_out, 1, "it lived for {lived:?}");
+}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Live tests: real sockets, real kernels. Every expected number is one that the test itself moved or that the kernel
+//! told it. They need root; one at a time (`--test-threads=1`), because some look at all of the kernel's BPF programs.
+//! `TCPTOP_TEST_BACKEND` names the backend under test, `TCPTOP_TEST_CLI` the example program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::allow_attributes,
+    unreachable_pub,
+    reason = "a test that cannot go on shall say where"
+)]
+
+mod cli;
+mod collector;
+mod harness;
+mod lifecycle;
+mod net;
+mod owner;
+mod tcp;
+mod udp;

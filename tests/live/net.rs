@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Sockets, raw calls and child processes for the scenarios.
+
+use std::io::{Read, Write};
+use std::mem::size_of_val;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// What a call returned, or its errno, negative.
+pub(crate) fn checked(ret: isize) -> isize {
+    if ret >= 0 { ret } else { -(std::io::Error::last_os_error().raw_os_error().unwrap_or(0) as isize) }
+}
+
+pub(crate) fn send(socket: &impl AsRawFd, bytes: &[u8], flags: i32) -> isize {
+    // SAFETY: the buffer is as long as is said.
+    checked(unsafe {
+        libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags | libc::MSG_NOSIGNAL)
+    })
+}
+
+pub(crate) fn recv(socket: &impl AsRawFd, len: usize, flags: i32) -> isize {
+    let mut bytes = vec![0_u8; len];
+    // SAFETY: the buffer is as long as is said.
+    checked(unsafe { libc::recv(socket.as_raw_fd(), bytes.as_mut_ptr().cast(), len, flags) })
+}
+
+pub(crate) fn set_option<T>(socket: &impl AsRawFd, level: i32, name: i32, value: T) {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the value is as long as is said.
+    let ret = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    assert_eq!(ret, 0, "setsockopt: {}", std::io::Error::last_os_error());
+}
+
+pub(crate) fn get_option<T>(socket: &impl AsRawFd, level: i32, name: i32) -> T {
+    // SAFETY: options are plain data, all zeros are a value.
+    let mut value: T = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the value is as long as is said.
+    let ret =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    assert_eq!(ret, 0, "getsockopt: {}", std::io::Error::last_os_error());
+    value
+}
+
+/// SO_COOKIE: the kernel's own id of a socket.
+pub(crate) fn cookie(socket: &impl AsRawFd) -> u64 {
+    get_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// A connected pair over 127.0.0.1: client, server.
+pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (client, server)
+}
+
+pub(crate) fn port(socket: &TcpStream) -> u16 {
+    socket.local_addr().unwrap().port()
+}
+
+/// A close that resets instead of ending orderly.
+pub(crate) fn reset(socket: TcpStream) {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, libc::linger { l_onoff: 1, l_linger: 0 });
+}
+
+/// A forked process that does something with sockets; it shares nothing with the collector.
+pub(crate) struct Child {
+    pub(crate) pid: u32,
+    channel: UnixStream,
+}
+
+impl Child {
+    /// Forks; the child runs `work` and exits, with 1 if it panics.
+    pub(crate) fn fork(work: impl FnOnce(&mut UnixStream)) -> Self {
+        let (channel, mut inner) = UnixStream::pair().unwrap();
+        // SAFETY: the child uses sockets and memory only, and leaves without running the parent's destructors.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+        if pid == 0 {
+            drop(channel);
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut inner)));
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(i32::from(done.is_err())) };
+        }
+        Self { pid: pid as u32, channel }
+    }
+
+    /// A number from the child.
+    pub(crate) fn hear(&mut self) -> u64 {
+        hear(&mut self.channel)
+    }
+
+    /// A number to the child.
+    pub(crate) fn tell(&mut self, number: u64) {
+        tell(&mut self.channel, number);
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn wait(self) {
+        let mut status = 0;
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(self.pid as i32, &raw mut status, 0) };
+        let pid = self.pid;
+        // Gone: nothing for Drop to do.
+        std::mem::forget(self);
+        assert_eq!(status, 0, "child {pid} failed");
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our own child; it may be gone already.
+        unsafe {
+            libc::kill(self.pid as i32, libc::SIGKILL);
+            libc::waitpid(self.pid as i32, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+pub(crate) fn hear(channel: &mut UnixStream) -> u64 {
+    let mut bytes = [0; 8];
+    channel.read_exact(&mut bytes).expect("the other side speaks");
+    u64::from_ne_bytes(bytes)
+}
+
+pub(crate) fn tell(channel: &mut UnixStream, number: u64) {
+    channel.write_all(&number.to_ne_bytes()).expect("the other side listens");
+}
+
+/// A socket as `socket(2)` makes it.
+pub(crate) fn socket(family: i32, kind: i32) -> OwnedFd {
+    // SAFETY: makes a new file descriptor, which is ours.
+    unsafe {
+        let fd = libc::socket(family, kind | libc::SOCK_CLOEXEC, 0);
+        assert!(fd >= 0, "socket: {}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+/// An IPv4 address for the calls that want one.
+pub(crate) fn sockaddr(addr: [u8; 4], port: u16) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(addr) },
+        sin_zero: [0; 8],
+    }
+}
+
+pub(crate) fn connect(socket: &impl AsRawFd, addr: &libc::sockaddr_in) -> isize {
+    // SAFETY: the address is as long as is said.
+    checked(unsafe {
+        libc::connect(socket.as_raw_fd(), (&raw const *addr).cast(), size_of_val(addr) as libc::socklen_t)
+            as isize
+    })
+}

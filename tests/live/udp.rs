@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! UDP: flows by socket and peer.
+
+use crate::harness::Trace;
+use crate::net::{cookie, recv, send};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use tcptop::{Backend, CollectorEvent, Feature, Protocol, Visibility};
+
+fn bound(addr: &str) -> (UdpSocket, u16) {
+    let socket = UdpSocket::bind(addr).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
+}
+
+/// Receives with the sender's address, which is how servers do it.
+fn receive_from(socket: &UdpSocket, len: usize) {
+    let (n, _) = socket.recv_from(&mut [0; 2000]).unwrap();
+    assert_eq!(n, len);
+}
+
+/// 48: sendmmsg of 100, 200 and 0 bytes on a connected socket: 300 bytes, 3 datagrams.
+#[test]
+fn empty_datagrams_are_datagrams() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.connect(("127.0.0.1", r)).unwrap();
+    let bytes = [0_u8; 200];
+    let mut parts = [100, 200, 0].map(|len| libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: len });
+    // SAFETY: all zeros is an empty header.
+    let mut messages: [libc::mmsghdr; 3] = unsafe { std::mem::zeroed() };
+    for (message, part) in messages.iter_mut().zip(&mut parts) {
+        message.msg_hdr.msg_iov = part;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    // SAFETY: the headers point to live buffers.
+    assert_eq!(unsafe { libc::sendmmsg(sender.as_raw_fd(), messages.as_mut_ptr(), 3, 0) }, 3);
+    for len in [100, 200, 0] {
+        receive_from(&receiver, len);
+    }
+    let id = cookie(&sender);
+    drop((sender, receiver));
+    let row = trace.udp(s, r, 0, 300);
+    let row = trace.until("three datagrams", |_| (row.packets_out == 3).then(|| row.clone()));
+    assert_eq!(row.pid(), Some(std::process::id()));
+    if trace.sees(Feature::SocketCookie) == Visibility::Exact {
+        assert_eq!(row.socket, Some(id));
+    }
+    let row = trace.udp(r, s, 300, 0);
+    assert_eq!((row.packets_in, row.packets_out), (3, 0));
+    trace.until("both sockets' end", |t| {
+        (t.row(Protocol::Udp, s)?.is_closed && t.row(Protocol::Udp, r)?.is_closed).then_some(())
+    });
+}
+
+/// 49: one unconnected socket, two peers, 50 datagrams of 111 and of 222 bytes each: two flows on one socket.
+#[test]
+fn each_peer_is_a_flow() {
+    let mut trace = Trace::start();
+    let (sender, s) = bound("0.0.0.0:0");
+    let peers = [(bound("127.0.0.1:0"), 111), (bound("127.0.0.1:0"), 222)];
+    for _ in 0..50 {
+        for ((peer, port), len) in &peers {
+            assert_eq!(sender.send_to(&vec![1; *len], ("127.0.0.1", *port)).unwrap(), *len);
+            receive_from(peer, *len);
+            assert_eq!(peer.send_to(&[1; 10], ("127.0.0.1", s)).unwrap(), 10);
+            receive_from(&sender, 10);
+        }
+    }
+    for ((_, port), len) in &peers {
+        let row = trace.udp(s, *port, 500, 50 * *len as u64);
+        assert_eq!((row.packets_in, row.packets_out), (50, 50));
+        let row = trace.udp(*port, s, 50 * *len as u64, 500);
+        assert_eq!((row.packets_in, row.packets_out, row.pid()), (50, 50, Some(std::process::id())));
+    }
+    let rows = trace.rows(Protocol::Udp, s);
+    assert_eq!(rows.len(), 2, "{rows:#?}");
+    assert_eq!(rows[0].socket, rows[1].socket);
+    let per_flow: u64 = trace.transfers().filter(|t| t.connection.key.local_port == s).map(|t| t.bytes).sum();
+    assert_eq!(per_flow, 50 * (111 + 222 + 20), "what is new adds up to the totals");
+}
+
+/// 50: peeked at, then received: once.
+#[test]
+fn a_peek_counts_nothing() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.send_to(&[1; 111], ("127.0.0.1", r)).unwrap();
+    assert_eq!(receiver.peek_from(&mut [0; 200]).unwrap().0, 111);
+    receive_from(&receiver, 111);
+    drop((sender, receiver));
+    trace.udp(s, r, 0, 111);
+    let row = trace.udp(r, s, 111, 0);
+    assert_eq!(row.packets_in, 1);
+}
+
+/// 52: an IPv6 socket sends 44 bytes to an IPv4 address: once, and shown as IPv4.
+#[test]
+fn ipv4_on_an_ipv6_socket_counts_once() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("[::]:0"), bound("127.0.0.1:0"));
+    sender.send_to(&[1; 44], ("::ffff:127.0.0.1", r)).unwrap();
+    receive_from(&receiver, 44);
+    sender.connect(("::ffff:127.0.0.1", r)).unwrap();
+    assert_eq!(send(&sender, &[1; 44], 0), 44);
+    receive_from(&receiver, 44);
+    let row = trace.udp(s, r, 0, 88);
+    assert_eq!(row.packets_out, 2);
+    assert!(row.key.local_addr.is_ipv4() && row.key.remote_addr.is_ipv4(), "{}", row.key);
+    trace.udp(r, s, 88, 0);
+}
+
+/// IPv6 proper, connected and not.
+#[test]
+fn ipv6_is_ipv6() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("[::1]:0"), bound("[::1]:0"));
+    sender.send_to(&[1; 33], ("::1", r)).unwrap();
+    receive_from(&receiver, 33);
+    sender.connect(("::1", r)).unwrap();
+    assert_eq!(send(&sender, &[1; 34], 0), 34);
+    receive_from(&receiver, 34);
+    let row = trace.udp(s, r, 0, 67);
+    assert_eq!(row.key.to_string(), format!("udp [::1]:{s} -> [::1]:{r}"));
+    trace.udp(r, s, 67, 0);
+}
+
+/// 57: a receive that does not ask for the address: the peer is known, or (tracepoints) documented as not.
+#[test]
+fn receiving_without_asking_who() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.send_to(&[1; 55], ("127.0.0.1", r)).unwrap();
+    assert_eq!(recv(&receiver, 100, 0), 55);
+    match trace.sees(Feature::UdpRecvPeer) {
+        Visibility::Exact => drop(trace.udp(r, s, 55, 0)),
+        Visibility::Limited(how) => {
+            assert!(how.contains("does not ask"), "{how}");
+            let row = trace.udp(r, 0, 55, 0);
+            assert!(row.key.remote_addr.is_unspecified(), "{}", row.key);
+        }
+        unseen => panic!("{unseen}"),
+    }
+}
+
+/// 60: IPv4 traffic on a TCP listener at [::] shows IPv4 addresses.
+#[test]
+fn ipv4_on_an_ipv6_listener_is_shown_as_ipv4() {
+    let mut trace = Trace::start();
+    let listener = std::net::TcpListener::bind("[::]:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let client = std::net::TcpStream::connect(("127.0.0.1", l)).unwrap();
+    let (server, peer) = listener.accept().unwrap();
+    let c = peer.port();
+    assert_eq!(send(&client, &[1; 60], 0), 60);
+    assert_eq!(recv(&server, 60, 0), 60);
+    drop((client, server));
+    let row = trace.closed(l, c);
+    assert_eq!(row.key.to_string(), format!("tcp 127.0.0.1:{l} -> 127.0.0.1:{c}"));
+    assert_eq!(row.bytes_in, 60);
+}
+
+/// A send that fails counts nothing, except where it is counted at its start (kprobes), which is documented.
+#[test]
+fn a_send_that_fails_counts_nothing() {
+    let mut trace = Trace::start();
+    let ((sender, s), (_receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.connect(("127.0.0.1", r)).unwrap();
+    let too_long = send(&sender, &vec![1; 70_000], 0);
+    assert_eq!(too_long, -(libc::EMSGSIZE as isize));
+    assert_eq!(send(&sender, &[1; 40], 0), 40);
+    let failed_too = trace.backend() == Backend::Kprobe;
+    trace.udp(s, r, 0, if failed_too { 70_040 } else { 40 });
+    assert_eq!(failed_too, trace.sees(Feature::UdpSend) != Visibility::Exact);
+}
+
+/// 47: traffic of other families makes no events.
+#[test]
+fn other_families_make_no_events() {
+    let mut trace = Trace::per_call();
+    let (one, other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    one.send(&[1; 100]).unwrap();
+    other.recv(&mut [0; 100]).unwrap();
+    let (client, server) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert_eq!((send(&client, &[1; 100], 0), recv(&server, 100, 0)), (100, 100));
+    // SAFETY: makes, uses and closes a socket of our own.
+    unsafe {
+        let netlink = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
+        assert!(netlink >= 0);
+        libc::send(netlink, [0_u8; 16].as_ptr().cast(), 16, 0);
+        libc::close(netlink);
+    }
+    // A marker of our own: what comes before it is all there is.
+    let ((sender, s), (_receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.send_to(&[1; 9], ("127.0.0.1", r)).unwrap();
+    trace.udp(s, r, 0, 9);
+    let me = Some(std::process::id());
+    let mine = |e: &&CollectorEvent| e.connection().is_some_and(|c| c.owner.map(|o| o.pid) == me);
+    let others: Vec<_> =
+        trace.seen.iter().filter(mine).filter(|e| crate::harness::ports(e) != (s, r)).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
