@@ -292,3 +292,56 @@ impl LinuxCollectorBuilder {
         Ok((collector, rx))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(typed_tracepoints: Result<(), String>, ring_buffer: bool) -> Facts {
+        Facts {
+            typed_tracepoints,
+            ring_buffer,
+            storage: false,
+            cookie: false,
+            task_btf: false,
+            fexit: Ok(()),
+            kprobe: Ok(()),
+            functions: Default::default(),
+            tracepoints: Vec::new(),
+            cgroup: Ok(()),
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_ring_buffer_is_named_as_too_old() {
+        let message = check_kernel(&facts(Ok(()), false)).unwrap_err().to_string();
+        assert!(message.contains("ring buffer") && message.contains("5.8"), "{message}");
+        assert!(check_kernel(&facts(Ok(()), true)).is_ok());
+        // Where nothing loads at all, the age of the kernel is not what is wrong.
+        assert!(check_kernel(&facts(Err("refused".into()), false)).is_ok());
+    }
+
+    #[test]
+    fn collectors_can_be_handed_to_other_threads() {
+        fn is_send<T: Send + Sync + 'static>() {}
+        is_send::<LinuxCollector>();
+        is_send::<CollectorEvent>();
+        is_send::<Error>();
+        is_send::<crate::ConnectionTable>();
+    }
+
+    #[test]
+    fn a_collector_that_was_never_started_stops_and_has_nothing_to_say() {
+        let mut collector = LinuxCollector::builder().build().unwrap();
+        assert!(!collector.is_running());
+        assert_eq!(collector.capabilities(), None);
+        assert_eq!(collector.stats(), Stats::default());
+        collector.stop().unwrap();
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_refused_before_the_kernel_is_asked() {
+        let refused = LinuxCollector::builder().ring_bytes(0).spawn();
+        assert!(matches!(refused, Err(Error::InvalidConfig { .. })));
+    }
+}
