@@ -21,7 +21,9 @@ pub enum CollectorEvent {
     UdpSend(Transfer),
     /// A process consumed datagrams.
     UdpRecv(Transfer),
-    /// A TCP socket changed its state (tracepoint `sock:inet_sock_set_state`).
+    /// A TCP socket changed its state (tracepoint `sock:inet_sock_set_state`). The first change of an accepted
+    /// connection is SYN_RECV to ESTABLISHED: LISTEN to SYN_RECV, just before, is the copy of a listening socket that
+    /// has neither address nor id yet (`inet_csk_clone_lock`), and is not reported.
     TcpStateChange(StateChange),
     /// A socket is gone for good. TCP: the connection's final totals. UDP: every flow of this socket has ended;
     /// `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.

@@ -131,23 +131,21 @@ int BPF_PROG(fexit_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size,
 }
 
 /*
- * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, which it replaces
- * by a shorter one that is gone by now (so only its length is looked at), for a name of family AF_INET, and
- * for a socket connected to a mapped address.
+ * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, mapped or not, whether
+ * the send named it or the socket is connected to it. Before Linux 5.19 it left in the header the shorter address
+ * that it made for that call, which is gone by now: then only its length is looked at.
  */
 static __always_inline bool went_to_v4(struct sock *sk, const void *name, int namelen)
 {
 	struct peer peer = {};
-	__u16 family = 0;
 
-	if (!name) {
+	if (!name)
 		peer_of_connected(&peer, sk, true);
-		return peer.family == 4;
-	}
-	if (namelen < SIN6_LEN_RFC2133)
+	else if (namelen < SIN6_LEN_RFC2133)
 		return true;
-	bpf_probe_read_kernel(&family, sizeof(family), name);
-	return family == AF_INET;
+	else
+		peer_of_msg(&peer, name);
+	return peer.family == 4;
 }
 
 SEC("?fexit/udpv6_sendmsg")

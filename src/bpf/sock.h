@@ -138,10 +138,8 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 		conn->netns = sk->__sk_common.skc_net.net->ns.inum;
 	else
 		conn->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-	if (typed && use_cookie)
-		conn->socket = bpf_get_socket_cookie(sk);
-	else
-		conn->socket = own_id();
+	if (!conn->socket)
+		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }
 
 /*

@@ -25,12 +25,15 @@ static __always_inline bool current_is_kthread(void)
 	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
 }
 
-/* Grows with each exec(2), which keeps the pid and changes the name. */
+/*
+ * Grows with each exec(2), which keeps the pid and changes the name. The same in all threads: they start with a copy,
+ * and exec ends all but one.
+ */
 static __always_inline __u64 current_exec_id(void)
 {
 	if (use_task_btf)
-		return bpf_get_current_task_btf()->group_leader->self_exec_id;
-	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader, self_exec_id);
+		return bpf_get_current_task_btf()->self_exec_id;
+	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), self_exec_id);
 }
 
 /* The thread-group leader's name: threads have names of their own, io_uring's are called iou-wrk-N. */

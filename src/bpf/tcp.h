@@ -153,28 +153,45 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 }
 
 /*
- * A new life: connect(), or a child of a listener, which brings a copy of its parent's state and keeps the
- * owner. A socket that lived before (connected again after AF_UNSPEC) first says how that ended.
+ * A new life: connect() or listen(). A socket that lived before (connected again after AF_UNSPEC) first says how
+ * that ended.
  */
 static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
 				       int new_state, __u64 now)
 {
 	struct tt_process owner = st->c.conn.owner;
 	__u8 provenance = st->c.conn.provenance;
+	__u64 socket = st->c.conn.socket;
 	__u64 exec_id = st->exec_id;
 
 	if (new_state == TCP_SYN_SENT && st->known)
 		emit_end(st, now);
-	if (new_state == TCP_SYN_RECV && provenance != TT_UNKNOWN)
-		provenance = TT_INHERITED;
 	__builtin_memset(st, 0, sizeof(*st));
 	st->c.conn.owner = owner;
 	st->c.conn.provenance = provenance;
+	st->c.conn.socket = socket;
 	st->exec_id = exec_id;
 	st->listens = new_state == TCP_LISTEN;
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
+}
+
+/*
+ * A child of a listener, which brings a copy of its parent's state and keeps the owner. Before Linux 6.18 the kernel
+ * has not given it its peer and its cookie yet (inet_csk_clone_lock()), so it gets its identity when it is looked at
+ * next, which is at SYN_RECV -> ESTABLISHED in the same breath.
+ */
+static __always_inline void conceive(struct sk_state *st)
+{
+	struct tt_process owner = st->c.conn.owner;
+	__u8 provenance = st->c.conn.provenance;
+	__u64 exec_id = st->exec_id;
+
+	__builtin_memset(st, 0, sizeof(*st));
+	st->c.conn.owner = owner;
+	st->c.conn.provenance = provenance != TT_UNKNOWN ? TT_INHERITED : TT_UNKNOWN;
+	st->exec_id = exec_id;
 }
 
 static __always_inline bool has_counters(int old_state, int new_state)
@@ -222,12 +239,17 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 0;
+	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
+		st = state_get(sk);
+		if (st)
+			conceive(st);
+		return 0;
+	}
 	st = tcp_state(sk, tp, TT_TCP_STATE);
 	if (!st)
 		return 0;
 	ch.now = bpf_ktime_get_ns();
-	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN ||
-	    (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
+	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN)
 		begin_life(st, sk, tp, new_state, ch.now);
 	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
 		read_key(&st->c.conn, sk, tp);

@@ -145,7 +145,7 @@ impl Entry {
 
     pub(super) fn state(&mut self, change: &StateChange, window: Window) {
         let (info, new) = (&change.connection, change.new_state);
-        self.born |= matches!(new, TcpState::SynSent | TcpState::SynRecv);
+        self.born |= new == TcpState::SynSent || change.old_state == TcpState::SynRecv;
         if let Some(totals) = &change.totals {
             self.totals(info, totals, window);
         }

@@ -159,9 +159,9 @@ fn listening_is_no_connection() {
     }
     table.apply(&CollectorEvent::Lost(Lost::new(EventKind::TcpSend, LossPlace::Ring, 3)));
     assert!(table.is_empty());
-    table.apply(&state(owned(tcp(1002), 9, Provenance::Inherited), Listen, SynRecv));
+    table.apply(&state(owned(tcp(1002), 9, Provenance::Inherited), SynRecv, Established));
     let record = only(&table);
-    assert_eq!((record.tcp_state, record.is_partial), (Some(SynRecv), false));
+    assert_eq!((record.tcp_state, record.is_partial), (Some(Established), false));
     assert_eq!((record.pid(), record.provenance), (Some(9), Provenance::Inherited));
 }
 
