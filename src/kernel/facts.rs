@@ -2,7 +2,7 @@
 //! Collects what the plan needs to know: what BTF lists, and what really loads and attaches.
 
 use super::Quiet;
-use super::skel::ProbeSkelBuilder;
+use super::skel::{ProbeSkel, ProbeSkelBuilder};
 use crate::capabilities::Backend;
 use crate::host::{self, Lockdown};
 use crate::plan::{self, Facts, Target};
@@ -12,27 +12,48 @@ use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 
-/// All facts about the running kernel. Takes some ten milliseconds.
+/// What a program can need of the kernel, each in a program of its own.
+const FEATURES: [&str; 5] =
+    ["probe_typed_tracepoint", "probe_ring", "probe_storage", "probe_cookie", "probe_task"];
+const FEXIT: &str = "probe_fexit";
+const KPROBE: &str = "probe_kprobe";
+
+/// All facts about the running kernel. Takes some ten milliseconds, most of it for reading all of its BTF.
 pub(crate) fn collect() -> Facts {
     let _quiet = Quiet::new();
     let btf = Btf::from_vmlinux();
     let (functions, tracepoints) = btf.map(|btf| listed(&btf)).unwrap_or_default();
-    let features = ["probe_typed_tracepoint", "probe_ring", "probe_storage", "probe_cookie", "probe_task"];
-    // Usually all of them work: then one load answers all questions.
-    let together = load(&features).is_ok();
-    let works = |name| together || load(&[name]).is_ok();
-    let fexit = attach("probe_fexit");
+    let cgroup = cgroup();
+    // On most kernels everything loads: then one load, which reads all of BTF again, answers all questions.
+    let all = [FEATURES.as_slice(), &[FEXIT, KPROBE]].concat();
+    let together = with_loaded(&all, |skel| Ok((attach(skel, FEXIT), attach(skel, KPROBE))));
+    if let Ok((fexit, kprobe)) = together {
+        return Facts {
+            typed_tracepoints: Ok(()),
+            ring_buffer: true,
+            storage: true,
+            cookie: true,
+            task_btf: true,
+            fexit,
+            kprobe,
+            functions,
+            tracepoints,
+            cgroup,
+        };
+    }
+    let loads = |name| with_loaded(&[name], |_| Ok(()));
+    let attaches = |name| with_loaded(&[name], |skel| attach(skel, name));
     Facts {
-        typed_tracepoints: if together { Ok(()) } else { load(&["probe_typed_tracepoint"]) },
-        ring_buffer: works("probe_ring"),
-        storage: works("probe_storage"),
-        cookie: works("probe_cookie"),
-        task_btf: works("probe_task"),
-        fexit,
-        kprobe: attach("probe_kprobe"),
+        typed_tracepoints: loads("probe_typed_tracepoint"),
+        ring_buffer: loads("probe_ring").is_ok(),
+        storage: loads("probe_storage").is_ok(),
+        cookie: loads("probe_cookie").is_ok(),
+        task_btf: loads("probe_task").is_ok(),
+        fexit: attaches(FEXIT),
+        kprobe: attaches(KPROBE),
         functions,
         tracepoints,
-        cgroup: cgroup(),
+        cgroup,
     }
 }
 
@@ -71,25 +92,19 @@ fn arguments(btf: &Btf<'_>, function: &str) -> Option<usize> {
     Some(proto.len())
 }
 
+/// Attaches one of the loaded probe programs for a moment, or says why that fails.
+fn attach(skel: &ProbeSkel<'_>, name: &str) -> Result<(), String> {
+    match skel.object().progs_mut().find(|p| p.name() == name) {
+        Some(program) => program.attach().map(drop).map_err(|e| refused("attached", &e)),
+        None => Err("is not in the object".into()),
+    }
+}
+
 /// Loads these probe programs together, or says why that fails.
-fn load(names: &[&str]) -> Result<(), String> {
-    with_loaded(names, |_| Ok(()))
-}
-
-/// Loads and attaches one probe program, or says why that fails.
-fn attach(name: &str) -> Result<(), String> {
-    with_loaded(&[name], |skel| {
-        for program in skel.object().progs_mut().filter(|p| p.name() == name) {
-            drop(program.attach().map_err(|e| refused("attached", &e))?);
-        }
-        Ok(())
-    })
-}
-
-fn with_loaded(
+fn with_loaded<T>(
     names: &[&str],
-    then: impl FnOnce(&super::skel::ProbeSkel<'_>) -> Result<(), String>,
-) -> Result<(), String> {
+    then: impl FnOnce(&ProbeSkel<'_>) -> Result<T, String>,
+) -> Result<T, String> {
     let mut storage = MaybeUninit::uninit();
     let mut open = ProbeSkelBuilder::default().open(&mut storage).map_err(|e| e.to_string())?;
     for mut program in open.open_object_mut().progs_mut() {
