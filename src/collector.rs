@@ -50,9 +50,9 @@ pub trait NetworkCollector {
 /// Collects through eBPF programs in the Linux kernel.
 ///
 /// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
-/// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: every program is detached
-/// and the thread has ended when `drop` returns, within 200 ms. If the receiver is dropped, the collector ends by
-/// itself.
+/// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: the thread has ended when
+/// `drop` returns, within 200 ms, and every program is detached; only the fentry backend's may take the kernel up to a
+/// second, which then goes on without the caller. If the receiver is dropped, the collector ends by itself.
 ///
 /// # Examples
 /// ```no_run

@@ -76,8 +76,8 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// /proc could not be read: is it mounted?
-    #[error("cannot read {path}: {source}; is /proc mounted?")]
+    /// /proc could not be read (is it mounted?), or is not understood.
+    #[error("cannot read {path}: {source}")]
     Proc {
         /// Which file.
         path: String,

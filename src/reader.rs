@@ -3,15 +3,15 @@
 
 use crate::config::{Config, Granularity, WhenFull};
 use crate::decode::{self, Undecodable};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::{CollectorEvent, LossPlace, Lost};
-use crate::kernel::{Reader, Ring, Session};
+use crate::kernel::{Barrier, Reader, Ring, Session};
 use crate::stats::{LossTable, Stats};
-use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
@@ -20,8 +20,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(4);
 const SLEEP: Duration = Duration::from_millis(50);
 /// After so many looks at an empty ring it goes to sleep.
 const EMPTY_LOOKS: u32 = 25;
-/// Programs that were running when the epoch changed have ended after this time.
-const GRACE: Duration = Duration::from_millis(3);
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
 const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
 /// How long to wait for room in the channel before looking whether to stop.
@@ -150,9 +148,12 @@ pub(crate) fn run(
         Ok(ring) => ring,
         Err(e) => return ready(Err(e)),
     };
+    let mut sweeps = match Sweeps::new(config, &session) {
+        Ok(sweeps) => sweeps,
+        Err(e) => return ready(Err(e)),
+    };
     session.announce(Reader::Looking);
     ready(Ok(()));
-    let mut sweeps = Sweeps::new(config);
     let mut empty_looks = 0;
     while !shared.stopping() && !sink.borrow().receiver_gone {
         let records = if empty_looks < EMPTY_LOOKS {
@@ -182,53 +183,60 @@ fn sleep(session: &Session, ring: &Ring<'_>) -> usize {
     }
 }
 
-/// Everything that the programs have left behind. They are detached first, so that there is an end to it.
+/// Everything that the programs have left behind. They are detached first, so that there is an end to it; where that
+/// takes the kernel too long, a look that has reached the end of the ring is the last one.
 fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut sweeps: Sweeps) {
     session.detach();
-    if !sink.borrow().receiver_gone {
-        while ring.look() > 0 && !sink.borrow().receiver_gone {}
-        for _bank in 0..2 {
-            session.next_epoch();
-            session.collect_waiting(|record| sink.borrow_mut().record(record));
+    for _bank in 0..2 {
+        session.next_epoch();
+        session.barrier().wait();
+        while !sink.borrow().receiver_gone {
+            ring.look();
+            if !ring.is_behind() {
+                break;
+            }
         }
+        session.collect_waiting(|record| sink.borrow_mut().record(record));
     }
     sweeps.report_losses(&session, sink);
+    sweeps.grace.end();
 }
 
 /// What the reader does once per interval.
 struct Sweeps {
     every: Duration,
     next: Instant,
-    /// When the bank that was left at the last change of the epoch may be collected.
-    collect_at: Option<Instant>,
+    grace: Grace,
     reported: LossTable,
 }
 
 impl Sweeps {
-    fn new(config: &Config) -> Self {
+    fn new(config: &Config, session: &Session) -> Result<Self> {
         let every = match config.granularity {
             Granularity::PerCall => PER_CALL_SWEEP,
             Granularity::Interval(every) => every,
         };
-        Self { every, next: Instant::now() + every, collect_at: None, reported: LossTable::default() }
+        let grace = Grace::new(session.barrier())?;
+        Ok(Self { every, next: Instant::now() + every, grace, reported: LossTable::default() })
     }
 
     /// Does what is due; returns how many reports had waited.
     fn run(&mut self, session: &mut Session, sink: &RefCell<Sink<'_>>) -> usize {
-        let now = Instant::now();
         let mut collected = 0;
-        if self.collect_at.is_some_and(|at| at <= now) {
-            self.collect_at = None;
+        if self.grace.is_over() {
             session.collect_waiting(|record| {
                 collected += 1;
                 sink.borrow_mut().record(record);
             });
-            self.report_losses(session, sink);
         }
-        if self.next <= now {
-            session.next_epoch();
-            self.collect_at = Some(now + GRACE);
+        let now = Instant::now();
+        if self.next <= now && !self.grace.is_running {
             self.next = now + self.every;
+            self.report_losses(session, sink);
+            if session.anything_waits() {
+                session.next_epoch();
+                self.grace.begin();
+            }
         }
         collected
     }
@@ -249,5 +257,49 @@ impl Sweeps {
         if delivered.is_ok() {
             self.reported.add(lost.kind, lost.place, lost.count);
         }
+    }
+}
+
+/// A thread that waits until the bank that was left at the last change of the epoch may be collected: the kernel takes
+/// its time, and the ring must be read meanwhile.
+struct Grace {
+    ask: Sender<()>,
+    over: Receiver<()>,
+    thread: JoinHandle<()>,
+    is_running: bool,
+}
+
+impl Grace {
+    fn new(barrier: Barrier) -> Result<Self> {
+        let (ask, asked) = bounded(1);
+        let (tell, over) = bounded(1);
+        let thread = thread::Builder::new()
+            .name("tcptop-grace".into())
+            .spawn(move || {
+                for () in asked {
+                    barrier.wait();
+                    if tell.send(()).is_err() {
+                        break;
+                    }
+                }
+            })
+            .map_err(Error::Thread)?;
+        Ok(Self { ask, over, thread, is_running: false })
+    }
+
+    fn begin(&mut self) {
+        self.is_running = self.ask.try_send(()).is_ok();
+    }
+
+    /// True once for each [`begin`](Self::begin).
+    fn is_over(&mut self) -> bool {
+        let over = self.is_running && self.over.try_recv().is_ok();
+        self.is_running &= !over;
+        over
+    }
+
+    fn end(self) {
+        drop(self.ask);
+        drop(self.thread.join());
     }
 }

@@ -24,7 +24,7 @@ const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5
 struct acct {
 	__u64 total;
 	__u64 reported; /* TCP: the total when it was last reported */
-	__u64 last_ns;	/* last event through the ring */
+	__u64 last_ns;	/* when something was last to be reported */
 	__u64 packets;
 };
 
@@ -86,8 +86,8 @@ struct {
 
 /*
  * Reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
- * reader one bank at a time: it changes the epoch, lets programs that still run finish, and collects the bank
- * that is no longer in use. Full: the report goes to the ring at once, and if there is no room either, its
+ * reader one bank at a time: it changes the epoch, waits until the programs that run have ended (`barrier`), and
+ * collects the bank that is no longer in use. Full: the report goes to the ring at once, and if there is no room either, its
  * bytes to the next report. Sized by max_sockets.
  */
 struct {
@@ -119,12 +119,24 @@ struct {
 	__type(value, struct tt_counters);
 } counters SEC(".maps");
 
-struct {
+struct control_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct tt_control);
 } control SEC(".maps");
+
+/*
+ * No program looks in here. The library writes to it because the kernel answers only when every program that was
+ * running has ended (maybe_wait_bpf_programs()), which a time that one waits can never promise: programs may be
+ * preempted, and so may virtual processors.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct control_map);
+} barrier SEC(".maps");
 
 /* Bank -> does anything wait in it? Set here, cleared by the reader before it collects the bank. */
 struct {
@@ -136,7 +148,6 @@ struct {
 
 /* Sources for map updates: too large for the stack. */
 static const struct sk_state no_state;
-static const struct counted no_counted;
 static const struct tt_transfer no_transfer;
 static const struct tt_state no_record;
 

@@ -154,30 +154,45 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 	return true;
 }
 
-/* Sends a report that waits. If the ring has no room it waits on, and the reader collects it. */
-static __always_inline bool release(const struct tt_flow_key *key, struct tt_transfer *t)
+/*
+ * Sends a report that waits, unless it is empty; false if the ring has no room. It stays where it is, and empty, until
+ * the reader removes it: another CPU may be adding to it, which is why what was sent is taken off and not overwritten.
+ */
+static __always_inline bool send_waiting(struct tt_transfer *waiting)
 {
-	if (bpf_ringbuf_output(&events, t, sizeof(*t), wake_flags())) {
-		count_ring_loss(t->kind);
+	struct tt_transfer *t;
+
+	if (!waiting->bytes && !waiting->calls)
+		return true;
+	t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
+	if (!t) {
+		count_ring_loss(waiting->kind);
 		return false;
 	}
-	bpf_map_delete_elem(&pending, key);
+	*t = *waiting;
+	__sync_fetch_and_add(&waiting->bytes, -t->bytes);
+	__sync_fetch_and_add(&waiting->calls, -t->calls);
+	bpf_ringbuf_submit(t, wake_flags());
 	return true;
 }
 
 /*
- * Adds to a report that waits; false if it is another process's, which must not get this one's bytes. Threads
- * may be here at once for one UDP flow: sums are added to atomically, and the total is written again if it
- * has grown in the meantime (the addition before the check is a full barrier), so that the last one to write
- * has written the latest.
+ * Adds to a report that waits. If it is another process's it is sent first; false if that is not possible. Threads may
+ * be here at once for one UDP flow: sums are added to atomically, and the total is written again if it has grown in the
+ * meantime (the addition before the check is a full barrier), so that the last one to write has written the latest.
  */
 static __always_inline bool join(struct tt_transfer *t, struct counted *c, const struct report *r)
 {
 	const volatile __u64 *total = &c->acct[r->direction & 1].total;
+	__u32 actor = r->by_kthread ? bpf_get_current_pid_tgid() >> 32 : c->conn.owner.pid;
 
-	if (r->by_kthread || t->actor.pid != c->conn.owner.pid || t->conn.since != c->conn.since)
-		return false;
-	put_totals(t, c, r->direction, r->now);
+	if (t->actor.pid == actor && t->conn.since == c->conn.since) {
+		put_totals(t, c, r->direction, r->now);
+	} else {
+		if (!send_waiting(t))
+			return false;
+		put_transfer(t, c, r->direction, r->now, r->by_kthread);
+	}
 	add_u32(&t->calls, r->calls);
 	add_u64(&t->bytes, r->bytes);
 	if (*total != t->total_bytes)
@@ -199,21 +214,29 @@ static __always_inline bool post(struct counted *c, struct report *r)
 
 	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
 		return true;
+	a->last_ns = r->now;
 	put_flow_key(&key, &c->conn, r->direction);
 	if (interval_ns)
 		t = bpf_map_lookup_elem(&pending, &key);
-	if (t) {
-		if (join(t, c, r)) {
-			if (due && release(&key, t))
-				a->last_ns = r->now;
-			return true;
-		}
-		release(&key, t);
-	} else if (!due && pend(c, &key, r)) {
+	if (t ? join(t, c, r) : !due && pend(c, &key, r))
 		return true;
-	}
-	a->last_ns = r->now;
 	return emit(c, r) || pend(c, &key, r);
+}
+
+/* Sends a report to which nobody adds any more. The reader may be about to collect it: who removes it has it. */
+static __always_inline void release(const struct tt_flow_key *key, const struct tt_transfer *waiting)
+{
+	struct tt_transfer *t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
+
+	if (!t) {
+		count_ring_loss(waiting->kind);
+		return;
+	}
+	*t = *waiting;
+	if (bpf_map_delete_elem(&pending, key) || (!t->bytes && !t->calls))
+		bpf_ringbuf_discard(t, BPF_RB_NO_WAKEUP);
+	else
+		bpf_ringbuf_submit(t, wake_flags());
 }
 
 /* At the end of a connection nothing may wait, in neither bank. */

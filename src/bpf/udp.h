@@ -15,21 +15,22 @@ struct peer {
 	__u8 family; /* 4, 6, or 0: not known */
 };
 
-static __always_inline void put_peer(struct tt_conn *conn, const struct peer *peer)
+/*
+ * What may have changed since the last datagram: who uses the socket, and by bind() or connect() its address. Other
+ * CPUs may be here for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown
+ * as IPv4.
+ */
+static __always_inline void put_socket(struct tt_conn *conn, const struct tt_conn *socket)
 {
-	if (!peer->family)
-		return;
-	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
-	conn->remote_port = peer->port;
-	/* IPv4 on an IPv6 socket: both ends are shown as IPv4. */
-	if (peer->family == 4 && conn->family == 6) {
-		conn->family = 4;
-		if (is_v4_mapped((const __u32 *)conn->local_addr))
-			__builtin_memcpy(conn->local_addr, conn->local_addr + 12, 4);
-		else
-			__builtin_memset(conn->local_addr, 0, 4);
-		__builtin_memset(conn->local_addr + 4, 0, 12);
-	}
+	const __u32 *local = (const __u32 *)socket->local_addr;
+
+	conn->owner = socket->owner;
+	conn->provenance = socket->provenance;
+	conn->local_port = socket->local_port;
+	if (conn->family == socket->family)
+		__builtin_memcpy(conn->local_addr, local, 16);
+	else
+		put_v4(conn->local_addr, is_v4_mapped(local) ? local[3] : 0);
 }
 
 static __always_inline void peer_v6(struct peer *peer, const __u32 *addr, __be16 port)
@@ -88,19 +89,29 @@ static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, c
 static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer, __u64 now)
 {
 	struct tt_flow_key key = { .socket = st->c.conn.socket, .remote_port = peer->port };
+	struct tt_conn *socket = &st->c.conn;
+	struct counted fresh = {};
 	struct counted *c;
 
 	/* The end of the socket will want to know where its last words are. */
-	__builtin_memcpy(st->c.conn.remote_addr, peer->addr, 16);
-	st->c.conn.remote_port = peer->port;
+	__builtin_memcpy(socket->remote_addr, peer->addr, 16);
+	socket->remote_port = peer->port;
 	__builtin_memcpy(key.remote_addr, peer->addr, 16);
 	c = bpf_map_lookup_elem(&udp_flows, &key);
+	if (!c) {
+		/* All at once: two CPUs may both find nothing, and the first one's `since` must be everybody's. */
+		fresh.conn.since = now;
+		fresh.conn.socket = socket->socket;
+		fresh.conn.netns = socket->netns;
+		fresh.conn.protocol = socket->protocol;
+		fresh.conn.family = peer->family ?: socket->family;
+		fresh.conn.remote_port = peer->port;
+		__builtin_memcpy(fresh.conn.remote_addr, peer->addr, 16);
+		bpf_map_update_elem(&udp_flows, &key, &fresh, BPF_NOEXIST);
+		c = bpf_map_lookup_elem(&udp_flows, &key);
+	}
 	if (c)
-		return c;
-	bpf_map_update_elem(&udp_flows, &key, &no_counted, BPF_NOEXIST);
-	c = bpf_map_lookup_elem(&udp_flows, &key);
-	if (c)
-		c->conn.since = now;
+		put_socket(&c->conn, socket);
 	return c;
 }
 
@@ -111,7 +122,6 @@ static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64
 	struct report r = { .direction = direction, .bytes = bytes, .calls = 1, .is_call = true };
 	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, typed);
 	struct counted *c;
-	__u64 since;
 
 	if (!st)
 		return;
@@ -124,10 +134,6 @@ static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64
 		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
 		return;
 	}
-	since = c->conn.since;
-	c->conn = st->c.conn;
-	c->conn.since = since;
-	put_peer(&c->conn, peer);
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, 1);
 	if (!post(c, &r))

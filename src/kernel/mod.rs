@@ -9,7 +9,7 @@ mod skel;
 
 pub(crate) use facts::collect as collect_facts;
 pub(crate) use load::{LoadError, start};
-pub(crate) use session::{Reader, Ring, Session};
+pub(crate) use session::{Barrier, Reader, Ring, Session};
 pub(crate) use skel::types;
 
 use libbpf_rs::{PrintCallback, PrintLevel, set_print};

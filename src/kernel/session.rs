@@ -7,10 +7,14 @@ use crate::decode;
 use crate::error::{Error, Result};
 use crate::stats::LossTable;
 use crate::wire::{self, tt_control, tt_flow_key, tt_life_key, tt_transfer};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// Programs in the kernel. Dropping it detaches and unloads them. Of the skeleton only the parts are kept that outlive
@@ -23,6 +27,7 @@ pub(crate) struct Session {
     counters: MapHandle,
     control: MapHandle,
     waiting: MapHandle,
+    barrier: Barrier,
     epoch: u32,
     pub(crate) capabilities: Capabilities,
     pub(crate) kernel_memory_bytes: u64,
@@ -36,6 +41,9 @@ pub(crate) enum Reader {
     /// It comes back by itself within milliseconds.
     Looking = 1,
 }
+
+/// How long a stop waits for the kernel to detach the programs.
+const DETACH_PATIENCE: Duration = Duration::from_millis(100);
 
 const FIRST: [u8; 4] = 0_u32.to_ne_bytes();
 
@@ -54,6 +62,10 @@ impl Session {
             counters: MapHandle::try_from(&maps.counters)?,
             control: MapHandle::try_from(&maps.control)?,
             waiting: MapHandle::try_from(&maps.waiting)?,
+            barrier: Barrier {
+                map: Arc::new(MapHandle::try_from(&maps.barrier)?),
+                inner: Arc::new(MapHandle::try_from(&maps.control)?),
+            },
             epoch: 0,
             capabilities,
             kernel_memory_bytes: skel
@@ -65,8 +77,21 @@ impl Session {
     }
 
     /// Detaches every program; the maps stay readable.
+    ///
+    /// For each trampoline the kernel waits for a grace period of RCU tasks, one after the other (ftrace_shutdown()):
+    /// on preemptible kernels a tenth of a second each. What has not gone after [`DETACH_PATIENCE`] goes in the
+    /// background.
     pub(crate) fn detach(&mut self) {
-        self.links.clear();
+        let links = std::mem::take(&mut self.links);
+        let (done, all_gone) = bounded::<()>(0);
+        // If there can be no thread, the links go right here, with the closure.
+        let thread = thread::Builder::new().name("tcptop-detach".into()).spawn(move || {
+            drop(links);
+            drop(done);
+        });
+        if thread.is_ok() && all_gone.recv_timeout(DETACH_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            log::debug!("the kernel is still detaching programs");
+        }
     }
 
     /// Tells the kernel side what the reader does.
@@ -76,41 +101,40 @@ impl Session {
         log_failure("write the reader's state", written);
     }
 
+    /// Does anything wait in the bank that is in use?
+    pub(crate) fn anything_waits(&self) -> bool {
+        let mut flag = [0; 4];
+        let key = (self.epoch & 1).to_ne_bytes();
+        let found = self.waiting.lookup_into(&key, &mut flag, MapFlags::ANY);
+        found.unwrap_or(false) && flag != [0; 4]
+    }
+
     /// Begins a new epoch: from now on reports wait in the other bank. What waits in the old one may be collected as
-    /// soon as programs that began before have ended.
+    /// soon as the programs that run now have ended: see [`barrier`](Self::barrier).
     pub(crate) fn next_epoch(&mut self) {
         self.epoch = self.epoch.wrapping_add(1);
         self.announce(Reader::Looking);
     }
 
+    pub(crate) fn barrier(&self) -> Barrier {
+        self.barrier.clone()
+    }
+
     /// Takes what waits in the bank that is not in use: reports, then state records for which the ring had no room.
     pub(crate) fn collect_waiting(&self, mut record: impl FnMut(&[u8])) {
         let bank = self.epoch.wrapping_add(1) & 1;
-        if !self.claim(bank) {
-            return;
-        }
+        let nothing = self.waiting.update(&bank.to_ne_bytes(), &[0; 4], MapFlags::ANY);
+        log_failure("clear a flag", nothing);
         let flow_in_bank =
             |key: &[u8]| wire::read::<tt_flow_key>(key).is_some_and(|k| u32::from(k.bank) == bank);
         drain(&self.pending, flow_in_bank, |report| {
-            // Just made by a program that has not filled it yet: nothing to report.
-            if wire::read::<tt_transfer>(report).is_some_and(|t| t.conn.socket != 0) {
+            // Sent meanwhile, and nothing came after it.
+            if wire::read::<tt_transfer>(report).is_some_and(|t| t.bytes != 0 || t.calls != 0) {
                 record(report);
             }
         });
         let life_in_bank = |key: &[u8]| wire::read::<tt_life_key>(key).is_some_and(|k| k.bank == bank);
         drain(&self.unsent, life_in_bank, record);
-    }
-
-    /// Does anything wait in this bank? Afterwards it is as if nothing did.
-    fn claim(&self, bank: u32) -> bool {
-        let mut flag = [0; 4];
-        let key = bank.to_ne_bytes();
-        let found = self.waiting.lookup_into(&key, &mut flag, MapFlags::ANY).unwrap_or(false);
-        if !found || flag == [0; 4] {
-            return false;
-        }
-        log_failure("clear a flag", self.waiting.update(&key, &[0; 4], MapFlags::ANY));
-        true
     }
 
     /// The losses that the kernel side has counted.
@@ -135,6 +159,22 @@ fn drain(map: &MapHandle, wanted: impl Fn(&[u8]) -> bool, mut record: impl FnMut
         if map.delete(&key).is_ok() {
             record(&value);
         }
+    }
+}
+
+/// Tells when every program that runs now has ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Barrier {
+    map: Arc<MapHandle>,
+    inner: Arc<MapHandle>,
+}
+
+impl Barrier {
+    /// Blocks for some milliseconds: the kernel answers a change of a map of maps after an RCU grace period
+    /// (maybe_wait_bpf_programs()).
+    pub(crate) fn wait(&self) {
+        let inner = self.inner.as_fd().as_raw_fd().to_ne_bytes();
+        log_failure("wait for running programs", self.map.update(&FIRST, &inner, MapFlags::ANY));
     }
 }
 
