@@ -38,14 +38,23 @@ fn tcptop(arguments: &[&str]) -> Command {
 /// A tcptop that runs, and the lines it prints.
 struct Running {
     process: Process,
-    lines: BufReader<std::process::ChildStdout>,
+    lines: Option<BufReader<std::process::ChildStdout>>,
+}
+
+impl Drop for Running {
+    /// A test that fails must leave no tracer to the ones after it.
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 impl Running {
     /// Returns when tracing is live.
     fn start(arguments: &[&str]) -> (Self, Value) {
         let mut process = tcptop(arguments).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap());
+        let lines = process.stdout.take().map(BufReader::new);
         let mut running = Self { process, lines };
         let start = running.line().expect("a start line");
         (running, start)
@@ -53,13 +62,18 @@ impl Running {
 
     fn line(&mut self) -> Option<Value> {
         let mut text = String::new();
-        self.lines.read_line(&mut text).unwrap();
+        self.lines.as_mut()?.read_line(&mut text).unwrap();
         (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
     }
 
     fn signal(&self, signal: i32) {
         // SAFETY: signals our own child.
         assert_eq!(unsafe { libc::kill(self.process.id() as i32, signal) }, 0);
+    }
+
+    /// Closes its output, as a reader does that has seen enough.
+    fn close_output(&mut self) {
+        self.lines = None;
     }
 
     /// The rest of its lines, its exit status, and what it wrote to stderr.
@@ -170,6 +184,18 @@ fn both_ends_are_exact() {
     assert!(is(lines.last().unwrap(), "stats") && lines.last().unwrap()["events"].as_u64() > Some(0));
 }
 
+/// SIGTERM and SIGINT are orderly ends: exit 0, and the statistics last.
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let (running, _) = Running::start(&["--json"]);
+        running.signal(signal);
+        let (lines, code, errors) = running.finish();
+        assert_eq!((code, errors.as_str()), (0, ""), "signal {signal}");
+        assert!(lines.last().is_some_and(|line| is(line, "stats")), "signal {signal}: {lines:?}");
+    }
+}
+
 /// --duration and --no-events: a start line, connections, statistics, nothing else.
 #[test]
 fn it_ends_when_the_time_is_over() {
@@ -183,30 +209,40 @@ fn it_ends_when_the_time_is_over() {
 /// A plain table, which has the connection that is busy.
 #[test]
 fn without_json_it_prints_tables() {
+    let (mut client, mut server) = crate::net::tcp_pair();
     let command = tcptop(&["--duration", "1.5", "--interval", "0.5"]).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    let output = command.wait_with_output().unwrap();
+    let ports = format!("127.0.0.1:{}  127.0.0.1:{}", crate::net::port(&client), crate::net::port(&server));
+    let output = std::thread::spawn(move || command.wait_with_output().unwrap());
+    while !output.is_finished() {
+        client.write_all(&[1; 5000]).unwrap();
+        server.read_exact(&mut [0; 5000]).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = output.join().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains("PROTO") && text.contains("PROCESS"), "{text}");
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join("  ");
+    let row = text.lines().map(words).rfind(|line| line.contains(&ports));
+    let row = row.unwrap_or_else(|| panic!("no row with {ports}:\n{text}"));
+    assert!(row.contains(&std::process::id().to_string()) && row.contains("established"), "{row}");
 }
 
 /// A reader that has seen enough is no error.
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let (running, _) = Running::start(&["--json", "--granularity", "call"]);
-    let Running { mut process, lines } = running;
-    drop(lines);
+    let (mut running, _) = Running::start(&["--json", "--granularity", "call"]);
+    running.close_output();
     for _ in 0..50 {
         let (client, server) = crate::net::tcp_pair();
         assert_eq!(crate::net::send(&client, &[1; 3], 0), 3);
         assert_eq!(crate::net::recv(&server, 3, 0), 3);
         std::thread::sleep(Duration::from_millis(20));
-        if process.try_wait().unwrap().is_some() {
+        if running.process.try_wait().unwrap().is_some() {
             break;
         }
     }
-    let Output { status, stderr, .. } = process.wait_with_output().unwrap();
-    assert_eq!((status.code(), String::from_utf8(stderr).unwrap().as_str()), (Some(0), ""));
+    let (_, code, errors) = running.finish();
+    assert_eq!((code, errors.as_str()), (0, ""));
 }
 
 /// SIGKILL leaves no program and no link in the kernel.
@@ -271,6 +307,24 @@ fn without_btf_it_says_so() {
     );
 }
 
+/// A forced backend runs, or the program says which one cannot and why: never another one silently.
+#[test]
+fn a_forced_backend_is_never_another_one() {
+    for backend in tcptop::Backend::ALL.map(tcptop::Backend::as_str) {
+        let output = tcptop(&["--json", "--backend", backend, "--duration", "0.1"]).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
+            let text = String::from_utf8(output.stdout).unwrap();
+            let start: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+            assert_eq!((start["backend"].as_str(), errors.as_str()), (Some(backend), ""));
+        } else {
+            assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{errors}");
+            assert!(errors.contains(&format!("the {backend} backend is not available")), "{errors}");
+            assert_ne!(wanted_backend().map(tcptop::Backend::as_str), Some(backend), "{errors}");
+        }
+    }
+}
+
 /// Options that make no sense are refused with a hint.
 #[test]
 fn options_that_make_no_sense_are_refused() {
@@ -285,5 +339,7 @@ fn options_that_make_no_sense_are_refused() {
         let (got, errors) = refused(&mut tcptop(arguments));
         assert_eq!(got, code, "{arguments:?}: {errors}");
         assert!(errors.contains(word), "{arguments:?}: {errors}");
+        assert!(code != 2 || errors.contains("--help"), "{arguments:?}: {errors}");
+        assert!(word != "--bogus" || errors.contains("Usage: tcptop"), "{errors}");
     }
 }

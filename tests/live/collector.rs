@@ -5,7 +5,7 @@ use crate::harness::{Trace, builder, is_slow, wanted_backend};
 use crate::net::{port, recv, send, tcp_pair};
 use crossbeam_channel::bounded;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{Backend, CollectorEvent, Error, Granularity, LossPlace, NetworkCollector, WhenFull};
@@ -64,7 +64,8 @@ impl Load {
                 }
             }
         };
-        let threads = (0..3).map(|_| thread::spawn(busy(Arc::clone(&stop)))).collect();
+        let threads =
+            (0..if is_slow() { 1 } else { 3 }).map(|_| thread::spawn(busy(Arc::clone(&stop)))).collect();
         Self { stop, threads }
     }
 }
@@ -81,7 +82,7 @@ impl Drop for Load {
 fn stop_and_drop_are_prompt_and_leave_nothing() {
     let before = bpf_objects();
     let load = Load::start();
-    let (tx, rx) = bounded(1 << 20);
+    let (tx, rx) = bounded(1 << 18);
     let mut collector = builder().granularity(Granularity::PerCall).build().unwrap();
     collector.start(tx.clone()).unwrap();
     assert!(collector.is_running());
@@ -94,6 +95,7 @@ fn stop_and_drop_are_prompt_and_leave_nothing() {
     assert!(!collector.is_running());
     nothing_left_but(&before);
     assert!(collector.stats().events > 0);
+    assert!(rx.try_iter().count() > 0);
     collector.start(tx).unwrap();
     thread::sleep(Duration::from_millis(100));
     let began = Instant::now();
@@ -101,7 +103,7 @@ fn stop_and_drop_are_prompt_and_leave_nothing() {
     assert!(began.elapsed() < prompt(), "drop took {:?}", began.elapsed());
     nothing_left_but(&before);
     drop(load);
-    assert!(rx.iter().count() > 0, "the channel is closed at the end");
+    assert!(rx.iter().count() > 0, "the second run reports too, and closes the channel at its end");
 }
 
 /// What is in the ring at the stop is delivered: 2000 calls, stop at once, 2000 events.
@@ -117,6 +119,13 @@ fn stop_loses_nothing_that_is_in_the_ring() {
     let received: u64 = trace.transfers().filter(|t| t.connection.key.local_port == s).map(|t| t.bytes).sum();
     assert_eq!(received, 6000);
     assert_eq!(trace.tcp(s, port(&client)).unwrap().bytes_in, 6000);
+    let calls =
+        |local| trace.transfers().filter(|t| t.connection.key.local_port == local && t.bytes == 3).count();
+    assert_eq!(calls(s), 2000);
+    // kprobes report sends with acknowledgements, which may cover several.
+    if trace.backend() != Backend::Kprobe {
+        assert_eq!(calls(port(&client)), 2000);
+    }
 }
 
 /// Nobody drains the channel: what does not fit is dropped and counted, or waits; stop is prompt either way.
@@ -140,32 +149,39 @@ fn a_full_channel_never_holds_up_the_stop() {
     }
 }
 
-/// With WhenFull::Wait a slow receiver gets every event.
+/// With WhenFull::Wait a slow receiver gets every event: 500 receives of 3 bytes through a channel for one event.
 #[test]
 fn a_reader_that_waits_drops_nothing() {
-    let (client, server) = tcp_pair();
-    let s = port(&server);
     let configured =
         builder().granularity(Granularity::PerCall).when_full(WhenFull::Wait).channel_capacity(1);
     let (mut collector, events) = configured.spawn().unwrap();
+    let (client, server) = tcp_pair();
+    let s = port(&server);
+    let received = Arc::new(AtomicU64::new(0));
+    let sum = Arc::clone(&received);
     let receiver = thread::spawn(move || {
-        let slowly = events.iter().inspect(|_| thread::sleep(Duration::from_micros(300)));
-        slowly
-            .filter_map(|e| match e {
-                CollectorEvent::TcpRecv(t) if t.connection.key.local_port == s => Some(t.bytes),
-                _ => None,
-            })
-            .sum::<u64>()
+        for event in events {
+            thread::sleep(Duration::from_micros(300));
+            if let CollectorEvent::TcpRecv(t) = event {
+                let ours = t.connection.key.local_port == s;
+                sum.fetch_add(if ours { t.bytes } else { 0 }, Ordering::Relaxed);
+            }
+        }
     });
     for _ in 0..500 {
         assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
     }
-    thread::sleep(Duration::from_millis(if is_slow() { 3000 } else { 800 }));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while received.load(Ordering::Relaxed) < 1500 {
+        assert!(Instant::now() < deadline, "{received:?} bytes, {:?}", collector.stats());
+        thread::sleep(Duration::from_millis(5));
+    }
+    // What is lost shows in the statistics at the next sweep.
+    thread::sleep(Duration::from_millis(300));
+    let lost = collector.stats().lost_total();
     collector.stop().unwrap();
-    let lost: u64 = collector.stats().losses.iter().map(|(_, _, n)| n).sum();
-    assert_eq!(lost, 0, "{:?}", collector.stats());
-    // The first receive on a connection older than the tracer may count as history.
-    assert!((1497..=1500).contains(&receiver.join().unwrap()));
+    receiver.join().unwrap();
+    assert_eq!((received.load(Ordering::Relaxed), lost), (1500, 0));
 }
 
 /// A receiver that is gone ends the collector, and leaves nothing in the kernel.

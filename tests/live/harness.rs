@@ -2,6 +2,7 @@
 //! A collector under test, and everything it has said so far.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Granularity,
@@ -10,6 +11,9 @@ use tcptop::{
 
 /// Generous: guests without hardware virtualization are slow.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is counted twice comes with the next sweep: three intervals of the default granularity.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// The backend that this run is about; none lets the library choose.
 pub(crate) fn wanted_backend() -> Option<Backend> {
@@ -27,16 +31,34 @@ pub(crate) fn builder() -> LinuxCollectorBuilder {
     }
 }
 
+/// A collector that runs, and where its events arrive.
+type Running = (LinuxCollector, Receiver<CollectorEvent>);
+
+/// One with the default configuration goes from test to test: in an emulated guest each start takes seconds, and a
+/// collector that has been running for a while is what users have.
+static PARKED: Mutex<Option<Running>> = Mutex::new(None);
+
 /// A running collector, the events it has sent, and the table they make.
 pub(crate) struct Trace {
     pub(crate) collector: LinuxCollector,
     events: Receiver<CollectorEvent>,
+    is_default: bool,
     pub(crate) seen: Vec<CollectorEvent>,
     pub(crate) table: ConnectionTable,
 }
 
 impl Trace {
+    /// With the default configuration; it may have been running for a while.
     pub(crate) fn start() -> Self {
+        let (collector, events) = parked().take().unwrap_or_else(|| Self::spawn(builder()));
+        events.try_iter().for_each(drop);
+        let mut trace = Self::of(collector, events);
+        trace.is_default = true;
+        trace
+    }
+
+    /// With the default configuration, started now.
+    pub(crate) fn fresh() -> Self {
         Self::with(builder())
     }
 
@@ -45,9 +67,17 @@ impl Trace {
     }
 
     pub(crate) fn with(builder: LinuxCollectorBuilder) -> Self {
-        let (collector, events) = builder.channel_capacity(1 << 20).spawn().expect("the collector starts");
+        let (collector, events) = Self::spawn(builder);
+        Self::of(collector, events)
+    }
+
+    fn spawn(builder: LinuxCollectorBuilder) -> Running {
+        builder.channel_capacity(1 << 18).spawn().expect("the collector starts")
+    }
+
+    fn of(collector: LinuxCollector, events: Receiver<CollectorEvent>) -> Self {
         let table = ConnectionTable::new().linger(Duration::MAX).max_connections(1 << 20);
-        Self { collector, events, seen: Vec::new(), table }
+        Self { collector, events, is_default: false, seen: Vec::new(), table }
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -90,7 +120,7 @@ impl Trace {
         }
     }
 
-    /// Takes events for so long, for tests of what must not come.
+    /// Takes events for so long, for tests of what must not come. A collector that was stopped ends it at once.
     pub(crate) fn listen(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
         while let Ok(event) = self.events.recv_deadline(deadline) {
@@ -133,11 +163,15 @@ impl Trace {
     /// Waits until a UDP flow has these totals, and checks after a while that it has no more.
     pub(crate) fn udp(&mut self, local: u16, remote: u16, bytes_in: u64, bytes_out: u64) -> ConnectionRecord {
         let what = format!("udp {local} -> {remote}: {bytes_in} in, {bytes_out} out");
-        self.until(&what, |t| {
+        let flow = |t: &Self| {
             let rows = t.rows(Protocol::Udp, local);
-            let row = rows.into_iter().find(|r| r.key.remote_port == remote)?;
-            ((row.bytes_in, row.bytes_out) == (bytes_in, bytes_out)).then(|| row.clone())
-        })
+            rows.into_iter().find(|r| r.key.remote_port == remote).cloned()
+        };
+        self.until(&what, |t| flow(t).filter(|r| (r.bytes_in, r.bytes_out) == (bytes_in, bytes_out)));
+        self.listen(AFTERMATH);
+        let row = flow(self).expect("rows stay");
+        assert_eq!((row.bytes_in, row.bytes_out), (bytes_in, bytes_out), "{what}: more came later");
+        row
     }
 
     pub(crate) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
@@ -162,6 +196,21 @@ impl Trace {
         let events: Vec<String> = self.seen.iter().rev().take(60).map(|e| format!("{e:?}")).collect();
         format!("stats: {:?}\nlatest events:\n{}", self.collector.stats(), events.join("\n"))
     }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if self.is_default && self.collector.is_running() {
+            let unstarted = LinuxCollector::builder().build().unwrap();
+            let collector = std::mem::replace(&mut self.collector, unstarted);
+            *parked() = Some((collector, self.events.clone()));
+        }
+    }
+}
+
+/// A test that fails may leave the lock poisoned; what it protects is a collector like any other.
+fn parked() -> MutexGuard<'static, Option<Running>> {
+    PARKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Local and remote port of an event.

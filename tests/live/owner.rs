@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use tcptop::{Backend, CollectorEvent, Protocol, TcpState};
+use tcptop::{Backend, CollectorEvent, Feature, Protocol, Provenance, TcpState, Visibility};
 
 /// 37: a child sends 300 and its parent 200 on one socket: a share for each, 500 in total.
 #[test]
@@ -151,6 +151,51 @@ fn the_same_tuple_in_two_namespaces_is_two_connections() {
     assert_eq!(pids, expected);
 }
 
+/// A connection that a child accepted and has not used, from a listener that this process made, with a client that is
+/// a third process: its owner is the child, or, as documented, the listener's, or unknown; never the client.
+#[test]
+fn an_accepted_connection_belongs_to_who_accepted_or_as_documented() {
+    let mut trace = Trace::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let accepting = listener.try_clone().unwrap();
+    let mut acceptor = Child::fork(move |parent| {
+        let (_socket, peer) = accepting.accept().unwrap();
+        tell(parent, peer.port().into());
+        hear(parent);
+    });
+    let mut client = Child::fork(move |parent| {
+        let stream = TcpStream::connect(("127.0.0.1", l)).unwrap();
+        hear(parent);
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        hear(parent);
+    });
+    let c = acceptor.hear() as u16;
+    client.tell(1);
+    let change = trace.until("CLOSE_WAIT", |t| {
+        let of_ours = |s: &&tcptop::StateChange| s.connection.key.remote_port == c;
+        t.states(l).into_iter().filter(of_ours).find(|s| s.new_state == TcpState::CloseWait).copied()
+    });
+    let info = change.connection;
+    let got = (info.owner.map(|o| o.pid), info.provenance);
+    let expected = match trace.sees(Feature::AcceptOwner) {
+        Visibility::Exact => (Some(acceptor.pid), Provenance::Seen),
+        Visibility::Limited(how) if how.starts_with("the owner of the listening socket") => {
+            (Some(std::process::id()), Provenance::Inherited)
+        }
+        Visibility::Limited(how) => {
+            assert!(how.starts_with("unknown until"), "{how}");
+            (None, Provenance::Unknown)
+        }
+        unseen => panic!("{unseen}"),
+    };
+    assert_eq!(got, expected);
+    acceptor.tell(1);
+    client.tell(1);
+    acceptor.wait();
+    client.wait();
+}
+
 /// Filters: only this process, only this port, only this protocol.
 #[test]
 fn filters_let_through_what_they_say() {
@@ -164,15 +209,29 @@ fn filters_let_through_what_they_say() {
         (port(&client), port(&server), to.local_addr().unwrap().port())
     };
     let mut trace = Trace::with(builder().pid(std::process::id()));
-    let stranger = Child::fork(move |_| {
-        work();
+    let mut stranger = Child::fork(move |parent| {
+        let (c, s, u) = work();
+        [c, s, u].into_iter().for_each(|p| tell(parent, p.into()));
     });
     let stranger_pid = stranger.pid;
+    let its_ports = [stranger.hear() as u16, stranger.hear() as u16, stranger.hear() as u16];
     stranger.wait();
     let (c, s, _) = work();
     trace.closed(c, s);
     let pids: Vec<_> = trace.seen.iter().filter_map(|e| e.connection()?.owner).map(|o| o.pid).collect();
     assert!(!pids.is_empty() && !pids.contains(&stranger_pid), "{pids:?}");
+    // Its ports may have been given to us since; then its rows are ours.
+    let strange = |e: &&CollectorEvent| {
+        its_ports.contains(&crate::harness::ports(e).0)
+            && e.connection().and_then(|i| i.owner).is_none_or(|o| o.pid != std::process::id())
+    };
+    assert_eq!(trace.seen.iter().find(strange), None);
+
+    let mut trace = Trace::with(builder().protocol(Protocol::Tcp));
+    let (c, s, _) = work();
+    trace.closed(c, s);
+    trace.stop();
+    assert!(trace.seen.iter().filter_map(|e| e.connection()).all(|c| c.key.protocol == Protocol::Tcp));
 
     let mut trace = Trace::with(builder().protocol(Protocol::Udp));
     let (_, _, u) = work();

@@ -2,7 +2,7 @@
 //! TCP: every way to move bytes, and the exact numbers.
 
 use crate::harness::Trace;
-use crate::net::{cookie, get_option, port, recv, reset, send, set_option, tcp_pair};
+use crate::net::{Child, cookie, get_option, port, recv, reset, send, set_option, tcp_pair, tell};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -196,6 +196,42 @@ fn calls_that_fail_count_nothing() {
     assert_eq!(moved(&server_row), (0, 0));
 }
 
+/// 12: receives that a signal interrupts (EINTR): nothing, and the one after them counts its 12 bytes.
+#[test]
+fn an_interrupted_call_counts_nothing() {
+    extern "C" fn ignore(_signal: i32) {}
+    let mut trace = Trace::start();
+    let (client, server) = tcp_pair();
+    let reader = server.try_clone().unwrap();
+    let mut child = Child::fork(move |parent| {
+        let every = libc::timeval { tv_sec: 0, tv_usec: 50_000 };
+        let timer = libc::itimerval { it_interval: every, it_value: every };
+        let off = libc::itimerval { it_interval: NEVER, it_value: NEVER };
+        // SAFETY: a handler that does nothing, without SA_RESTART, and a timer of this process.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = ignore as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()), 0);
+        }
+        for _ in 0..3 {
+            assert_eq!(recv(&reader, 100, 0), -(libc::EINTR as isize));
+        }
+        // SAFETY: the same timer.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const off, std::ptr::null_mut()) };
+        tell(parent, 1);
+        assert_eq!(recv(&reader, 12, libc::MSG_WAITALL), 12);
+    });
+    child.hear();
+    assert_eq!(send(&client, &[1; 12], 0), 12);
+    child.wait();
+    let (client_row, server_row) = finish(&mut trace, client, server);
+    assert_eq!(moved(&client_row), (12, 0));
+    assert_eq!(moved(&server_row), (0, 12));
+}
+
+const NEVER: libc::timeval = libc::timeval { tv_sec: 0, tv_usec: 0 };
+
 /// 14: 300,000 bytes accepted, 1000 of them read, then a reset: out is what was accepted, in what was read.
 #[test]
 fn a_reset_changes_no_byte() {
@@ -239,7 +275,10 @@ fn io_uring_counts_for_the_process() {
     let mut ring = IoUring::new(8).expect("io_uring");
     let bytes = [1_u8; 1234];
     let mut into = [0_u8; 1234];
-    let send = opcode::Send::new(Fd(client.as_raw_fd()), bytes.as_ptr(), 1234).build();
+    // ASYNC: done by a worker thread, which has a name of its own.
+    let send = opcode::Send::new(Fd(client.as_raw_fd()), bytes.as_ptr(), 1234)
+        .build()
+        .flags(io_uring::squeue::Flags::ASYNC);
     let recv = opcode::Recv::new(Fd(server.as_raw_fd()), into.as_mut_ptr(), 1234)
         .flags(libc::MSG_WAITALL)
         .build()
@@ -250,14 +289,18 @@ fn io_uring_counts_for_the_process() {
         ring.submit_and_wait(1).unwrap();
         assert_eq!(ring.completion().next().unwrap().result(), 1234);
     }
+    let (c, s) = (port(&client), port(&server));
     let (client_row, server_row) = finish(&mut trace, client, server);
     assert_eq!(moved(&client_row), (1234, 0));
     assert_eq!(moved(&server_row), (0, 1234));
     let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let me = (std::process::id(), name.trim());
     for row in [client_row, server_row] {
-        assert_eq!(row.pid(), Some(std::process::id()));
-        assert_eq!(row.process_name().unwrap(), name.trim());
+        assert_eq!((row.pid().unwrap(), row.process_name().unwrap().as_str()), me);
     }
+    let ours = trace.transfers().filter(|t| [c, s].contains(&t.connection.key.local_port) && t.bytes > 0);
+    let actors: Vec<_> = ours.map(|t| t.actor.expect("an actor")).collect();
+    assert!(actors.len() >= 2 && actors.iter().all(|a| (a.pid, a.name.as_str()) == me), "{actors:?}");
 }
 
 /// Per call: each send is an event of its own, in order, with its bytes and the running total.

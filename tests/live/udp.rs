@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: flows by socket and peer.
 
-use crate::harness::Trace;
-use crate::net::{cookie, recv, send};
-use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
-use tcptop::{Backend, CollectorEvent, Feature, Protocol, Visibility};
+use crate::harness::{Trace, builder, is_slow};
+use crate::net::{connect, cookie, recv, send, sockaddr};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+use tcptop::{Backend, CollectorEvent, Feature, Granularity, Protocol, Transfer, Visibility};
 
 fn bound(addr: &str) -> (UdpSocket, u16) {
     let socket = UdpSocket::bind(addr).unwrap();
@@ -78,6 +80,33 @@ fn each_peer_is_a_flow() {
     assert_eq!(rows[0].socket, rows[1].socket);
     let per_flow: u64 = trace.transfers().filter(|t| t.connection.key.local_port == s).map(|t| t.bytes).sum();
     assert_eq!(per_flow, 50 * (111 + 222 + 20), "what is new adds up to the totals");
+}
+
+/// Four threads send on one socket to two peers, through many intervals: what is new adds up to the totals, and both to
+/// what was sent.
+#[test]
+fn threads_on_one_socket_add_up() {
+    let each: u64 = if is_slow() { 500 } else { 20_000 };
+    let often = Granularity::Interval(Duration::from_millis(5));
+    let mut trace = Trace::with(builder().granularity(often));
+    let (sender, s) = bound("0.0.0.0:0");
+    let peers = [bound("127.0.0.1:0"), bound("127.0.0.1:0")];
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for n in 0..each {
+                    let to = ("127.0.0.1", peers[n as usize % 2].1);
+                    assert_eq!(sender.send_to(&[1; 10], to).unwrap(), 10);
+                }
+            });
+        }
+    });
+    for (_, r) in &peers {
+        let row = trace.udp(s, *r, 0, 2 * each * 10);
+        assert_eq!(row.packets_out, 2 * each);
+        let of_flow = |t: &&Transfer| (t.connection.key.local_port, t.connection.key.remote_port) == (s, *r);
+        assert_eq!(trace.transfers().filter(of_flow).map(|t| t.bytes).sum::<u64>(), 2 * each * 10);
+    }
 }
 
 /// 50: peeked at, then received: once.
@@ -160,6 +189,24 @@ fn ipv4_on_an_ipv6_listener_is_shown_as_ipv4() {
     assert_eq!(row.bytes_in, 60);
 }
 
+/// 60: the same over UDP: 61 bytes to a socket at [::], 62 back, IPv4 addresses on both rows.
+#[test]
+fn ipv4_on_an_ipv6_receiver_is_shown_as_ipv4() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("[::]:0"));
+    sender.send_to(&[1; 61], ("127.0.0.1", r)).unwrap();
+    let (n, from) = receiver.recv_from(&mut [0; 100]).unwrap();
+    assert_eq!((n, from.ip().to_string().as_str()), (61, "::ffff:127.0.0.1"));
+    receiver.send_to(&[1; 62], from).unwrap();
+    receive_from(&sender, 62);
+    let row = trace.udp(r, s, 61, 62);
+    assert_eq!(row.key.remote_addr.to_string(), "127.0.0.1");
+    assert!(row.key.local_addr.is_ipv4(), "{}", row.key);
+    assert_eq!((row.packets_in, row.packets_out), (1, 1));
+    trace.udp(s, r, 62, 61);
+    assert_eq!(trace.rows(Protocol::Udp, r).len(), 1);
+}
+
 /// A send that fails counts nothing, except where it is counted at its start (kprobes), which is documented.
 #[test]
 fn a_send_that_fails_counts_nothing() {
@@ -174,7 +221,43 @@ fn a_send_that_fails_counts_nothing() {
     assert_eq!(failed_too, trace.sees(Feature::UdpSend) != Visibility::Exact);
 }
 
-/// 47: traffic of other families makes no events.
+/// An ICMP echo on a raw socket: of the same address family, and neither TCP nor UDP.
+fn ping() {
+    // SAFETY: makes a socket of our own.
+    let raw =
+        unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)) };
+    assert_eq!(connect(&raw, &sockaddr([127, 0, 0, 1], 0)), 0);
+    // Type 8, checksum of the message by RFC 1071.
+    assert_eq!(send(&raw, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0], 0), 8);
+    // With the header of IP: our own request, as raw sockets see it.
+    assert_eq!(recv(&raw, 100, 0), 28);
+}
+
+/// One SCTP association with 33 bytes; a kernel without SCTP says so, and then there is nothing to see.
+fn sctp() {
+    let open = || {
+        // SAFETY: makes a socket of our own.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP) };
+        // SAFETY: the file descriptor is new.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }).ok_or_else(std::io::Error::last_os_error)
+    };
+    let listener = match open() {
+        Ok(listener) => TcpListener::from(listener),
+        Err(e) => {
+            println!("no SCTP on this kernel: {e}");
+            return assert_eq!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT));
+        }
+    };
+    // SAFETY: our own socket, and no memory.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 1) }, 0);
+    let to = listener.local_addr().unwrap().port();
+    let client = open().unwrap();
+    assert_eq!(connect(&client, &sockaddr([127, 0, 0, 1], to)), 0);
+    let (server, _) = listener.accept().unwrap();
+    assert_eq!((send(&client, &[1; 33], 0), recv(&server, 33, 0)), (33, 33));
+}
+
+/// 47: traffic of other families and protocols (AF_UNIX, netlink, ICMP, SCTP) makes no events.
 #[test]
 fn other_families_make_no_events() {
     let mut trace = Trace::per_call();
@@ -187,9 +270,11 @@ fn other_families_make_no_events() {
     unsafe {
         let netlink = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE);
         assert!(netlink >= 0);
-        libc::send(netlink, [0_u8; 16].as_ptr().cast(), 16, 0);
+        assert_eq!(libc::send(netlink, [0_u8; 16].as_ptr().cast(), 16, 0), 16);
         libc::close(netlink);
     }
+    ping();
+    sctp();
     // A marker of our own: what comes before it is all there is.
     let ((sender, s), (_receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
     sender.send_to(&[1; 9], ("127.0.0.1", r)).unwrap();
