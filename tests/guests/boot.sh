@@ -17,7 +17,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 COMPLAINTS='\[ cut here \]|Kernel panic|BUG: |Oops: |general protection fault'
 
 # A guest that hangs is given up after this many seconds.
-limit=${TCPTOP_GUEST_TIMEOUT:-900}
+limit=${TCPTOP_GUEST_TIMEOUT:-1200}
 
 # pack_settings BACKENDS ARGUMENTS...: /etc/guest as one more piece of the initramfs. A run that hangs must leave time
 # to the ones after it.
@@ -35,10 +35,12 @@ pack_settings() {
 }
 
 # Emulated, because a machine that builds need not be able to run guests on its processor. Two processors, so that
-# softirqs run beside the processes they serve. nosoftlockup: emulated time stands still now and then.
+# softirqs run beside the processes they serve, but one thread for both: with one each, an emulated processor now and
+# then misses that the other has patched code, which is how trampolines come and go, and the guest dies of it.
+# nosoftlockup: emulated time stands still now and then.
 run_qemu() {
 	timeout --kill-after=10 "$limit" qemu-system-x86_64 \
-		-accel tcg -cpu max -m 1G -smp 2 -nodefaults -display none -no-reboot \
+		-accel tcg,thread=single -cpu max -m 1G -smp 2 -nodefaults -display none -no-reboot \
 		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
 		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup' \
 		-serial "file:$out/console.log" -serial "file:$work/results" \
