@@ -309,6 +309,7 @@ mod tests {
             functions: Default::default(),
             tracepoints: Vec::new(),
             cgroup: Ok(()),
+            preemptible: false,
         }
     }
 

@@ -220,19 +220,25 @@ pub enum LossPlace {
     Channel,
     /// The library could not decode the record.
     Decode,
+    /// The kernel skipped a program because it was already running on that CPU, in what had been interrupted or
+    /// preempted (`recursion_misses` in the program's fdinfo; Linux 5.12). Counted is the most that can have been lost:
+    /// hooks where it matters have two programs, and both must be skipped. The next event of a TCP connection has its
+    /// total all the same; a UDP datagram that was missed here is in no total.
+    Hook,
 }
 
 impl LossPlace {
     /// All places.
-    pub const ALL: [Self; 4] = [Self::Ring, Self::Storage, Self::Channel, Self::Decode];
+    pub const ALL: [Self; 5] = [Self::Ring, Self::Storage, Self::Channel, Self::Decode, Self::Hook];
 
-    /// Lower-case name: `ring`, `storage`, `channel` or `decode`.
+    /// Lower-case name: `ring`, `storage`, `channel`, `decode` or `hook`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ring => "ring",
             Self::Storage => "storage",
             Self::Channel => "channel",
             Self::Decode => "decode",
+            Self::Hook => "hook",
         }
     }
 }

@@ -125,6 +125,27 @@ fn parse_lockdown(text: &str) -> Option<Lockdown> {
     }
 }
 
+/// May a task lose its processor while it runs kernel code, and so in the middle of a BPF program? Where the mode is
+/// chosen at boot and debugfs does not tell which, the answer is no.
+pub(crate) fn is_preemptible() -> bool {
+    match fs::read_to_string("/sys/kernel/debug/sched/preempt") {
+        Ok(modes) => chosen_mode_preempts(&modes),
+        Err(_) => {
+            fs::read_to_string("/proc/sys/kernel/version").is_ok_and(|version| built_preemptible(&version))
+        }
+    }
+}
+
+/// The chosen mode is in parentheses: "none voluntary (full) lazy".
+fn chosen_mode_preempts(modes: &str) -> bool {
+    ["(full)", "(lazy)"].iter().any(|mode| modes.contains(mode))
+}
+
+/// The version names what is built in: "#1 SMP PREEMPT Debian 6.1", where PREEMPT_DYNAMIC may be any mode.
+fn built_preemptible(version: &str) -> bool {
+    version.split_whitespace().any(|word| ["PREEMPT", "PREEMPT_RT", "PREEMPT_LAZY"].contains(&word))
+}
+
 /// Where the root of the cgroup2 hierarchy is mounted; within a cgroup namespace, the root of that namespace.
 pub(crate) fn cgroup2_mount() -> Option<PathBuf> {
     find_cgroup2(&mountinfo().ok()?)
@@ -154,6 +175,23 @@ mod tests {
 
     fn mask(capabilities: &[Capability]) -> u64 {
         capabilities.iter().fold(0, |mask, capability| mask | 1 << capability.bit)
+    }
+
+    #[test]
+    fn the_mode_of_preemption_is_read_from_what_the_kernel_says() {
+        assert!(chosen_mode_preempts("none voluntary (full) \n") && chosen_mode_preempts("full (lazy) \n"));
+        assert!(
+            !chosen_mode_preempts("(none) voluntary full \n")
+                && !chosen_mode_preempts("none (voluntary) full \n")
+        );
+        assert!(
+            built_preemptible("#1 SMP PREEMPT Debian 5.10.0")
+                && built_preemptible("#1 SMP PREEMPT_RT Debian")
+        );
+        assert!(
+            !built_preemptible("#1 SMP PREEMPT_DYNAMIC Debian 6.1")
+                && !built_preemptible("#1 SMP Debian 5.10")
+        );
     }
 
     #[test]

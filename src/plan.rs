@@ -2,6 +2,7 @@
 //! Which programs to use: a pure function of facts about the kernel.
 
 use crate::capabilities::{Backend, Feature, Visibility};
+use crate::event::EventKind;
 use std::collections::BTreeMap;
 
 /// What is known of the running kernel. Collected by `kernel::facts`; presence in BTF is not permission, so
@@ -28,6 +29,8 @@ pub(crate) struct Facts {
     pub(crate) tracepoints: Vec<&'static str>,
     /// Cgroup programs can be used, or why not.
     pub(crate) cgroup: Result<(), String>,
+    /// A task may lose its processor in the middle of a program.
+    pub(crate) preemptible: bool,
 }
 
 /// Where a program attaches.
@@ -43,6 +46,25 @@ pub(crate) enum Target {
     Tracepoint(&'static str),
     /// Root of the cgroup2 hierarchy.
     Cgroup,
+}
+
+impl Target {
+    /// Which events are lost when the kernel skips a program there, if any are.
+    pub(crate) fn reports(self) -> Option<EventKind> {
+        let (Function(hook) | FunctionOf(hook, _) | Kprobe(hook) | Tracepoint(hook)) = self else {
+            return None;
+        };
+        match hook {
+            "inet_sock_set_state" => Some(EventKind::TcpStateChange),
+            "tcp_destroy_sock" | "udp_destroy_sock" | "udpv6_destroy_sock" => Some(EventKind::Closed),
+            "tcp_sendmsg" | "tcp_sendpage" | "tcp_probe" => Some(EventKind::TcpSend),
+            "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
+            // The last two are for TCP too, where the next event repairs it.
+            "udp_sendmsg" | "udpv6_sendmsg" | "sock_send_length" => Some(EventKind::UdpSend),
+            "skb_consume_udp" | "sock_recv_length" => Some(EventKind::UdpRecv),
+            _ => None,
+        }
+    }
 }
 
 /// A program of `src/bpf`.
@@ -102,14 +124,42 @@ const TRACEPOINT: [Program; 7] = [
     program("cgroup_sock_release", Cgroup, false),
 ];
 
-/// Every program that a backend would like to have.
-pub(crate) fn programs(backend: Backend) -> impl Iterator<Item = Program> {
-    let own: &[Program] = match backend {
-        Backend::Fentry => &FENTRY,
-        Backend::Kprobe => &KPROBE,
-        Backend::Tracepoint => &TRACEPOINT,
+/// Second programs on hooks where an interrupt can come in between: the kernel skips a program that runs already.
+const BASE_UNDERSTUDIES: [Program; 2] = [
+    program("tcp_set_state_2", Tracepoint("inet_sock_set_state"), false),
+    program("tcp_destroy_2", Tracepoint("tcp_destroy_sock"), false),
+];
+
+/// The same for hooks in system calls, where only another task can.
+const CALL_UNDERSTUDIES: [Program; 1] =
+    [program("tcp_chunk_in_2", Tracepoint("tcp_rcv_space_adjust"), false)];
+
+const FENTRY_UNDERSTUDIES: [Program; 7] = [
+    program("fexit_tcp_sendmsg_2", Function("tcp_sendmsg"), false),
+    program("fexit_tcp_recvmsg_2", Function("tcp_recvmsg"), false),
+    program("fexit_udp_sendmsg_2", Function("udp_sendmsg"), false),
+    program("fexit_udpv6_sendmsg_2", Function("udpv6_sendmsg"), false),
+    program("fentry_skb_consume_udp_2", Function("skb_consume_udp"), false),
+    program("fentry_udp_destroy_sock_2", Function("udp_destroy_sock"), false),
+    program("fentry_udpv6_destroy_sock_2", Function("udpv6_destroy_sock"), false),
+];
+
+const TRACEPOINT_UNDERSTUDIES: [Program; 2] = [
+    program("sock_send_2", Tracepoint("sock_send_length"), false),
+    program("sock_recv_2", Tracepoint("sock_recv_length"), false),
+];
+
+/// Every program that a backend would like to have. Understudies come last: programs on a tracepoint run in the order
+/// in which they were attached.
+pub(crate) fn programs(backend: Backend, preemptible: bool) -> impl Iterator<Item = Program> {
+    let (own, understudies): (&[Program], &[Program]) = match backend {
+        Backend::Fentry => (&FENTRY, &FENTRY_UNDERSTUDIES),
+        // kprobes run with preemption disabled.
+        Backend::Kprobe => (&KPROBE, &[]),
+        Backend::Tracepoint => (&TRACEPOINT, &TRACEPOINT_UNDERSTUDIES),
     };
-    BASE.iter().chain(own).copied()
+    let understudies = CALL_UNDERSTUDIES.iter().chain(understudies).filter(move |_| preemptible);
+    BASE.iter().chain(own).chain(&BASE_UNDERSTUDIES).chain(understudies).copied()
 }
 
 /// What to load, and how to set it up.
@@ -124,6 +174,8 @@ pub(crate) struct Plan {
     pub(crate) use_cookie: bool,
     pub(crate) use_task_btf: bool,
     pub(crate) recvmsg_args: u32,
+    /// The understudies of hooks in system calls are among the programs.
+    pub(crate) calls_run_twice: bool,
 }
 
 /// The plan for a backend, or why it cannot run.
@@ -142,9 +194,10 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_storage: facts.storage && backend != Backend::Kprobe,
         use_cookie: facts.cookie,
         use_task_btf: facts.task_btf,
+        calls_run_twice: facts.preemptible && facts.storage && backend != Backend::Kprobe,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
-    for program in programs(backend) {
+    for program in programs(backend, facts.preemptible && facts.storage) {
         match absence(program.target, facts) {
             Presence::Present => plan.programs.push(program),
             Presence::OtherVariant => {}

@@ -22,6 +22,8 @@ const SLEEP: Duration = Duration::from_millis(50);
 const EMPTY_LOOKS: u32 = 25;
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
 const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
+/// Programs that the kernel has skipped are no news that could not wait.
+const LOOK_AT_HOOKS_EVERY: Duration = Duration::from_secs(1);
 /// How long to wait for room in the channel before looking whether to stop.
 const SEND_SLICE: Duration = Duration::from_millis(10);
 
@@ -198,6 +200,7 @@ fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut s
         }
         session.collect_waiting(|record| sink.borrow_mut().record(record));
     }
+    session.look_at_hooks();
     sweeps.report_losses(&session, sink);
     sweeps.grace.end();
 }
@@ -206,6 +209,7 @@ fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut s
 struct Sweeps {
     every: Duration,
     next: Instant,
+    next_look_at_hooks: Instant,
     grace: Grace,
     reported: LossTable,
 }
@@ -217,7 +221,14 @@ impl Sweeps {
             Granularity::Interval(every) => every,
         };
         let grace = Grace::new(session.barrier())?;
-        Ok(Self { every, next: Instant::now() + every, grace, reported: LossTable::default() })
+        let now = Instant::now();
+        Ok(Self {
+            every,
+            next: now + every,
+            next_look_at_hooks: now + LOOK_AT_HOOKS_EVERY,
+            grace,
+            reported: LossTable::default(),
+        })
     }
 
     /// Does what is due; returns how many reports had waited.
@@ -232,6 +243,10 @@ impl Sweeps {
         let now = Instant::now();
         if self.next <= now && !self.grace.is_running {
             self.next = now + self.every;
+            if self.next_look_at_hooks <= now {
+                self.next_look_at_hooks = now + LOOK_AT_HOOKS_EVERY;
+                session.look_at_hooks();
+            }
             self.report_losses(session, sink);
             if session.anything_waits() {
                 session.next_epoch();

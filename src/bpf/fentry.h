@@ -33,6 +33,15 @@ int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size,
 	return 0;
 }
 
+/* The understudy. */
+SEC("?fexit/tcp_sendmsg")
+int BPF_PROG(fexit_tcp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	if (ret > 0)
+		tcp_call_out(sk, ret);
+	return 0;
+}
+
 /* sendfile and splice before 6.5, where the function is there. */
 SEC("?fexit/tcp_sendpage")
 int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
@@ -47,8 +56,7 @@ int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 
  * value. Only one of the loads survives loading; volatile keeps the compiler from making one load with a
  * computed offset of them, which the verifier refuses.
  */
-SEC("?fexit/tcp_recvmsg")
-int fexit_tcp_recvmsg(__u64 *ctx)
+static __always_inline int recvmsg_returns(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	int ret = 0;
@@ -61,6 +69,19 @@ int fexit_tcp_recvmsg(__u64 *ctx)
 		ret = *(volatile __u64 *)&ctx[6];
 	tcp_call_in(sk, ret);
 	return 0;
+}
+
+SEC("?fexit/tcp_recvmsg")
+int fexit_tcp_recvmsg(__u64 *ctx)
+{
+	return recvmsg_returns(ctx);
+}
+
+/* The understudy: a call whose chunks are reported is over. */
+SEC("?fexit/tcp_recvmsg")
+int fexit_tcp_recvmsg_2(__u64 *ctx)
+{
+	return recvmsg_returns(ctx);
 }
 
 /* The socket that accept() returns belongs to the process that called it, not to the one that called
@@ -125,7 +146,15 @@ static __always_inline void udp_send(struct sock *sk, const void *name, __u64 by
 SEC("?fexit/udp_sendmsg")
 int BPF_PROG(fexit_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret >= 0)
+	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, false))
+		udp_send(sk, msg->msg_name, ret, true);
+	return 0;
+}
+
+SEC("?fexit/udp_sendmsg")
+int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, true))
 		udp_send(sk, msg->msg_name, ret, true);
 	return 0;
 }
@@ -148,12 +177,25 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 	return peer.family == 4;
 }
 
+static __always_inline int udpv6_send(struct sock *sk, struct msghdr *msg, int ret, const bool understudy)
+{
+	if (ret < 0 || went_to_v4(sk, msg->msg_name, msg->msg_namelen))
+		return 0;
+	if (!turn_is_taken(HOOK_UDP_OUT_V6, understudy))
+		udp_send(sk, msg->msg_name, ret, true);
+	return 0;
+}
+
 SEC("?fexit/udpv6_sendmsg")
 int BPF_PROG(fexit_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret >= 0 && !went_to_v4(sk, msg->msg_name, msg->msg_namelen))
-		udp_send(sk, msg->msg_name, ret, true);
-	return 0;
+	return udpv6_send(sk, msg, ret, false);
+}
+
+SEC("?fexit/udpv6_sendmsg")
+int BPF_PROG(fexit_udpv6_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
+{
+	return udpv6_send(sk, msg, ret, true);
 }
 
 /* The source of a received datagram, out of its headers. */
@@ -181,20 +223,30 @@ static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
  * functions changed twice, and it still has the headers, so the peer is known also where the reader did not
  * ask for it.
  */
-SEC("?fentry/skb_consume_udp")
-int BPF_PROG(fentry_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
+static __always_inline int udp_receive(struct sock *sk, struct sk_buff *skb, int len, const bool understudy)
 {
 	struct peer peer = {};
 
-	if (len < 0)
+	if (len < 0 || turn_is_taken(HOOK_UDP_IN, understudy))
 		return 0;
 	peer_of_skb(&peer, skb);
 	udp_datagram(sk, TT_IN, len, &peer, true);
 	return 0;
 }
 
-SEC("?fentry/udp_destroy_sock")
-int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
+SEC("?fentry/skb_consume_udp")
+int BPF_PROG(fentry_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
+{
+	return udp_receive(sk, skb, len, false);
+}
+
+SEC("?fentry/skb_consume_udp")
+int BPF_PROG(fentry_skb_consume_udp_2, struct sock *sk, struct sk_buff *skb, int len)
+{
+	return udp_receive(sk, skb, len, true);
+}
+
+static __always_inline int udp_socket_ends(struct sock *sk)
 {
 	struct sk_state *st = state_peek(sk);
 
@@ -204,15 +256,28 @@ int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
 	return 0;
 }
 
+SEC("?fentry/udp_destroy_sock")
+int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
+{
+	return udp_socket_ends(sk);
+}
+
+SEC("?fentry/udp_destroy_sock")
+int BPF_PROG(fentry_udp_destroy_sock_2, struct sock *sk)
+{
+	return udp_socket_ends(sk);
+}
+
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
 {
-	struct sk_state *st = state_peek(sk);
+	return udp_socket_ends(sk);
+}
 
-	if (st)
-		udp_end(st);
-	state_forget(sk);
-	return 0;
+SEC("?fentry/udpv6_destroy_sock")
+int BPF_PROG(fentry_udpv6_destroy_sock_2, struct sock *sk)
+{
+	return udp_socket_ends(sk);
 }
 
 #endif

@@ -19,6 +19,8 @@ const volatile bool use_cookie = true;	      /* socket cookies in tracing progra
 const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
 const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
+const volatile bool calls_run_twice =
+	false; /* the understudies of call hooks are attached, see turn_is_taken() */
 
 /* An account: what moved in one direction. */
 struct acct {
@@ -46,8 +48,9 @@ struct sk_state {
 	__u8 first_in;	 /* the first receive on a connection older than this tracer is not finished */
 	__u8 moved_in;	 /* a receive call has moved bytes and is not finished */
 	__u8 listens;
-	__u8 noted; /* a UDP peer was noted for this socket (tracepoints) */
-	__u8 pad[3];
+	__u8 noted;	 /* a UDP peer was noted for this socket (tracepoints) */
+	__u8 changed[2]; /* the latest state change, from and to */
+	__u8 pad;
 };
 
 /*
@@ -105,6 +108,18 @@ struct {
 	__type(key, struct tt_life_key);
 	__type(value, struct tt_state);
 } unsent SEC(".maps");
+
+/* Thread -> which of two programs on one hook had the last turn; see turn_is_taken(). */
+struct turns {
+	__u8 of[4]; /* by enum hook */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct turns);
+} thread_turns SEC(".maps");
 
 /* The size is set by the library (ring_bytes). */
 struct {

@@ -16,6 +16,39 @@
  */
 #define FIELD(typed, ptr, field) ((typed) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
+/*
+ * Understudies. The kernel skips a tracing program that is already running on this CPU, in whatever it has interrupted
+ * or preempted. So hooks on which an event must not be lost have two programs that do the same: when one is skipped the
+ * other runs, and when both run the second must find that there is nothing left to do.
+ *
+ * Where nothing else tells it, this does: whoever comes first in a call of this thread takes the turn, and the other one
+ * gives it back. If one was skipped, the turn stays taken, and the next call begins with the other: each call is
+ * handled once, whichever runs first.
+ */
+enum hook {
+	HOOK_UDP_OUT,
+	HOOK_UDP_OUT_V6,
+	HOOK_UDP_IN,
+};
+
+static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
+{
+	struct turns *turns;
+
+	if (!calls_run_twice)
+		return false;
+	turns = bpf_task_storage_get(&thread_turns, bpf_get_current_task_btf(), 0,
+				     BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!turns)
+		return understudy;
+	if (turns->of[hook] == (understudy ? 1 : 2)) {
+		turns->of[hook] = 0;
+		return true;
+	}
+	turns->of[hook] = understudy ? 2 : 1;
+	return false;
+}
+
 /* Kernel threads use sockets too (MPTCP workers, NFS); they never own one. io_uring workers are user
  * processes. */
 static __always_inline bool current_is_kthread(void)

@@ -222,13 +222,18 @@ static __always_inline void post_both(struct sk_state *st, __u64 now)
 	post_news(st, &in);
 }
 
+static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
+{
+	st->changed[0] = old_state;
+	st->changed[1] = new_state;
+}
+
 /*
  * inet_sock_set_state(): the socket is locked, and still in its old state. Runs in the owner's system call,
  * in softirq, in timers: the current process counts only if it holds the lock. SCTP, DCCP and MPTCP come here
  * too.
  */
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
+static __always_inline int state_changes(struct sock *sk, int old_state, int new_state)
 {
 	struct change ch = { .kind = TT_TCP_STATE, .old_state = old_state, .new_state = new_state };
 	struct tcp_sock *tp;
@@ -243,6 +248,8 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
 		st = state_get(sk);
 		if (st)
 			conceive(st);
+		if (st)
+			note_change(st, old_state, new_state);
 		return 0;
 	}
 	st = tcp_state(sk, tp, TT_TCP_STATE);
@@ -264,9 +271,32 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
 	if (new_state == TCP_CLOSE)
 		flush(&st->c);
 	ch.error = sk->sk_err;
+	note_change(st, old_state, new_state);
 	if (is_wanted(&st->c.conn))
 		emit_state(&st->c, &ch);
 	return 0;
+}
+
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
+{
+	return state_changes(sk, old_state, new_state);
+}
+
+/* The understudy (see turn_is_taken()); programs run in the order in which they were attached. */
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
+{
+	struct sk_state *st;
+
+	if (sk->sk_protocol != IPPROTO_TCP || !bpf_skc_to_tcp_sock(sk))
+		return 0;
+	st = state_peek(sk);
+	if (st && st->changed[0] == old_state && st->changed[1] == new_state) {
+		note_change(st, 0, 0);
+		return 0;
+	}
+	return state_changes(sk, old_state, new_state);
 }
 
 /*
@@ -275,8 +305,7 @@ int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
  * moved nothing. When a receive call ends, tcp_call_in() reports; a splice has no such call, so its chunks
  * are put in the queue of waiting reports from here.
  */
-SEC("?tp_btf/tcp_rcv_space_adjust")
-int BPF_PROG(tcp_chunk_in, struct sock *sk)
+static __always_inline int chunk_is_read(struct sock *sk)
 {
 	struct report r = { .direction = TT_IN };
 	struct tcp_sock *tp;
@@ -317,12 +346,24 @@ int BPF_PROG(tcp_chunk_in, struct sock *sk)
 	return 0;
 }
 
+SEC("?tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_chunk_in, struct sock *sk)
+{
+	return chunk_is_read(sk);
+}
+
+/* The understudy: a chunk that is counted moves the total no second time. */
+SEC("?tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(tcp_chunk_in_2, struct sock *sk)
+{
+	return chunk_is_read(sk);
+}
+
 /*
  * tcp_destroy_sock: nobody holds the socket any more. Reads may have gone on after ->CLOSE, so the last word
  * about what was consumed is spoken here. The current process may be anybody.
  */
-SEC("?tp_btf/tcp_destroy_sock")
-int BPF_PROG(tcp_destroy, struct sock *sk)
+static __always_inline int socket_ends(struct sock *sk)
 {
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct sk_state *st;
@@ -338,9 +379,23 @@ int BPF_PROG(tcp_destroy, struct sock *sk)
 		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
 		post_both(st, now);
 		emit_end(st, now);
+		st->known = 0;
 	}
 	state_forget(sk);
 	return 0;
+}
+
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	return socket_ends(sk);
+}
+
+/* The understudy: a connection that has ended is not known any more. */
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_2, struct sock *sk)
+{
+	return socket_ends(sk);
 }
 
 /* A send has returned `ret` > 0. Runs in the system call, after the lock was released. */
@@ -367,6 +422,9 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	if (st->known & KNOWN_OUT)
 		read_written(st, tp);
 	else if (!learn_written(st, tp, ret))
+		return;
+	/* The other program on this hook was first. */
+	if (calls_run_twice && st->c.acct[TT_OUT].total == st->c.acct[TT_OUT].reported)
 		return;
 	read_quality(st, tp);
 	r.now = bpf_ktime_get_ns();

@@ -103,10 +103,12 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk)
 	note->socket = 0;
 }
 
-static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction)
+static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, const bool understudy)
 {
 	struct peer peer = {};
 
+	if (turn_is_taken(direction == TT_OUT ? HOOK_UDP_OUT : HOOK_UDP_IN, understudy))
+		return;
 	take_noted_peer(&peer, sk);
 	if (ret < 0)
 		return;
@@ -122,21 +124,19 @@ static __always_inline bool is_inet(struct sock *sk)
 	return family == AF_INET || family == AF_INET6;
 }
 
-/* Fires for every family of sockets: look at that first. */
-SEC("?tp_btf/sock_send_length")
-int BPF_PROG(sock_send, struct sock *sk, int ret, int flags)
+/* Both fire for every family of sockets: look at that first. */
+static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 {
 	if (!is_inet(sk))
 		return 0;
 	if (sk->sk_protocol == IPPROTO_UDP)
-		udp_call(sk, ret, TT_OUT);
+		udp_call(sk, ret, TT_OUT, understudy);
 	else if (ret > 0)
 		tcp_call_out(sk, ret);
 	return 0;
 }
 
-SEC("?tp_btf/sock_recv_length")
-int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
+static __always_inline int received(struct sock *sk, int ret, int flags, const bool understudy)
 {
 	struct peer ignored;
 
@@ -146,11 +146,35 @@ int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
 		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
 			take_noted_peer(&ignored, sk);
 		else
-			udp_call(sk, ret, TT_IN);
+			udp_call(sk, ret, TT_IN, understudy);
 	} else if (sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {
 		tcp_call_in(sk, ret);
 	}
 	return 0;
+}
+
+SEC("?tp_btf/sock_send_length")
+int BPF_PROG(sock_send, struct sock *sk, int ret, int flags)
+{
+	return sent(sk, ret, false);
+}
+
+SEC("?tp_btf/sock_send_length")
+int BPF_PROG(sock_send_2, struct sock *sk, int ret, int flags)
+{
+	return sent(sk, ret, true);
+}
+
+SEC("?tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv, struct sock *sk, int ret, int flags)
+{
+	return received(sk, ret, flags, false);
+}
+
+SEC("?tp_btf/sock_recv_length")
+int BPF_PROG(sock_recv_2, struct sock *sk, int ret, int flags)
+{
+	return received(sk, ret, flags, true);
 }
 
 /* The last close of a socket. The context knows little of it, its storage everything. */

@@ -156,6 +156,8 @@ static __always_inline void udp_end(struct sk_state *st)
 	conn->remote_port = 0;
 	end.now = bpf_ktime_get_ns();
 	emit_state(&st->c, &end);
+	/* No second time. */
+	conn->socket = 0;
 }
 
 #endif

@@ -24,6 +24,7 @@ pub(crate) fn collect() -> Facts {
     let btf = Btf::from_vmlinux();
     let (functions, tracepoints) = btf.map(|btf| listed(&btf)).unwrap_or_default();
     let cgroup = cgroup();
+    let preemptible = host::is_preemptible();
     // On most kernels everything loads: then one load, which reads all of BTF again, answers all questions.
     let all = [FEATURES.as_slice(), &[FEXIT, KPROBE]].concat();
     let together = with_loaded(&all, |skel| Ok((attach(skel, FEXIT), attach(skel, KPROBE))));
@@ -39,6 +40,7 @@ pub(crate) fn collect() -> Facts {
             functions,
             tracepoints,
             cgroup,
+            preemptible,
         };
     }
     let loads = |name| with_loaded(&[name], |_| Ok(()));
@@ -54,6 +56,7 @@ pub(crate) fn collect() -> Facts {
         functions,
         tracepoints,
         cgroup,
+        preemptible,
     }
 }
 
@@ -68,7 +71,7 @@ fn cgroup() -> Result<(), String> {
 fn listed(btf: &Btf<'_>) -> (BTreeMap<&'static str, usize>, Vec<&'static str>) {
     let mut functions = BTreeMap::new();
     let mut tracepoints = Vec::new();
-    for program in Backend::ALL.into_iter().flat_map(plan::programs) {
+    for program in Backend::ALL.into_iter().flat_map(|backend| plan::programs(backend, false)) {
         match program.target {
             Target::Function(name) | Target::FunctionOf(name, _) | Target::Kprobe(name) => {
                 if let Some(args) = arguments(btf, name) {

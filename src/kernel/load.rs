@@ -2,7 +2,7 @@
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
 use super::Quiet;
-use super::session::Session;
+use super::session::{Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Capabilities, MissingProgram, StepDown};
 use crate::config::Config;
@@ -12,8 +12,9 @@ use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Why no backend runs.
 #[derive(Debug)]
@@ -57,6 +58,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
         }
     };
     let links = attach_all(&skel, &mut plan)?;
+    let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
     let running: Vec<&str> = plan.programs.iter().map(|p| p.name).collect();
     let capabilities = Capabilities {
         backend: plan.backend,
@@ -69,7 +71,22 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
             .map(|(program, reason)| MissingProgram { program: program.into(), reason })
             .collect(),
     };
-    Session::new(&skel, links, capabilities).map_err(|e| e.to_string())
+    Session::new(&skel, links, hooks, capabilities).map_err(|e| e.to_string())
+}
+
+/// The places where programs may be skipped, each with all programs that are there.
+fn hooks(skel: &TcptopSkel<'_>, plan: &Plan) -> io::Result<Vec<Hook>> {
+    let mut hooks: Vec<(Target, Hook)> = Vec::new();
+    for planned in &plan.programs {
+        let Some(kind) = planned.target.reports() else { continue };
+        let Some(program) = skel.object().progs().find(|p| p.name() == planned.name) else { continue };
+        let fd = program.as_fd().try_clone_to_owned()?;
+        match hooks.iter_mut().find(|(target, _)| *target == planned.target) {
+            Some((_, hook)) => hook.programs.push(fd),
+            None => hooks.push((planned.target, Hook { kind, programs: vec![fd] })),
+        }
+    }
+    Ok(hooks.into_iter().map(|(_, hook)| hook).collect())
 }
 
 /// Takes out of the plan every program that does not load by itself.
@@ -126,6 +143,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.use_task_btf = plan.use_task_btf;
         rodata.chunks_are_calls = plan.backend == Backend::Kprobe;
         rodata.recvmsg_args = plan.recvmsg_args;
+        rodata.calls_run_twice = plan.calls_run_twice;
     }
     open.maps.events.set_max_entries(ring)?;
     open.maps.udp_flows.set_max_entries(sockets)?;
@@ -133,6 +151,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     open.maps.sk_hash.set_max_entries(sockets)?;
     open.maps.sk_hash.set_autocreate(!plan.use_storage)?;
     open.maps.sk_storage.set_autocreate(plan.use_storage)?;
+    open.maps.thread_turns.set_autocreate(plan.calls_run_twice)?;
     open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
 }
 

@@ -5,13 +5,15 @@ use super::skel::TcptopSkel;
 use crate::capabilities::Capabilities;
 use crate::decode;
 use crate::error::{Error, Result};
+use crate::event::{EventKind, LossPlace};
 use crate::stats::LossTable;
 use crate::wire::{self, tt_control, tt_flow_key, tt_life_key, tt_transfer};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use std::cell::Cell;
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +23,8 @@ use std::time::Duration;
 /// it: links and maps own their file descriptors, so a session can move to another thread.
 pub(crate) struct Session {
     links: Vec<Link>,
+    hooks: Vec<Hook>,
+    skipped: LossTable,
     events: MapHandle,
     pending: MapHandle,
     unsent: MapHandle,
@@ -51,11 +55,14 @@ impl Session {
     pub(super) fn new(
         skel: &TcptopSkel<'_>,
         links: Vec<Link>,
+        hooks: Vec<Hook>,
         capabilities: Capabilities,
     ) -> libbpf_rs::Result<Self> {
         let maps = &skel.maps;
         Ok(Self {
             links,
+            hooks,
+            skipped: LossTable::default(),
             events: MapHandle::try_from(&maps.events)?,
             pending: MapHandle::try_from(&maps.pending)?,
             unsent: MapHandle::try_from(&maps.unsent)?,
@@ -137,13 +144,45 @@ impl Session {
         drain(&self.unsent, life_in_bank, record);
     }
 
-    /// The losses that the kernel side has counted.
+    /// The losses that the kernel side has counted; those at hooks as of the last look at them.
     pub(crate) fn losses(&self) -> LossTable {
-        match self.counters.lookup_percpu(&FIRST, MapFlags::ANY) {
+        let counted = match self.counters.lookup_percpu(&FIRST, MapFlags::ANY) {
             Ok(Some(per_cpu)) => decode::losses(per_cpu.iter().map(Vec::as_slice)),
             _ => LossTable::default(),
-        }
+        };
+        counted.plus(&self.skipped)
     }
+
+    /// Looks how often the kernel has skipped programs. Reads some twenty files in /proc.
+    pub(crate) fn look_at_hooks(&mut self) {
+        let mut skipped = LossTable::default();
+        self.hooks.iter().for_each(|hook| skipped.add(hook.kind, LossPlace::Hook, hook.skipped()));
+        self.skipped = skipped;
+    }
+}
+
+/// A place in the kernel with one program or, where an event must not be lost, two.
+pub(crate) struct Hook {
+    pub(super) kind: EventKind,
+    pub(super) programs: Vec<OwnedFd>,
+}
+
+impl Hook {
+    /// How many events may have been lost: nothing is while one program runs.
+    fn skipped(&self) -> u64 {
+        self.programs.iter().map(recursion_misses).min().unwrap_or(0)
+    }
+}
+
+fn recursion_misses(program: &OwnedFd) -> u64 {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()));
+    info.map_or(0, |text| misses_in(&text))
+}
+
+/// proc_pid_fdinfo(5); not there before Linux 5.12.
+fn misses_in(fdinfo: &str) -> u64 {
+    let count = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Hands out and removes every value of a hash map whose key is wanted.
@@ -229,5 +268,17 @@ impl<'cb> Ring<'cb> {
     /// No more was taken than one look may take.
     pub(crate) fn is_behind(&self) -> bool {
         self.seen.get() >= RECORDS_PER_LOOK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_runs_are_read_from_fdinfo() {
+        let fdinfo = "pos:\t0\nprog_type:\t26\nrun_cnt:\t0\nrecursion_misses:\t23\nverified_insns:\t7\n";
+        assert_eq!(misses_in(fdinfo), 23);
+        assert_eq!(misses_in("pos:\t0\nprog_type:\t26\n"), 0);
     }
 }

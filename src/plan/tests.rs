@@ -36,7 +36,26 @@ fn everything() -> Facts {
         functions: FUNCTIONS.into(),
         tracepoints: TRACEPOINTS.into(),
         cgroup: Ok(()),
+        preemptible: false,
     }
+}
+
+#[test]
+fn understudies_come_last_and_those_of_calls_only_where_tasks_are_preempted() {
+    let second = |facts: &Facts, backend| {
+        let plan = plan(backend, facts).unwrap();
+        let names = names(&plan);
+        let first = names.iter().position(|n| n.ends_with("_2") && !n.starts_with("fexit_accept")).unwrap();
+        assert!(names[first..].iter().all(|n| n.ends_with("_2")), "{names:?}");
+        assert!(names[first..].iter().all(|n| names.contains(&n.trim_end_matches("_2"))), "{names:?}");
+        (names.len() - first, plan.calls_run_twice)
+    };
+    let mut facts = everything();
+    assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(2, false); 3]);
+    facts.preemptible = true;
+    assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(10, true), (3, false), (5, true)]);
+    facts.storage = false;
+    assert_eq!(second(&facts, Backend::Fentry), (2, false));
 }
 
 fn names(plan: &Plan) -> Vec<&'static str> {

@@ -162,10 +162,25 @@ fn both_ends_are_exact() {
     };
     assert_eq!(row("tcp", c, l), (client, 1_000_003, 500_009));
     assert_eq!(row("tcp", l, c), (server, 500_009, 1_000_003));
+    let stats = lines.last().unwrap();
+    // A kernel that preempts tasks in the middle of programs may have skipped some: then that is counted.
+    let mut missing = [0, 0];
+    let mut check = |(local, remote), pid, [sent, received]: [u64; 2], [each_out, each_in]: [u64; 2]| {
+        let (owner, bytes_out, bytes_in) = row("udp", local, remote);
+        assert_eq!((owner, bytes_out % each_out, bytes_in % each_in), (pid, 0, 0), "{stats}");
+        missing[0] += (sent - bytes_out) / each_out;
+        missing[1] += (received - bytes_in) / each_in;
+    };
     for peer in peers {
-        assert_eq!(row("udp", u, peer), (client, 500, 350));
-        assert_eq!(row("udp", peer, u), (server, 350, 500));
+        check((u, peer), client, [500, 350], [10, 7]);
+        check((peer, u), server, [350, 500], [7, 10]);
     }
+    let skipped = |kind: &str| {
+        let losses = stats["losses"].as_array().unwrap().iter();
+        let of_hook = losses.filter(|l| l["place"] == "hook" && l["kind"] == kind);
+        of_hook.map(|l| l["count"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(missing[0] <= skipped("udp_send") && missing[1] <= skipped("udp_recv"), "{missing:?}: {stats}");
     for name in ["tcp_send", "tcp_recv", "udp_send", "udp_recv", "tcp_state"] {
         let event = lines.iter().find(|v| is(v, name)).unwrap_or_else(|| panic!("no {name}"));
         for field in [
@@ -181,7 +196,7 @@ fn both_ends_are_exact() {
             assert!(!event[field].is_null(), "{field}: {event}");
         }
     }
-    assert!(is(lines.last().unwrap(), "stats") && lines.last().unwrap()["events"].as_u64() > Some(0));
+    assert!(is(stats, "stats") && stats["events"].as_u64() > Some(0));
 }
 
 /// SIGTERM and SIGINT are orderly ends: exit 0, and the statistics last.

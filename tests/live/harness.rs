@@ -160,16 +160,19 @@ impl Trace {
         })
     }
 
+    /// The row of a UDP flow by both ports.
+    pub(crate) fn udp_flow(&self, local: u16, remote: u16) -> Option<ConnectionRecord> {
+        let rows = self.rows(Protocol::Udp, local);
+        rows.into_iter().find(|r| r.key.remote_port == remote).cloned()
+    }
+
     /// Waits until a UDP flow has these totals, and checks after a while that it has no more.
     pub(crate) fn udp(&mut self, local: u16, remote: u16, bytes_in: u64, bytes_out: u64) -> ConnectionRecord {
         let what = format!("udp {local} -> {remote}: {bytes_in} in, {bytes_out} out");
-        let flow = |t: &Self| {
-            let rows = t.rows(Protocol::Udp, local);
-            rows.into_iter().find(|r| r.key.remote_port == remote).cloned()
-        };
-        self.until(&what, |t| flow(t).filter(|r| (r.bytes_in, r.bytes_out) == (bytes_in, bytes_out)));
+        let are_there = |r: &ConnectionRecord| (r.bytes_in, r.bytes_out) == (bytes_in, bytes_out);
+        self.until(&what, |t| t.udp_flow(local, remote).filter(are_there));
         self.listen(AFTERMATH);
-        let row = flow(self).expect("rows stay");
+        let row = self.udp_flow(local, remote).expect("rows stay");
         assert_eq!((row.bytes_in, row.bytes_out), (bytes_in, bytes_out), "{what}: more came later");
         row
     }
