@@ -252,6 +252,12 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 			note_change(st, old_state, new_state);
 		return 0;
 	}
+	if (old_state == TCP_SYN_RECV && new_state == TCP_CLOSE) {
+		/* Two CPUs may make a child each for one connection: the one that comes too late was nobody's. */
+		st = state_peek(sk);
+		if (!st || !st->c.conn.socket)
+			return 0;
+	}
 	st = tcp_state(sk, tp, TT_TCP_STATE);
 	if (!st)
 		return 0;
