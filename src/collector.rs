@@ -51,8 +51,8 @@ pub trait NetworkCollector {
 ///
 /// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
 /// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: the thread has ended when
-/// `drop` returns, within 200 ms, and every program is detached; only the fentry backend's may take the kernel up to a
-/// second, which then goes on without the caller. If the receiver is dropped, the collector ends by itself.
+/// `drop` returns, within 200 ms, and every program is detached; only the fentry backend's may take the kernel a second
+/// or two, which then goes on without the caller. If the receiver is dropped, the collector ends by itself.
 ///
 /// # Examples
 /// ```no_run
