@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Starting and stopping, full channels, vanished receivers, and what is left in the kernel afterwards.
 
-use crate::harness::{Trace, builder, is_slow, wanted_backend};
+use crate::harness::{Trace, builder, is_slow, lost_by_us, wanted_backend};
 use crate::net::{port, recv, send, tcp_pair};
 use crossbeam_channel::bounded;
 use std::sync::Arc;
@@ -178,7 +178,7 @@ fn a_reader_that_waits_drops_nothing() {
     }
     // What is lost shows in the statistics at the next sweep.
     thread::sleep(Duration::from_millis(300));
-    let lost = collector.stats().lost_total();
+    let lost = lost_by_us(&collector.stats());
     collector.stop().unwrap();
     receiver.join().unwrap();
     assert_eq!((received.load(Ordering::Relaxed), lost), (1500, 0));

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Granularity,
-    LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Protocol, StateChange, Transfer, Visibility,
+    LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange, Stats,
+    Transfer, Visibility,
 };
 
 /// Generous: guests without hardware virtualization are slow.
@@ -219,6 +220,12 @@ fn parked() -> MutexGuard<'static, Option<Running>> {
 /// Local and remote port of an event.
 pub(crate) fn ports(event: &CollectorEvent) -> (u16, u16) {
     event.connection().map_or((0, 0), |c| (c.key.local_port, c.key.remote_port))
+}
+
+/// Events lost for reasons of ours. (Programs that an emulated, preemptive kernel skips are counted too, but as much as
+/// it likes to.)
+pub(crate) fn lost_by_us(stats: &Stats) -> u64 {
+    stats.losses.iter().filter(|(_, place, _)| *place != LossPlace::Hook).map(|(_, _, count)| count).sum()
 }
 
 /// Whether this kernel runs emulated and slowly, as the guests do.

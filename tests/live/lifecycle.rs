@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How connections begin and end, and what was there before.
 
-use crate::harness::{Trace, is_slow};
+use crate::harness::{Trace, is_slow, lost_by_us};
 use crate::net::{Child, connect, hear, port, recv, reset, send, sockaddr, socket, tcp_pair, tell};
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -318,7 +318,8 @@ fn short_connections_are_all_there() {
             .count()
     };
     assert_eq!(began(&trace), 2 * count);
-    assert_eq!(trace.collector.stats().lost_total(), 0);
+    let stats = trace.collector.stats();
+    assert_eq!(lost_by_us(&stats), 0, "{stats:?}");
 }
 
 fn ended(trace: &Trace, l: u16) -> usize {
