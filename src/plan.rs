@@ -151,14 +151,14 @@ const TRACEPOINT_UNDERSTUDIES: [Program; 2] = [
 
 /// Every program that a backend would like to have. Understudies come last: programs on a tracepoint run in the order
 /// in which they were attached.
-pub(crate) fn programs(backend: Backend, preemptible: bool) -> impl Iterator<Item = Program> {
+pub(crate) fn programs(backend: Backend, call_understudies: bool) -> impl Iterator<Item = Program> {
     let (own, understudies): (&[Program], &[Program]) = match backend {
         Backend::Fentry => (&FENTRY, &FENTRY_UNDERSTUDIES),
         // kprobes run with preemption disabled.
         Backend::Kprobe => (&KPROBE, &[]),
         Backend::Tracepoint => (&TRACEPOINT, &TRACEPOINT_UNDERSTUDIES),
     };
-    let understudies = CALL_UNDERSTUDIES.iter().chain(understudies).filter(move |_| preemptible);
+    let understudies = CALL_UNDERSTUDIES.iter().chain(understudies).filter(move |_| call_understudies);
     BASE.iter().chain(own).chain(&BASE_UNDERSTUDIES).chain(understudies).copied()
 }
 
@@ -186,6 +186,8 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         Backend::Kprobe => facts.kprobe.clone()?,
         Backend::Tracepoint => {}
     }
+    // Whose turn it is stands in task storage, which came with socket storage in tracing programs.
+    let call_understudies = facts.preemptible && facts.storage;
     let mut plan = Plan {
         backend,
         programs: Vec::new(),
@@ -194,10 +196,10 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_storage: facts.storage && backend != Backend::Kprobe,
         use_cookie: facts.cookie,
         use_task_btf: facts.task_btf,
-        calls_run_twice: facts.preemptible && facts.storage && backend != Backend::Kprobe,
+        calls_run_twice: call_understudies && backend != Backend::Kprobe,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
-    for program in programs(backend, facts.preemptible && facts.storage) {
+    for program in programs(backend, call_understudies) {
         match absence(program.target, facts) {
             Presence::Present => plan.programs.push(program),
             Presence::OtherVariant => {}

@@ -161,8 +161,8 @@ int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 siz
 
 /*
  * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, mapped or not, whether
- * the send named it or the socket is connected to it. Before Linux 5.19 it left in the header the shorter address
- * that it made for that call, which is gone by now: then only its length is looked at.
+ * the send named it or the socket is connected to it. Kernels that do not put the header back as it was leave in it the
+ * shorter address that was made for that call, which is gone by now: then only its length is looked at.
  */
 static __always_inline bool went_to_v4(struct sock *sk, const void *name, int namelen)
 {

@@ -19,8 +19,7 @@ const volatile bool use_cookie = true;	      /* socket cookies in tracing progra
 const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
 const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
-const volatile bool calls_run_twice =
-	false; /* the understudies of call hooks are attached, see turn_is_taken() */
+const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */
 
 /* An account: what moved in one direction. */
 struct acct {
@@ -90,8 +89,8 @@ struct {
 /*
  * Reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
  * reader one bank at a time: it changes the epoch, waits until the programs that run have ended (`barrier`), and
- * collects the bank that is no longer in use. Full: the report goes to the ring at once, and if there is no room either, its
- * bytes to the next report. Sized by max_sockets.
+ * collects the bank that is no longer in use. Full: the report goes to the ring at once, and if there is no room
+ * either, its bytes to the next report. Sized by max_sockets.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -246,10 +246,10 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		return 0;
 	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
 		st = state_get(sk);
-		if (st)
+		if (st) {
 			conceive(st);
-		if (st)
 			note_change(st, old_state, new_state);
+		}
 		return 0;
 	}
 	if (old_state == TCP_SYN_RECV && new_state == TCP_CLOSE) {
