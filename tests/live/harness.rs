@@ -23,6 +23,38 @@ pub(crate) fn wanted_backend() -> Option<Backend> {
     Some(found.unwrap_or_else(|| panic!("TCPTOP_TEST_BACKEND={name} is no backend")))
 }
 
+/// What the table of scenarios promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Exact,
+    /// The lesser answer that the table explains.
+    Lesser,
+}
+
+pub(crate) const SCENARIOS: &str = include_str!("../scenarios.md");
+
+/// The cells of the table's rows: number, scenario, expected, tests, and the answer of each backend.
+pub(crate) fn scenarios() -> impl Iterator<Item = Vec<&'static str>> {
+    let rows = SCENARIOS.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| #"));
+    rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+}
+
+/// What the table promises for this scenario and backend, which a test must then demand.
+pub(crate) fn answer(scenario: u32, backend: Backend) -> Answer {
+    let number = scenario.to_string();
+    let row = scenarios().find(|row| row[0] == number).expect("every scenario has a row");
+    let column = Backend::ALL.iter().position(|&b| b == backend).expect("every backend has a column");
+    if row[4 + column] == "exact" { Answer::Exact } else { Answer::Lesser }
+}
+
+/// This machine cannot bring a scenario about, and the test has proved that. It goes past the test harness, which would
+/// hide it, to the log, where `tests/run` finds it: a gap must be seen.
+pub(crate) fn absent(scenario: u32, why: &str) {
+    let line = format!("\n@absent {scenario} {why}\n");
+    // SAFETY: writes bytes that are there. If nobody reads them, there is nobody to tell.
+    unsafe { libc::write(libc::STDOUT_FILENO, line.as_ptr().cast(), line.len()) };
+}
+
 /// A builder for the backend under test.
 pub(crate) fn builder() -> LinuxCollectorBuilder {
     let builder = LinuxCollector::builder();

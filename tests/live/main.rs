@@ -18,5 +18,6 @@ mod harness;
 mod lifecycle;
 mod net;
 mod owner;
+mod scenarios;
 mod tcp;
 mod udp;
