@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use std::io::{self, ErrorKind, Write, stderr, stdout};
 use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, time::Duration};
 use tcptop::{
-    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Granularity, KernelTime,
-    LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol, Provenance, Stats, TcpState,
+    Backend, Capabilities, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Granularity,
+    KernelTime, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol, Provenance,
+    Stats, TcpState,
 };
 
 /// Shows which process exchanges how many bytes with whom over TCP and UDP
@@ -142,7 +143,7 @@ fn report(options: &Options, table: &mut ConnectionTable, event: &CollectorEvent
 }
 
 fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> String {
-    use CollectorEvent::{Closed, Lost, TcpRecv, TcpSend, TcpStateChange, UdpRecv, UdpSend};
+    use CollectorEvent::*;
     // What the event does not know of its owner, the table may.
     let owner = event.connection().and_then(|info| table.owner_of(info));
     let mut actor = None;
@@ -155,7 +156,11 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
             "old_state": s.old_state.as_str(), "new_state": s.new_state.as_str(), "error": s.error}),
         Closed(c) if c.connection.key.protocol == Protocol::Udp => json!({}),
         Closed(c) => json!({"bytes_in": c.totals.bytes_in, "bytes_out": c.totals.bytes_out,
-            "packets_in": c.totals.packets_in, "packets_out": c.totals.packets_out, "rtt_us": c.rtt_us}),
+            "packets_in": c.totals.packets_in, "packets_out": c.totals.packets_out, "rtt_us": c.rtt_us,
+            "min_rtt_us": c.min_rtt_us, "retransmits": c.retransmits, "error": c.error,
+            "duration_us": c.duration.map(|d| d.as_micros()), "reason": c.reason.map(CloseReason::as_str)}),
+        Opened(o) => json!({"is_active": o.is_active, "rtt_us": o.rtt_us}),
+        ConnectFailed(f) => json!({"reason": f.reason.as_str(), "error": f.error}),
         Lost(l) => json!({"type": "lost", "kind": l.kind.as_str(), "place": l.place.as_str(),
             "count": l.count}),
         _ => Value::Null,
@@ -197,7 +202,7 @@ fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     let losses =
         stats.losses.iter().map(|(k, p, n)| json!({"kind": k.as_str(), "place": p.as_str(), "count": n}));
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
-        "losses": losses.collect::<Vec<_>>(), "unknown_records": stats.unknown_records,
+        "losses": losses.collect::<Vec<_>>(), "unknown_records": stats.unknown_records, "unbalanced": stats.unbalanced,
         "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
     writeln!(stdout(), "{stats}")
 }

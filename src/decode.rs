@@ -2,12 +2,18 @@
 //! From the bytes of a record to an event. Pure: no kernel, no state, no allocation.
 
 use crate::event::{
-    Closed, CollectorEvent, ConnectionInfo, EventKind, LossPlace, Lost, StateChange, Totals, Transfer,
+    CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,
+    Lost, Opened, StateChange, Totals, Transfer,
 };
 use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
 use crate::stats::LossTable;
 use crate::wire::{self, KINDS, tt_conn, tt_counters, tt_process, tt_state, tt_transfer};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+/// `enum tt_flags`.
+const HAS_TOTALS: u8 = 1;
+const ACTIVE: u8 = 2;
 
 /// Why a record is no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,11 +26,8 @@ pub(crate) enum Undecodable {
 
 /// The event in a record of the ring buffer.
 pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
-    let kind = record
-        .first_chunk()
-        .and_then(|kind| EventKind::ALL.get(u32::from_ne_bytes(*kind) as usize))
-        .ok_or(Undecodable::UnknownKind)?;
-    let malformed = Undecodable::Malformed(*kind);
+    let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
+    let malformed = Undecodable::Malformed(kind);
     match kind {
         EventKind::TcpSend => transfer(record).map(CollectorEvent::TcpSend),
         EventKind::TcpRecv => transfer(record).map(CollectorEvent::TcpRecv),
@@ -32,8 +35,38 @@ pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
         EventKind::UdpRecv => transfer(record).map(CollectorEvent::UdpRecv),
         EventKind::TcpStateChange => state_change(record).map(CollectorEvent::TcpStateChange),
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
+        EventKind::Opened | EventKind::ConnectFailed => None,
     }
     .ok_or(malformed)
+}
+
+fn kind(record: &[u8]) -> Option<EventKind> {
+    let number = u32::from_ne_bytes(*record.first_chunk()?) as usize;
+    EventKind::ALL.into_iter().take(KINDS).nth(number)
+}
+
+/// What a state change means in the life of its connection: that it has begun, or that it never will.
+pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<CollectorEvent> {
+    use TcpState::{Close, Established, SynRecv, SynSent};
+    let CollectorEvent::TcpStateChange(change) = event else { return None };
+    let StateChange { connection, old_state, new_state, error, rtt_us, .. } = *change;
+    match (old_state, new_state) {
+        (SynSent | SynRecv, Established) => {
+            let is_active = wire::read::<tt_state>(record)?.flags & ACTIVE != 0;
+            Some(CollectorEvent::Opened(Opened { connection, is_active, rtt_us }))
+        }
+        (SynSent | SynRecv, Close) => {
+            let reason = ConnectFailure::from_error(error);
+            Some(CollectorEvent::ConnectFailed(ConnectFailed { connection, reason, error }))
+        }
+        _ => None,
+    }
+}
+
+/// Does the record of an end say that more or less was reported than moved?
+pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
+    let is_end = matches!(event, CollectorEvent::Closed(_));
+    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.missing_in != 0 || s.missing_out != 0)
 }
 
 fn transfer(record: &[u8]) -> Option<Transfer> {
@@ -57,14 +90,30 @@ fn state_change(record: &[u8]) -> Option<StateChange> {
         old_state: TcpState::from_kernel(s.old_state.into()),
         new_state: TcpState::from_kernel(s.new_state.into()),
         error: (s.error != 0).then_some(s.error),
-        totals: (s.has_totals != 0).then(|| totals(&s)),
+        totals: (s.flags & HAS_TOTALS != 0).then(|| totals(&s)),
         rtt_us: rtt(s.rtt_us),
     })
 }
 
 fn closed(record: &[u8]) -> Option<Closed> {
     let s: tt_state = wire::read(record)?;
-    Some(Closed { connection: connection(&s.conn)?, totals: totals(&s), rtt_us: rtt(s.rtt_us) })
+    Some(Closed {
+        connection: connection(&s.conn)?,
+        totals: totals(&s),
+        rtt_us: rtt(s.rtt_us),
+        min_rtt_us: rtt(s.min_rtt_us),
+        retransmits: s.retransmits,
+        duration: (s.lasted_ns != 0).then(|| Duration::from_nanos(s.lasted_ns)),
+        reason: match s.end {
+            0 => None,
+            1 => Some(CloseReason::Orderly),
+            2 => Some(CloseReason::Reset),
+            3 => Some(CloseReason::TimedOut),
+            4 => Some(CloseReason::Aborted),
+            _ => return None,
+        },
+        error: (s.error != 0).then_some(s.error),
+    })
 }
 
 fn totals(s: &tt_state) -> Totals {
@@ -131,7 +180,8 @@ fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
 
 fn process(p: &tt_process) -> Option<Process> {
     let tt_process { start_ns, cgroup, pid, uid, comm } = *p;
-    (pid != 0).then(|| Process {
+    let is_somebody = pid != 0 || comm[0] != 0;
+    is_somebody.then(|| Process {
         pid,
         name: ProcessName::from_kernel(comm),
         uid,

@@ -3,6 +3,7 @@
 
 use crate::model::{ConnectionKey, KernelTime, Process, Provenance, TcpState};
 use std::fmt;
+use std::time::Duration;
 
 /// Something that happened on a connection, or to the events themselves.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,10 @@ pub enum CollectorEvent {
     /// connection is SYN_RECV to ESTABLISHED: LISTEN to SYN_RECV, just before, is the copy of a listening socket that
     /// has neither address nor id yet (`inet_csk_clone_lock`), and is not reported.
     TcpStateChange(StateChange),
+    /// A connection is established, with the state change that made it so.
+    Opened(Opened),
+    /// A connection was not established: the end of what began with a change to SYN_SENT. No [`Closed`] follows.
+    ConnectFailed(ConnectFailed),
     /// A socket is gone for good. TCP: the connection's final totals. UDP: every flow of this socket has ended;
     /// `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.
     Closed(Closed),
@@ -38,6 +43,8 @@ impl CollectorEvent {
         match self {
             Self::TcpSend(t) | Self::TcpRecv(t) | Self::UdpSend(t) | Self::UdpRecv(t) => Some(&t.connection),
             Self::TcpStateChange(s) => Some(&s.connection),
+            Self::Opened(o) => Some(&o.connection),
+            Self::ConnectFailed(f) => Some(&f.connection),
             Self::Closed(c) => Some(&c.connection),
             Self::Lost(_) => None,
         }
@@ -51,6 +58,8 @@ impl CollectorEvent {
             Self::UdpSend(_) => Some(EventKind::UdpSend),
             Self::UdpRecv(_) => Some(EventKind::UdpRecv),
             Self::TcpStateChange(_) => Some(EventKind::TcpStateChange),
+            Self::Opened(_) => Some(EventKind::Opened),
+            Self::ConnectFailed(_) => Some(EventKind::ConnectFailed),
             Self::Closed(_) => Some(EventKind::Closed),
             Self::Lost(_) => None,
         }
@@ -122,7 +131,111 @@ pub struct StateChange {
     pub rtt_us: Option<u32>,
 }
 
+/// A connection is established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Opened {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// This end connected (an active open; in a simultaneous one both ends did); else it listened.
+    pub is_active: bool,
+    /// Round-trip time of the handshake in microseconds, where it was measured.
+    pub rtt_us: Option<u32>,
+}
+
+/// A connection could not be established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ConnectFailed {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// Why.
+    pub reason: ConnectFailure,
+    /// `sk_err` of the socket, an errno; none if it was closed before there was an answer.
+    pub error: Option<i32>,
+}
+
+/// Why a connection could not be established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum ConnectFailure {
+    /// The peer has nobody listening (ECONNREFUSED).
+    Refused,
+    /// The peer broke off the handshake (ECONNRESET).
+    Reset,
+    /// No answer (ETIMEDOUT).
+    TimedOut,
+    /// There is no way to the peer (EHOSTUNREACH, ENETUNREACH and their like).
+    Unreachable,
+    /// The socket was closed before there was an answer.
+    Aborted,
+    /// Another error; its number is in [`ConnectFailed::error`].
+    Other,
+}
+
+impl ConnectFailure {
+    pub(crate) fn from_error(error: Option<i32>) -> Self {
+        // include/uapi/asm-generic/errno.h
+        match error {
+            None => Self::Aborted,
+            Some(111) => Self::Refused,
+            Some(104) => Self::Reset,
+            Some(110) => Self::TimedOut,
+            // ENETDOWN, ENETUNREACH, EHOSTDOWN, EHOSTUNREACH
+            Some(100 | 101 | 112 | 113) => Self::Unreachable,
+            Some(_) => Self::Other,
+        }
+    }
+
+    /// Lower-case name: `refused`, `reset`, `timed_out`, `unreachable`, `aborted` or `other`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::TimedOut => "timed_out",
+            Self::Unreachable => "unreachable",
+            Self::Aborted => "aborted",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// How a TCP connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum CloseReason {
+    /// This end said goodbye (FIN) and the peer acknowledged it. The socket may have waited for the peer's own FIN, or
+    /// have left that to a placeholder in TIME_WAIT, which is no socket any more.
+    Orderly,
+    /// The peer reset the connection (ECONNRESET, EPIPE).
+    Reset,
+    /// The peer did not answer any more (ETIMEDOUT, EHOSTUNREACH).
+    TimedOut,
+    /// This end broke off: it closed with data unread, with SO_LINGER and no time, or was made to (`ss -K`).
+    Aborted,
+}
+
+impl CloseReason {
+    /// Lower-case name: `orderly`, `reset`, `timed_out` or `aborted`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Orderly => "orderly",
+            Self::Reset => "reset",
+            Self::TimedOut => "timed_out",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
 /// A socket is gone.
+///
+/// For TCP this comes once per connection that was established, when the socket is released: a program may read what
+/// has arrived after the change to CLOSE. TIME_WAIT comes after that and is not shown: the kernel replaces the socket by
+/// a placeholder that only keeps the addresses from being used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -133,6 +246,18 @@ pub struct Closed {
     pub totals: Totals,
     /// Last smoothed round-trip time in microseconds.
     pub rtt_us: Option<u32>,
+    /// Least round-trip time in microseconds: the lowest of the kernel's own minima (`tcp_min_rtt`, over the last five
+    /// minutes) at the state changes of the connection. None for UDP.
+    pub min_rtt_us: Option<u32>,
+    /// Segments that were sent again (`tcp_sock.total_retrans`).
+    pub retransmits: u32,
+    /// From SYN_SENT, or for an accepted connection from ESTABLISHED, to CLOSE. None for UDP, and for connections that
+    /// are older than the tracer.
+    pub duration: Option<Duration>,
+    /// How it ended; none for UDP.
+    pub reason: Option<CloseReason>,
+    /// `sk_err` at the change to CLOSE, an errno such as 104 (ECONNRESET).
+    pub error: Option<i32>,
 }
 
 /// Cumulative counters of a connection, both directions.
@@ -181,14 +306,25 @@ pub enum EventKind {
     UdpRecv,
     TcpStateChange,
     Closed,
+    Opened,
+    ConnectFailed,
 }
 
 impl EventKind {
-    /// All kinds, in the order in which the kernel side numbers them.
-    pub const ALL: [Self; 6] =
-        [Self::TcpSend, Self::TcpRecv, Self::UdpSend, Self::UdpRecv, Self::TcpStateChange, Self::Closed];
+    /// All kinds, in the order in which the kernel side numbers them; the last two are made of state changes.
+    pub const ALL: [Self; 8] = [
+        Self::TcpSend,
+        Self::TcpRecv,
+        Self::UdpSend,
+        Self::UdpRecv,
+        Self::TcpStateChange,
+        Self::Closed,
+        Self::Opened,
+        Self::ConnectFailed,
+    ];
 
-    /// Lower-case name: `tcp_send`, `tcp_recv`, `udp_send`, `udp_recv`, `tcp_state` or `closed`.
+    /// Lower-case name: `tcp_send`, `tcp_recv`, `udp_send`, `udp_recv`, `tcp_state`, `closed`, `opened` or
+    /// `connect_failed`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TcpSend => "tcp_send",
@@ -197,6 +333,8 @@ impl EventKind {
             Self::UdpRecv => "udp_recv",
             Self::TcpStateChange => "tcp_state",
             Self::Closed => "closed",
+            Self::Opened => "opened",
+            Self::ConnectFailed => "connect_failed",
         }
     }
 }

@@ -67,7 +67,8 @@ pub use collector::{LinuxCollector, LinuxCollectorBuilder, NetworkCollector};
 pub use config::{Granularity, WhenFull};
 pub use error::{Error, Result};
 pub use event::{
-    Closed, CollectorEvent, ConnectionInfo, EventKind, LossPlace, Lost, StateChange, Totals, Transfer,
+    CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,
+    Lost, Opened, StateChange, Totals, Transfer,
 };
 pub use model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
 pub use record::ConnectionRecord;

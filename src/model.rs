@@ -276,7 +276,7 @@ impl<'de> serde::Deserialize<'de> for ProcessName {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Process {
-    /// Process id (thread-group id) in the initial pid namespace.
+    /// Process id (thread-group id) in the initial pid namespace; 0 for [the kernel itself](Self::is_kernel).
     pub pid: u32,
     /// `comm` of the thread-group leader.
     pub name: ProcessName,
@@ -292,6 +292,12 @@ impl Process {
     /// A process of which only pid and name are known; the other fields are public and can be set.
     pub fn new(pid: u32, name: impl Into<ProcessName>) -> Self {
         Self { pid, name: name.into(), ..Self::default() }
+    }
+
+    /// Not a process but the kernel, which uses sockets for itself (NFS, MPTCP): pid 0, and the name `kernel`. Which of
+    /// its threads does that at a moment is chance.
+    pub fn is_kernel(&self) -> bool {
+        self.pid == 0
     }
 }
 

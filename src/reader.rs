@@ -64,6 +64,7 @@ struct Sink<'s> {
     /// Not yet added to the shared statistics, to take the lock once per look.
     events: u64,
     unknown_records: u64,
+    unbalanced: u64,
     /// Lost here, in total: in the channel and by decoding.
     lost: LossTable,
     receiver_gone: bool,
@@ -72,7 +73,12 @@ struct Sink<'s> {
 impl Sink<'_> {
     fn record(&mut self, record: &[u8]) {
         match decode::event(record) {
-            Ok(event) => self.send(event),
+            Ok(event) => {
+                let milestone = decode::milestone(&event, record);
+                self.unbalanced += u64::from(decode::is_unbalanced(&event, record));
+                self.send(event);
+                milestone.into_iter().for_each(|event| self.send(event));
+            }
             Err(Undecodable::UnknownKind) => self.unknown_records += 1,
             Err(Undecodable::Malformed(kind)) => self.lost.add(kind, LossPlace::Decode, 1),
         }
@@ -112,6 +118,7 @@ impl Sink<'_> {
         let mut stats = self.shared.lock();
         stats.events += std::mem::take(&mut self.events);
         stats.unknown_records += std::mem::take(&mut self.unknown_records);
+        stats.unbalanced += std::mem::take(&mut self.unbalanced);
         stats.losses = self.lost.plus(kernel_losses);
     }
 }
@@ -137,6 +144,7 @@ pub(crate) fn run(
         shared,
         events: 0,
         unknown_records: 0,
+        unbalanced: 0,
         lost: LossTable::default(),
         receiver_gone: false,
     });

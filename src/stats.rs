@@ -14,6 +14,10 @@ pub struct Stats {
     pub losses: LossTable,
     /// Records of a kind that this version of the library does not know.
     pub unknown_records: u64,
+    /// TCP connections at whose end the bytes that went out in events did not add up to the kernel's own totals. The
+    /// tracer audits itself: anything but 0 is an error in it, or the kernel skipped its programs
+    /// ([`LossPlace::Hook`]). The totals in events are the kernel's all the same.
+    pub unbalanced: u64,
     /// Bytes of kernel memory that the maps take (`memlock` in their fdinfo).
     pub kernel_memory_bytes: u64,
 }

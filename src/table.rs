@@ -121,7 +121,8 @@ impl ConnectionTable {
             CollectorEvent::TcpRecv(t) | CollectorEvent::UdpRecv(t) => self.transfer(t, Direction::In),
             CollectorEvent::TcpStateChange(change) => self.state_change(change),
             CollectorEvent::Closed(closed) => self.closed(closed),
-            CollectorEvent::Lost(_) => {}
+            // Made of state changes, which come just before.
+            CollectorEvent::Opened(_) | CollectorEvent::ConnectFailed(_) | CollectorEvent::Lost(_) => {}
         }
         while let Some(row) = self.misplaced.pop() {
             self.merge_row(row);

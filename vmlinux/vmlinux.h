@@ -161,8 +161,19 @@ struct inet_sock {
 	__be16 inet_sport;
 };
 
+struct tcp_ulp_ops;
+
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	const struct tcp_ulp_ops *icsk_ulp_ops;
+};
+
+struct minmax_sample {
+	u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
 };
 
 struct tcp_sock {
@@ -179,6 +190,8 @@ struct tcp_sock {
 	u64 bytes_acked;
 	u64 bytes_sent;
 	u64 bytes_retrans;
+	u32 total_retrans;
+	struct minmax rtt_min;
 };
 
 struct task_struct {

@@ -17,8 +17,8 @@ static __always_inline struct sk_state *kprobe_owner(struct sock *sk, __u32 kind
 
 	if (!st)
 		count_storage_loss(kind);
-	else if (!current_is_kthread())
-		owner_is_current(st);
+	else
+		actor_is_current(st);
 	return st;
 }
 
@@ -62,10 +62,11 @@ int BPF_PROG(tcp_segment_in, struct sock *sk)
 	if (st->c.acct[TT_OUT].total == before)
 		return 0;
 	read_quality(st, tp);
+	r.actor = st->c.conn.owner.pid;
 	r.calls = st->calls_out;
 	st->calls_out = 0;
 	r.now = bpf_ktime_get_ns();
-	post_news(st, &r);
+	post_news(st, &r, ALL_NEWS);
 	return 0;
 }
 

@@ -24,7 +24,7 @@ const volatile bool calls_run_twice = false;  /* understudies on call hooks, see
 /* An account: what moved in one direction. */
 struct acct {
 	__u64 total;
-	__u64 reported; /* TCP: the total when it was last reported */
+	__u64 reported; /* TCP: how much of it went out in reports (or is older than the tracer) */
 	__u64 last_ns;	/* when something was last to be reported */
 	__u64 packets;
 };
@@ -41,6 +41,10 @@ struct counted {
 struct sk_state {
 	struct counted c;
 	__u64 exec_id;	 /* of the owner when its name was read */
+	__u64 ended_ns;	 /* when it went to CLOSE */
+	__u32 min_rtt_us;
+	__u32 retransmits;
+	__s32 error; /* sk_err then */
 	__u32 seq_out;	 /* write_seq at byte 0 */
 	__u32 calls_out; /* sends that are not reported yet (kprobes) */
 	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */
@@ -49,7 +53,11 @@ struct sk_state {
 	__u8 listens;
 	__u8 noted;	 /* a UDP peer was noted for this socket (tracepoints) */
 	__u8 changed[2]; /* the latest state change, from and to */
-	__u8 pad;
+	__u8 end;	 /* enum tt_end */
+	__u8 active;	 /* it connected */
+	__u8 born;	 /* its begin was seen */
+	__u8 failed;	 /* it never got to ESTABLISHED */
+	__u8 pad[1];
 };
 
 /*

@@ -38,13 +38,19 @@ static __always_inline __u32 transfer_kind(const struct tt_conn *conn, __u32 dir
 	return direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV;
 }
 
-/* The process that made the call; where no call is seen, the owner's last one stands for it. */
-static __always_inline void put_actor(struct tt_process *actor, const struct tt_conn *conn, bool by_kthread)
+/*
+ * The process that made the call. As a rule it is the owner, but another CPU may just have made another one that: then
+ * what is said of this process must not be mixed with it.
+ */
+static __always_inline void put_actor(struct tt_process *actor, const struct tt_conn *conn, __u32 pid)
 {
-	if (by_kthread)
+	if (conn->owner.pid == pid)
+		*actor = conn->owner;
+	else if (pid)
 		current_process(actor);
 	else
-		*actor = conn->owner;
+		the_kernel(actor);
+	actor->pid = pid;
 }
 
 static __always_inline void put_totals(struct tt_transfer *t, const struct counted *c, __u32 direction,
@@ -59,12 +65,12 @@ static __always_inline void put_totals(struct tt_transfer *t, const struct count
 }
 
 static __always_inline void put_transfer(struct tt_transfer *t, const struct counted *c, __u32 direction,
-					 __u64 now, bool by_kthread)
+					 __u64 now, __u32 actor)
 {
 	t->kind = transfer_kind(&c->conn, direction);
 	t->conn = c->conn;
 	put_totals(t, c, direction, now);
-	put_actor(&t->actor, &c->conn, by_kthread);
+	put_actor(&t->actor, &c->conn, actor);
 	t->pad = 0;
 }
 
@@ -103,8 +109,8 @@ struct report {
 	__u64 bytes;
 	__u32 direction;
 	__u32 calls;
+	__u32 actor;  /* pid; of the current process, or where no call is seen of the owner */
 	bool is_call; /* a call has just ended: may go out at once */
-	bool by_kthread;
 };
 
 /*
@@ -133,7 +139,7 @@ static __always_inline bool pend(struct counted *c, const struct tt_flow_key *ke
 	if (!t)
 		return false;
 	mark_bank(key->bank);
-	put_transfer(t, c, r->direction, r->now, r->by_kthread);
+	put_transfer(t, c, r->direction, r->now, r->actor);
 	add_u32(&t->calls, r->calls);
 	add_u64(&t->bytes, r->bytes);
 	return true;
@@ -147,7 +153,7 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 		count_ring_loss(transfer_kind(&c->conn, r->direction));
 		return false;
 	}
-	put_transfer(t, c, r->direction, r->now, r->by_kthread);
+	put_transfer(t, c, r->direction, r->now, r->actor);
 	t->bytes = r->bytes;
 	t->calls = r->calls;
 	bpf_ringbuf_submit(t, wake_flags());
@@ -184,14 +190,13 @@ static __always_inline bool send_waiting(struct tt_transfer *waiting)
 static __always_inline bool join(struct tt_transfer *t, struct counted *c, const struct report *r)
 {
 	const volatile __u64 *total = &c->acct[r->direction & 1].total;
-	__u32 actor = r->by_kthread ? bpf_get_current_pid_tgid() >> 32 : c->conn.owner.pid;
 
-	if (t->actor.pid == actor && t->conn.since == c->conn.since) {
+	if (t->actor.pid == r->actor && t->conn.since == c->conn.since) {
 		put_totals(t, c, r->direction, r->now);
 	} else {
 		if (!send_waiting(t))
 			return false;
-		put_transfer(t, c, r->direction, r->now, r->by_kthread);
+		put_transfer(t, c, r->direction, r->now, r->actor);
 	}
 	add_u32(&t->calls, r->calls);
 	add_u64(&t->bytes, r->bytes);
@@ -262,11 +267,13 @@ struct change {
 	__s32 error;
 	__u8 old_state;
 	__u8 new_state;
-	__u8 has_totals;
+	bool has_totals;
 };
 
-static __always_inline void put_change(struct tt_state *s, const struct counted *c, const struct change *ch)
+static __always_inline void put_change(struct tt_state *s, const struct sk_state *st, const struct change *ch)
 {
+	const struct counted *c = &st->c;
+
 	s->kind = ch->kind;
 	s->rtt_us = c->rtt_us;
 	s->conn = c->conn;
@@ -275,23 +282,29 @@ static __always_inline void put_change(struct tt_state *s, const struct counted 
 	s->bytes_out = c->acct[TT_OUT].total;
 	s->packets_in = c->acct[TT_IN].packets;
 	s->packets_out = c->acct[TT_OUT].packets;
+	s->lasted_ns = st->born && st->end ? st->ended_ns - c->conn.since : 0;
+	s->missing_in = c->acct[TT_IN].total - c->acct[TT_IN].reported;
+	s->missing_out = c->acct[TT_OUT].total - c->acct[TT_OUT].reported;
+	s->min_rtt_us = st->min_rtt_us;
+	s->retransmits = st->retransmits;
 	s->error = ch->error;
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;
-	s->has_totals = ch->has_totals;
-	s->pad = 0;
+	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0);
+	s->end = st->end;
 }
 
 /* A state record that finds no room in the ring is kept aside: the totals of a connection's end come no
  * second time. */
-static __always_inline void emit_state(struct counted *c, const struct change *ch)
+static __always_inline void emit_state(struct sk_state *st, const struct change *ch)
 {
-	struct tt_life_key key = { .socket = c->conn.socket, .since = c->conn.since, .bank = current_bank() };
+	const struct tt_conn *conn = &st->c.conn;
+	struct tt_life_key key = { .socket = conn->socket, .since = conn->since, .bank = current_bank() };
 	struct tt_state *s;
 
 	s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
 	if (s) {
-		put_change(s, c, ch);
+		put_change(s, st, ch);
 		bpf_ringbuf_submit(s, wake_flags());
 		return;
 	}
@@ -303,7 +316,7 @@ static __always_inline void emit_state(struct counted *c, const struct change *c
 		return;
 	}
 	mark_bank(key.bank);
-	put_change(s, c, ch);
+	put_change(s, st, ch);
 }
 
 #endif

@@ -159,11 +159,31 @@ static __always_inline void owner_is_current(struct sk_state *st)
 	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	__u64 exec_id = current_exec_id();
 
-	if (conn->provenance == TT_SEEN && conn->owner.pid == pid && st->exec_id == exec_id)
+	if (conn->provenance == TT_SEEN && conn->owner.pid == pid && st->exec_id == exec_id &&
+	    conn->owner.start_ns == current_start_ns())
 		return;
 	current_process(&conn->owner);
 	conn->provenance = TT_SEEN;
 	st->exec_id = exec_id;
+}
+
+/*
+ * The current process makes a call on this socket, so it becomes the owner; returns its pid. The kernel (0) owns only
+ * what no process does.
+ */
+static __always_inline __u32 actor_is_current(struct sk_state *st)
+{
+	struct tt_conn *conn = &st->c.conn;
+
+	if (!current_is_kthread()) {
+		owner_is_current(st);
+		return bpf_get_current_pid_tgid() >> 32;
+	}
+	if (conn->provenance == TT_UNKNOWN) {
+		the_kernel(&conn->owner);
+		conn->provenance = TT_SEEN;
+	}
+	return 0;
 }
 
 static __always_inline bool is_wanted(const struct tt_conn *conn)

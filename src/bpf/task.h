@@ -49,8 +49,7 @@ static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 	return false;
 }
 
-/* Kernel threads use sockets too (MPTCP workers, NFS); they never own one. io_uring workers are user
- * processes. */
+/* Kernel threads use sockets too (MPTCP workers, NFS). io_uring workers are user processes. */
 static __always_inline bool current_is_kthread(void)
 {
 	if (use_task_btf)
@@ -67,6 +66,21 @@ static __always_inline __u64 current_exec_id(void)
 	if (use_task_btf)
 		return bpf_get_current_task_btf()->self_exec_id;
 	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), self_exec_id);
+}
+
+/* When the current process started: a pid alone may have been another's before. */
+static __always_inline __u64 current_start_ns(void)
+{
+	if (use_task_btf)
+		return bpf_get_current_task_btf()->group_leader->start_boottime;
+	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader, start_boottime);
+}
+
+/* The kernel itself uses a socket: which of its threads happens to do so tells nobody anything. */
+static __always_inline void the_kernel(struct tt_process *p)
+{
+	__builtin_memset(p, 0, sizeof(*p));
+	__builtin_memcpy(p->comm, "kernel", 6);
 }
 
 /* The thread-group leader's name: threads have names of their own, io_uring's are called iou-wrk-N. */

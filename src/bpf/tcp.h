@@ -18,6 +18,16 @@
 #define KNOWN_OUT 1
 #define KNOWN_IN  2
 
+#define ALL_NEWS (~0ULL)
+
+/* include/uapi/asm-generic/errno.h */
+#define EPIPE	     32
+#define ENETUNREACH  101
+#define ECONNRESET   104
+#define ETIMEDOUT    110
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
 /*
  * A splice or zero-copy reader makes no receive call that a hook could see the end of. With an event per
  * call, chunks that have waited so long for the end of theirs are reported without it.
@@ -75,6 +85,35 @@ static __always_inline void read_quality(struct sk_state *st, struct tcp_sock *t
 	st->c.rtt_us = tp->srtt_us >> 3;
 	st->c.acct[TT_OUT].packets = tp->segs_out;
 	st->c.acct[TT_IN].packets = tp->segs_in;
+}
+
+/* What is worth knowing in the end. The kernel's minimum is that of the last minutes (tcp_min_rtt_wlen). */
+static __always_inline void read_condition(struct sk_state *st, struct tcp_sock *tp)
+{
+	__u32 min_rtt = tp->rtt_min.s[0].v;
+
+	if (min_rtt != ~0U && (!st->min_rtt_us || min_rtt < st->min_rtt_us))
+		st->min_rtt_us = min_rtt;
+	st->retransmits = tp->total_retrans;
+}
+
+/*
+ * At the change to CLOSE. Orderly is an end in which the peer has acknowledged our FIN; where it has not, sk_err tells
+ * what came instead (tcp_reset(), tcp_write_err()). Without an error it was this side that broke off: a close with
+ * unread data, SO_LINGER with no time, AF_UNSPEC, or with one (ECONNABORTED) `ss -K`.
+ */
+static __always_inline __u8 how_it_ends(struct sock *sk, struct tcp_sock *tp, int old_state)
+{
+	int error = sk->sk_err;
+
+	if ((old_state == TCP_FIN_WAIT2 || old_state == TCP_LAST_ACK || old_state == TCP_CLOSING) &&
+	    tp->snd_una == tp->write_seq && (!error || sk->__sk_common.skc_flags & SOCK_DONE))
+		return TT_ORDERLY;
+	if (error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH)
+		return TT_TIMED_OUT;
+	if (error == ECONNRESET || error == EPIPE || error == ECONNREFUSED)
+		return TT_RESET;
+	return TT_ABORTED;
 }
 
 /*
@@ -145,11 +184,11 @@ static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_so
 
 static __always_inline void emit_end(struct sk_state *st, __u64 now)
 {
-	struct change end = { .now = now, .kind = TT_CLOSED, .has_totals = 1 };
+	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
 	flush(&st->c);
 	if (is_wanted(&st->c.conn))
-		emit_state(&st->c, &end);
+		emit_state(st, &end);
 }
 
 /*
@@ -164,7 +203,7 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 	__u64 socket = st->c.conn.socket;
 	__u64 exec_id = st->exec_id;
 
-	if (new_state == TCP_SYN_SENT && st->known)
+	if (new_state == TCP_SYN_SENT && st->known && !st->failed)
 		emit_end(st, now);
 	__builtin_memset(st, 0, sizeof(*st));
 	st->c.conn.owner = owner;
@@ -172,6 +211,8 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 	st->c.conn.socket = socket;
 	st->exec_id = exec_id;
 	st->listens = new_state == TCP_LISTEN;
+	st->active = new_state == TCP_SYN_SENT;
+	st->born = 1;
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
@@ -200,26 +241,38 @@ static __always_inline bool has_counters(int old_state, int new_state)
 	       new_state != TCP_SYN_RECV;
 }
 
-/* Reports what has moved in one direction since the last report. */
-static __always_inline void post_news(struct sk_state *st, struct report *r)
+/*
+ * Reports what has moved in one direction and is in no report yet, but no more than `limit`.
+ *
+ * Calls that return at the same time on two CPUs do so without the socket's lock. Each then reports what it moved
+ * itself: all that has been moved and not reported is at least that much, because what is reported is read before the
+ * total is, and so the reports add up to the total. Without a limit this is for hooks that hold the lock.
+ */
+static __always_inline void post_news(struct sk_state *st, struct report *r, __u64 limit)
 {
 	struct acct *a = &st->c.acct[r->direction & 1];
-	__u64 total = a->total;
+	__s64 news = a->total - a->reported;
 
-	r->bytes = total - a->reported;
-	a->reported = total;
+	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
+	add_u64(&a->reported, r->bytes);
 	if (!post(&st->c, r))
-		a->reported -= r->bytes; /* the next report takes them along */
+		add_u64(&a->reported, -r->bytes); /* a later report takes them along */
 }
 
-static __always_inline void post_both(struct sk_state *st, __u64 now)
+static __always_inline void post_out(struct sk_state *st, __u64 now)
 {
-	struct report out = { .now = now, .direction = TT_OUT }, in = { .now = now, .direction = TT_IN };
+	struct report r = { .now = now, .direction = TT_OUT, .calls = st->calls_out };
 
-	out.calls = st->calls_out;
+	r.actor = st->c.conn.owner.pid;
 	st->calls_out = 0;
-	post_news(st, &out);
-	post_news(st, &in);
+	post_news(st, &r, ALL_NEWS);
+}
+
+static __always_inline void post_in(struct sk_state *st, __u64 now)
+{
+	struct report r = { .now = now, .direction = TT_IN, .actor = st->c.conn.owner.pid };
+
+	post_news(st, &r, ALL_NEWS);
 }
 
 static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
@@ -271,15 +324,28 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	if (has_counters(old_state, new_state)) {
 		read_totals(st, sk, tp);
 		read_quality(st, tp);
-		post_both(st, ch.now);
-		ch.has_totals = 1;
+		read_condition(st, tp);
+		/* Whoever is sending goes on, and will report it. In other states calls leave that to us. */
+		if (new_state != TCP_CLOSE_WAIT || chunks_are_calls)
+			post_out(st, ch.now);
+		post_in(st, ch.now);
+		ch.has_totals = true;
 	}
-	if (new_state == TCP_CLOSE)
-		flush(&st->c);
 	ch.error = sk->sk_err;
+	if (old_state == TCP_SYN_SENT)
+		st->active = 1;
+	if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)
+		st->born = 1;
+	if (new_state == TCP_CLOSE) {
+		st->failed = old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV;
+		st->ended_ns = ch.now;
+		st->error = ch.error;
+		st->end = how_it_ends(sk, tp, old_state);
+		flush(&st->c);
+	}
 	note_change(st, old_state, new_state);
 	if (is_wanted(&st->c.conn))
-		emit_state(&st->c, &ch);
+		emit_state(st, &ch);
 	return 0;
 }
 
@@ -338,6 +404,7 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	if (sk_is_used_by_current(sk))
 		owner_is_current(st);
 	read_quality(st, tp);
+	r.actor = st->c.conn.owner.pid;
 	r.now = bpf_ktime_get_ns();
 	if (!interval_ns && !st->moved_in)
 		in->last_ns = r.now; /* a call begins */
@@ -345,9 +412,9 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	if (chunks_are_calls) {
 		r.calls = 1;
 		r.is_call = true;
-		post_news(st, &r);
+		post_news(st, &r, ALL_NEWS);
 	} else if (!st->first_in && (interval_ns || r.now - in->last_ns > CHUNK_INTERVAL_NS)) {
-		post_news(st, &r);
+		post_news(st, &r, ALL_NEWS);
 	}
 	return 0;
 }
@@ -383,8 +450,10 @@ static __always_inline int socket_ends(struct sock *sk)
 	if (st->c.conn.socket && !st->listens && st->known) {
 		now = bpf_ktime_get_ns();
 		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
-		post_both(st, now);
-		emit_end(st, now);
+		post_out(st, now);
+		post_in(st, now);
+		if (!st->failed)
+			emit_end(st, now);
 		st->known = 0;
 	}
 	state_forget(sk);
@@ -404,6 +473,15 @@ int BPF_PROG(tcp_destroy_2, struct sock *sk)
 	return socket_ends(sk);
 }
 
+/*
+ * How much of the news a call that has returned `ret` may report. With an upper layer protocol (kTLS, MPTCP) other bytes
+ * pass through TCP than the program moves.
+ */
+static __always_inline __u64 share_of_call(struct tcp_sock *tp, __u64 ret)
+{
+	return tp->inet_conn.icsk_ulp_ops ? ALL_NEWS : ret;
+}
+
 /* A send has returned `ret` > 0. Runs in the system call, after the lock was released. */
 static __always_inline void tcp_call_out(struct sock *sk, long ret)
 {
@@ -417,9 +495,7 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	st = tcp_state(sk, tp, TT_TCP_SEND);
 	if (!st)
 		return;
-	r.by_kthread = current_is_kthread();
-	if (!r.by_kthread)
-		owner_is_current(st);
+	r.actor = actor_is_current(st);
 	/* Before and after these states write_seq counts the SYN or the FIN; the state change brings the
 	 * total. */
 	state = sk->__sk_common.skc_state;
@@ -434,30 +510,37 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 		return;
 	read_quality(st, tp);
 	r.now = bpf_ktime_get_ns();
-	post_news(st, &r);
+	post_news(st, &r, share_of_call(tp, ret));
 }
 
 /* A receive call has returned `ret`; its bytes were accounted chunk by chunk. A peek has moved nothing. */
 static __always_inline void tcp_call_in(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };
-	struct sk_state *st = state_peek(sk);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct sk_state *st;
 	struct acct *in;
+	__u64 limit;
 
-	if (!st || !st->moved_in)
+	if (!tp || ret <= 0)
+		return;
+	st = state_peek(sk);
+	if (!st)
+		return;
+	in = &st->c.acct[TT_IN];
+	/* Another reader of the same socket may have ended its call in between, so the mark alone tells nothing. */
+	if (!st->moved_in && in->total == in->reported)
 		return;
 	st->moved_in = 0;
-	in = &st->c.acct[TT_IN];
+	/* With an interval each chunk was reported as it came. */
+	limit = interval_ns && !st->first_in ? 0 : share_of_call(tp, ret);
 	if (st->first_in) {
 		st->first_in = 0;
-		if (ret > 0 && (__u64)ret < in->total)
-			in->reported = in->total - ret;
-		else
-			in->reported = 0;
+		in->reported = (__u64)ret < in->total ? in->total - ret : 0;
 	}
-	r.by_kthread = current_is_kthread();
+	r.actor = current_is_kthread() ? 0 : bpf_get_current_pid_tgid() >> 32;
 	r.now = bpf_ktime_get_ns();
-	post_news(st, &r);
+	post_news(st, &r, limit);
 }
 
 #endif

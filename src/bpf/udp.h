@@ -125,9 +125,7 @@ static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64
 
 	if (!st)
 		return;
-	r.by_kthread = current_is_kthread();
-	if (!r.by_kthread)
-		owner_is_current(st);
+	r.actor = actor_is_current(st);
 	r.now = bpf_ktime_get_ns();
 	c = udp_flow(st, peer, r.now);
 	if (!c) {
@@ -155,7 +153,7 @@ static __always_inline void udp_end(struct sk_state *st)
 	__builtin_memset(conn->remote_addr, 0, 16);
 	conn->remote_port = 0;
 	end.now = bpf_ktime_get_ns();
-	emit_state(&st->c, &end);
+	emit_state(st, &end);
 	/* No second time. */
 	conn->socket = 0;
 }

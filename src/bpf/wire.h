@@ -30,10 +30,25 @@ enum tt_direction {
 	TT_IN,
 };
 
+/* How a TCP connection ended. */
+enum tt_end {
+	TT_OPEN,
+	TT_ORDERLY,
+	TT_RESET,
+	TT_TIMED_OUT,
+	TT_ABORTED,
+};
+
+/* Flags of struct tt_state. */
+enum tt_flags {
+	TT_HAS_TOTALS = 1,
+	TT_ACTIVE = 2, /* this end connected */
+};
+
 struct tt_process {
 	__u64 start_ns; /* CLOCK_BOOTTIME */
 	__u64 cgroup;
-	__u32 pid; /* of the thread-group leader, initial pid namespace; 0: not known */
+	__u32 pid; /* of the thread-group leader, initial pid namespace; 0: not known, or with a name the kernel */
 	__u32 uid;
 	__u8 comm[16];
 };
@@ -75,11 +90,16 @@ struct tt_state {
 	__u64 bytes_out;
 	__u64 packets_in;
 	__u64 packets_out;
+	__u64 lasted_ns;   /* until CLOSE; 0: the begin was not seen, or this is not the end */
+	__s64 missing_in;  /* TT_CLOSED: the total less what was reported of it. Not zero is an error of ours */
+	__s64 missing_out;
+	__u32 min_rtt_us;
+	__u32 retransmits;
 	__s32 error;
 	__u8 old_state;
 	__u8 new_state;
-	__u8 has_totals;
-	__u8 pad;
+	__u8 flags; /* enum tt_flags */
+	__u8 end;   /* enum tt_end */
 };
 
 /* One flow and direction, in the map of reports that wait. `bank` is the parity of the epoch in which it
@@ -123,7 +143,7 @@ enum tt_reader {
 _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
 _Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
 _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
-_Static_assert(sizeof(struct tt_state) == 160, "wire layout");
+_Static_assert(sizeof(struct tt_state) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_flow_key) == 32, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
 

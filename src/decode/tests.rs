@@ -60,7 +60,11 @@ impl Bytes {
             .u32(2)
             .u32(0)
     }
-    fn state(kind: u32, provenance: u8, error: u32, old: u8, new: u8, has_totals: u8) -> Self {
+    fn state(kind: u32, provenance: u8, error: u32, old: u8, new: u8, flags: u8) -> Self {
+        Self::end(kind, provenance, error, [old, new, flags, 0], [0; 3])
+    }
+    /// `bytes`: old state, new state, flags, end; `numbers`: duration, bytes missing in and out.
+    fn end(kind: u32, provenance: u8, error: u32, bytes: [u8; 4], numbers: [u64; 3]) -> Self {
         Self::new()
             .u32(kind)
             .u32(250)
@@ -69,11 +73,13 @@ impl Bytes {
             .u64(22)
             .u64(33)
             .u64(44)
+            .u64(numbers[0])
+            .u64(numbers[1])
+            .u64(numbers[2])
+            .u32(70)
+            .u32(3)
             .u32(error)
-            .u8(old)
-            .u8(new)
-            .u8(has_totals)
-            .u8(0)
+            .padded(&bytes, 4)
     }
 }
 
@@ -138,8 +144,74 @@ fn a_state_change_carries_states_error_and_totals() {
 
 #[test]
 fn an_end_carries_final_totals() {
-    let Ok(CollectorEvent::Closed(c)) = event(&Bytes::state(5, 2, 0, 0, 0, 1).0) else { panic!() };
+    let ended = |end, error, lasted_ns| {
+        let record = Bytes::end(5, 2, error, [0, 0, 1, end], [lasted_ns, 0, 0]);
+        let Ok(CollectorEvent::Closed(c)) = event(&record.0) else { panic!() };
+        c
+    };
+    let c = ended(2, 104, 5_000);
     assert_eq!(c.totals, Totals { bytes_in: 11, bytes_out: 22, packets_in: 33, packets_out: 44 });
+    assert_eq!((c.rtt_us, c.min_rtt_us, c.retransmits), (Some(250), Some(70), 3));
+    assert_eq!((c.reason, c.error), (Some(CloseReason::Reset), Some(104)));
+    assert_eq!(c.duration, Some(Duration::from_micros(5)));
+    assert_eq!((ended(0, 0, 0).reason, ended(0, 0, 0).duration, ended(0, 0, 0).error), (None, None, None));
+    use CloseReason::{Aborted, Orderly, TimedOut};
+    assert_eq!([1, 3, 4].map(|end| ended(end, 0, 0).reason.unwrap()), [Orderly, TimedOut, Aborted]);
+    assert!(event(&Bytes::end(5, 2, 0, [0, 0, 1, 5], [0; 3]).0).is_err(), "end 5");
+}
+
+#[test]
+fn bytes_that_are_in_no_report_are_noticed_at_the_end() {
+    let unbalanced = |kind, missing_in, missing_out| {
+        let record = Bytes::end(kind, 2, 0, [1, 7, 1, 1], [1, missing_in, missing_out]).0;
+        is_unbalanced(&event(&record).unwrap(), &record)
+    };
+    assert!(!unbalanced(5, 0, 0));
+    assert!(unbalanced(5, 1, 0) && unbalanced(5, 0, u64::MAX));
+    assert!(!unbalanced(4, 1, 0), "the connection goes on");
+}
+
+#[test]
+fn state_changes_make_milestones() {
+    let of = |error, old, new, flags| {
+        let record = Bytes::state(4, 2, error, old, new, flags).0;
+        milestone(&event(&record).unwrap(), &record)
+    };
+    let opened = |old, flags| match of(0, old, 1, flags) {
+        Some(CollectorEvent::Opened(o)) => (o.is_active, o.rtt_us),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([opened(2, 2), opened(3, 0), opened(3, 3)], [true, false, true].map(|a| (a, Some(250))));
+    let failed = |error| match of(error, 2, 7, 2) {
+        Some(CollectorEvent::ConnectFailed(f)) => (f.reason.as_str(), f.error.unwrap_or(0)),
+        other => panic!("{other:?}"),
+    };
+    for (error, reason) in [
+        (0, "aborted"),
+        (111, "refused"),
+        (104, "reset"),
+        (110, "timed_out"),
+        (113, "unreachable"),
+        (5, "other"),
+    ] {
+        assert_eq!(failed(error), (reason, error as i32));
+    }
+    assert_eq!([of(0, 1, 7, 0), of(0, 7, 2, 0), of(0, 1, 8, 0)], [None, None, None]);
+}
+
+#[test]
+fn the_kernel_is_no_process_and_has_a_name() {
+    let record = |pid, comm: &[u8]| {
+        let bytes = Bytes::new().u32(0).u32(0).connection(4, 6, 2, &[], &[]).process(0, 0, pid, 0, comm);
+        bytes.u64(1).u64(1).u64(1).u32(1).u32(0).0
+    };
+    let actor = |pid, comm: &[u8]| match event(&record(pid, comm)) {
+        Ok(CollectorEvent::TcpSend(t)) => t.actor,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(actor(0, b""), None);
+    assert!(actor(0, b"kernel").is_some_and(|a| a.is_kernel() && a.name == "kernel"));
+    assert!(actor(7, b"x").is_some_and(|a| !a.is_kernel()));
 }
 
 #[test]
@@ -174,7 +246,7 @@ fn no_random_bytes_make_the_decoder_panic() {
         seed
     };
     for _ in 0..20_000 {
-        let len = [0, 4, 160, 192, 200][(next() % 5) as usize];
+        let len = [0, 4, 100, 192, 200][(next() % 5) as usize];
         let mut record: Vec<u8> = (0..len).map(|_| next() as u8).collect();
         if let Some(kind) = record.first_chunk_mut::<4>() {
             *kind = ((next() % 8) as u32).to_ne_bytes();

@@ -93,7 +93,16 @@ fn closes(connection: ConnectionInfo) -> CollectorEvent {
 }
 
 fn closed(connection: ConnectionInfo, totals: Totals) -> CollectorEvent {
-    CollectorEvent::Closed(Closed { connection, totals, rtt_us: None })
+    CollectorEvent::Closed(Closed {
+        connection,
+        totals,
+        rtt_us: None,
+        min_rtt_us: None,
+        retransmits: 0,
+        duration: None,
+        reason: None,
+        error: None,
+    })
 }
 
 /// The end of UDP socket 1.

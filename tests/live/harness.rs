@@ -2,12 +2,13 @@
 //! A collector under test, and everything it has said so far.
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Granularity,
     LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange, Stats,
-    Transfer, Visibility,
+    TcpState, Transfer, Visibility,
 };
 
 /// Generous: guests without hardware virtualization are slow.
@@ -188,7 +189,11 @@ impl Trace {
     /// Waits for the end of a TCP connection and returns its row.
     pub(crate) fn closed(&mut self, local: u16, remote: u16) -> ConnectionRecord {
         self.until(&format!("the end of tcp {local} -> {remote}"), |t| {
-            let ended = t.seen.iter().any(|e| matches!(e, CollectorEvent::Closed(c) if ports(e) == (local, remote) && c.connection.key.protocol == Protocol::Tcp));
+            let is_end = |e: &&CollectorEvent| {
+                matches!(e, CollectorEvent::Closed(_) | CollectorEvent::ConnectFailed(_))
+            };
+            let ends = t.seen.iter().filter(is_end).filter(|e| ports(e) == (local, remote));
+            let ended = ends.filter_map(|e| e.connection()).any(|c| c.key.protocol == Protocol::Tcp);
             ended.then(|| t.tcp(local, remote).cloned()).flatten()
         })
     }
@@ -228,6 +233,36 @@ impl Trace {
         changes.filter(|s| s.connection.key.local_port == local).collect()
     }
 
+    /// What every test demands beside its own numbers: what the events of a connection say was moved adds up to its
+    /// final totals, in the tracer's own audit and here. Unless events were lost, which is counted.
+    fn audit(&mut self) {
+        self.drain();
+        let stats = self.collector.stats();
+        if stats.lost_total() > 0 {
+            return;
+        }
+        assert_eq!(stats.unbalanced, 0, "the tracer's own audit");
+        let mut moved = HashMap::new();
+        for event in &self.seen {
+            let Some(info) = event.connection() else { continue };
+            let life = (info.socket, info.since);
+            match event {
+                // Bytes in the SYN come before.
+                CollectorEvent::TcpStateChange(s) if s.new_state == TcpState::SynSent => {
+                    moved.insert(life, [0, 0]);
+                }
+                CollectorEvent::Opened(_) => drop(moved.entry(life).or_insert([0, 0])),
+                CollectorEvent::TcpSend(t) => drop(moved.entry(life).and_modify(|m| m[0] += t.bytes)),
+                CollectorEvent::TcpRecv(t) => drop(moved.entry(life).and_modify(|m| m[1] += t.bytes)),
+                CollectorEvent::Closed(c) => {
+                    let Some(moved) = moved.remove(&life) else { continue };
+                    assert_eq!(moved, [c.totals.bytes_out, c.totals.bytes_in], "{}", info.key);
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn dump(&self) -> String {
         let events: Vec<String> = self.seen.iter().rev().take(60).map(|e| format!("{e:?}")).collect();
         format!("stats: {:?}\nlatest events:\n{}", self.collector.stats(), events.join("\n"))
@@ -236,6 +271,9 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.audit();
+        }
         if self.is_default && self.collector.is_running() {
             let unstarted = LinuxCollector::builder().build().unwrap();
             let collector = std::mem::replace(&mut self.collector, unstarted);

@@ -2,14 +2,17 @@
 //! How connections begin and end, and what was there before.
 
 use crate::harness::{Trace, is_slow, lost_by_us};
-use crate::net::{Child, connect, hear, port, recv, reset, send, sockaddr, socket, tcp_pair, tell};
+use crate::net::{Child, connect, hear, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, ConnectionRecord, LossPlace, NetworkCollector, Protocol, Provenance, TcpState};
+use tcptop::{
+    CollectorEvent, ConnectFailure, ConnectionRecord, LossPlace, NetworkCollector, Protocol, Provenance,
+    TcpState,
+};
 
 /// A port of 127.0.0.1 on which nobody listens.
 fn closed_port() -> u16 {
@@ -39,6 +42,13 @@ fn a_refused_connection_says_so() {
     assert_eq!(change.connection.owner.map(|o| o.pid), me);
     let row = trace.closed(change.connection.key.local_port, to);
     assert_eq!((row.bytes_in, row.bytes_out, row.is_closed), (0, 0, true));
+    let failure = trace.seen.iter().find_map(|e| match e {
+        CollectorEvent::ConnectFailed(f) if f.connection.key.remote_port == to => Some(*f),
+        _ => None,
+    });
+    let failure = failure.expect("it failed");
+    assert_eq!((failure.reason, failure.error), (ConnectFailure::Refused, Some(libc::ECONNREFUSED)));
+    assert_eq!(failure.connection, change.connection);
 }
 
 /// 27: a non-blocking connect over a veth pair that becomes established in softirq, on the time of a stranger: the
@@ -113,11 +123,6 @@ fn busy_strangers() -> Vec<Child> {
         std::hint::spin_loop();
     };
     (0..processors).map(|_| Child::fork(spin)).collect()
-}
-
-fn run(script: &str) {
-    let status = std::process::Command::new("sh").args(["-c", script]).status().expect("a shell");
-    assert!(status.success(), "{script}");
 }
 
 /// 28: a socket that is connected again after AF_UNSPEC is a second connection: 10 and 20 bytes.

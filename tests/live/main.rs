@@ -18,6 +18,7 @@ mod harness;
 mod lifecycle;
 mod net;
 mod owner;
+mod reasons;
 mod scenarios;
 mod tcp;
 mod udp;

@@ -65,6 +65,12 @@ pub(crate) fn reset(socket: TcpStream) {
     set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, libc::linger { l_onoff: 1, l_linger: 0 });
 }
 
+/// Runs a piece of shell script, which must succeed.
+pub(crate) fn run(script: &str) {
+    let status = std::process::Command::new("sh").args(["-c", script]).status().expect("a shell");
+    assert!(status.success(), "{script}");
+}
+
 /// A forked process that does something with sockets; it shares nothing with the collector.
 pub(crate) struct Child {
     pub(crate) pid: u32,

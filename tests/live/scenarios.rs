@@ -12,8 +12,8 @@ fn is_test(name: &str) -> bool {
 
 #[test]
 fn every_scenario_has_a_row_and_tests() {
-    let numbers: Vec<_> = scenarios().map(|row| row[0].parse().unwrap()).collect();
-    assert_eq!(numbers, (1..=60).collect::<Vec<u32>>());
+    let numbers: Vec<_> = scenarios().map(|row| row[0].parse::<u32>().unwrap()).collect();
+    assert_eq!(numbers, (1..=60).collect::<Vec<_>>());
     for row in scenarios() {
         assert_eq!(row.len(), 7, "{row:?}");
         for name in row[3].split(", ") {

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Events of a connection's life: opened, failed, closed, and why.
+
+use crate::harness::{Trace, ports};
+use crate::net::{
+    Child, connect, get_option, hear, port, recv, reset, run, send, set_option, sockaddr, socket, tcp_pair,
+    tell,
+};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use tcptop::{CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, Opened};
+
+fn opened(trace: &Trace, local: u16, remote: u16) -> Vec<Opened> {
+    let of_ours = trace.seen.iter().filter(|event| ports(event) == (local, remote));
+    of_ours.filter_map(|event| if let CollectorEvent::Opened(o) = event { Some(*o) } else { None }).collect()
+}
+
+fn closed(trace: &Trace, local: u16, remote: u16) -> Vec<Closed> {
+    let of_ours = trace.seen.iter().filter(|event| ports(event) == (local, remote));
+    of_ours.filter_map(|event| if let CollectorEvent::Closed(c) = event { Some(*c) } else { None }).collect()
+}
+
+fn failed(trace: &Trace, remote: u16) -> Vec<ConnectFailed> {
+    let of_ours = trace.seen.iter().filter(|event| ports(event).1 == remote);
+    let failed =
+        |event: &CollectorEvent| if let CollectorEvent::ConnectFailed(f) = event { Some(*f) } else { None };
+    of_ours.filter_map(failed).collect()
+}
+
+/// The only opening and the only end of a connection, some time after both.
+fn life(trace: &mut Trace, local: u16, remote: u16) -> (Opened, Closed) {
+    trace.closed(local, remote);
+    trace.listen(Duration::from_millis(100));
+    let (opened, closed) = (opened(trace, local, remote), closed(trace, local, remote));
+    assert_eq!((opened.len(), closed.len()), (1, 1), "{opened:?} {closed:?}");
+    assert_eq!(opened[0].connection.since, closed[0].connection.since);
+    (opened[0], closed[0])
+}
+
+/// Members of struct tcp_info, include/uapi/linux/tcp.h: tcpi_total_retrans at byte 100, tcpi_segs_out and tcpi_segs_in
+/// at 136, tcpi_min_rtt at 148.
+fn tcp_info(socket: &TcpStream) -> [u32; 64] {
+    get_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)
+}
+
+/// One side connects, the other accepts, both say goodbye: each is opened once and closed once, and what is said of the
+/// whole connection is what the kernel and the clock say.
+#[test]
+fn an_orderly_connection_is_opened_once_and_closed_once() {
+    let mut trace = Trace::start();
+    let before = Instant::now();
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    let begun = Instant::now();
+    assert_eq!((send(&client, &[1; 700], 0), recv(&server, 700, libc::MSG_WAITALL)), (700, 700));
+    std::thread::sleep(Duration::from_millis(60));
+    let (info, least) = (tcp_info(&client), begun.elapsed());
+    drop(client);
+    assert_eq!(recv(&server, 1, 0), 0);
+    drop(server);
+    let (opening, end) = life(&mut trace, c, s);
+    assert!(opening.is_active && !life(&mut trace, s, c).0.is_active);
+    assert_eq!((end.reason, end.error), (Some(CloseReason::Orderly), None));
+    assert_eq!(life(&mut trace, s, c).1.reason, Some(CloseReason::Orderly));
+    let duration = end.duration.expect("its begin was seen");
+    assert!(
+        duration >= least && duration <= before.elapsed(),
+        "{least:?} {duration:?} {:?}",
+        before.elapsed()
+    );
+    let min_rtt = end.min_rtt_us.expect("there was a sample");
+    assert!(min_rtt <= info[37] && min_rtt > 0, "{min_rtt} {}", info[37]);
+    assert_eq!((end.retransmits, info[25]), (0, 0));
+    // The FIN, and what it is answered with, come on top.
+    let more = [end.totals.packets_out - u64::from(info[34]), end.totals.packets_in - u64::from(info[35])];
+    assert!(more.iter().all(|more| (1..=3).contains(more)), "{more:?}");
+    assert_eq!((end.totals.bytes_out, end.totals.bytes_in), (700, 0));
+}
+
+/// Who breaks off has aborted, the other side was reset: by SO_LINGER without time, and by a close with unread data.
+#[test]
+fn who_breaks_off_aborts_and_the_other_side_is_reset() {
+    let mut trace = Trace::start();
+    for unread in [0, 300] {
+        let (client, server) = tcp_pair();
+        let (c, s) = (port(&client), port(&server));
+        if unread > 0 {
+            assert_eq!(send(&client, &vec![1; unread], 0), unread as isize);
+            drop(server);
+        } else {
+            reset(server);
+        }
+        let ended = trace.until("the reset", |t| t.states(c).last().and_then(|state| state.error));
+        assert_eq!(ended, libc::ECONNRESET);
+        drop(client);
+        let (client, server) = (life(&mut trace, c, s).1, life(&mut trace, s, c).1);
+        assert_eq!((client.reason, client.error), (Some(CloseReason::Reset), Some(libc::ECONNRESET)));
+        assert_eq!(server.reason, Some(CloseReason::Aborted), "{unread} unread");
+    }
+}
+
+/// In a network that has stopped to carry anything: an established connection times out after it has tried again, a
+/// connect that is given up is aborted, one that waits to the end times out. No end is reported for what never opened.
+#[test]
+fn silence_is_told_apart_from_giving_up() {
+    const OLD: u16 = 7101;
+    const NEW: u16 = 7102;
+    let mut trace = Trace::start();
+    let mut child = Child::fork(|parent| {
+        // SAFETY: moves this process into a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        run("ip link set lo up");
+        std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1").unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", OLD)).unwrap();
+        let client = TcpStream::connect(("127.0.0.1", OLD)).unwrap();
+        let (_server, _) = listener.accept().unwrap();
+        run("tc qdisc add dev lo root blackhole");
+        set_option(&client, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 600_u32);
+        assert_eq!(send(&client, &[1; 50], 0), 50);
+        tell(parent, port(&client).into());
+        let given_up = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK);
+        assert_eq!(connect(&given_up, &sockaddr([127, 0, 0, 1], NEW)), -(libc::EINPROGRESS as isize));
+        drop(given_up);
+        let silent = socket(libc::AF_INET, libc::SOCK_STREAM);
+        assert_eq!(connect(&silent, &sockaddr([127, 0, 0, 1], NEW)), -(libc::ETIMEDOUT as isize));
+        assert_eq!(recv(&client, 1, 0), -(libc::ETIMEDOUT as isize));
+        tell(parent, u64::from(tcp_info(&client)[25]));
+        hear(parent);
+    });
+    let c = child.hear() as u16;
+    let retransmits = child.hear();
+    child.tell(1);
+    let pid = child.pid;
+    child.wait();
+    let end = life(&mut trace, c, OLD).1;
+    assert_eq!((end.reason, end.error), (Some(CloseReason::TimedOut), Some(libc::ETIMEDOUT)));
+    assert!(
+        retransmits > 0 && u64::from(end.retransmits) == retransmits,
+        "{} {retransmits}",
+        end.retransmits
+    );
+    assert_eq!((end.totals.bytes_out, end.connection.owner.map(|o| o.pid)), (50, Some(pid)));
+    let failures = trace.until("two failures", |t| Some(failed(t, NEW)).filter(|f| f.len() == 2));
+    let reasons = failures.iter().map(|f| (f.reason, f.error)).collect::<Vec<_>>();
+    assert_eq!(reasons, [(ConnectFailure::Aborted, None), (ConnectFailure::TimedOut, Some(libc::ETIMEDOUT))]);
+    for failure in failures {
+        let info = failure.connection;
+        assert_eq!(info.owner.map(|o| o.pid), Some(pid));
+        assert_ne!(info.key.local_port, 0);
+        assert!(closed(&trace, info.key.local_port, NEW).is_empty());
+    }
+}
