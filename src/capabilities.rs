@@ -60,6 +60,11 @@ impl Capabilities {
     pub fn visibility(&self, feature: Feature) -> Visibility {
         self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
     }
+
+    pub(crate) fn set(&mut self, feature: Feature, visibility: Visibility) {
+        self.features.retain(|(f, _)| *f != feature);
+        self.features.push((feature, visibility));
+    }
 }
 
 /// Something a collector can report.
@@ -87,11 +92,14 @@ pub enum Feature {
     AcceptOwner,
     /// Socket ids are the kernel's socket cookies.
     SocketCookie,
+    /// Connections that are older than the tracer, with their totals
+    /// ([`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing)).
+    Existing,
 }
 
 impl Feature {
     /// All features.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TcpTotals,
         Self::TcpSend,
         Self::TcpRecv,
@@ -102,6 +110,7 @@ impl Feature {
         Self::UdpClose,
         Self::AcceptOwner,
         Self::SocketCookie,
+        Self::Existing,
     ];
 
     /// Lower-case name, such as `udp_recv_peer`.
@@ -117,6 +126,7 @@ impl Feature {
             Self::UdpClose => "udp_close",
             Self::AcceptOwner => "accept_owner",
             Self::SocketCookie => "socket_cookie",
+            Self::Existing => "existing",
         }
     }
 }

@@ -2,12 +2,12 @@
 //! The collector: what users start and stop.
 
 use crate::bootstrap;
-use crate::capabilities::{Backend, Capabilities};
+use crate::capabilities::{Backend, Capabilities, Feature, Visibility};
 use crate::config::{Config, Granularity, WhenFull};
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
 use crate::host;
-use crate::kernel::{self, LoadError, Session};
+use crate::kernel::{self, Iterators, LoadError, Session};
 use crate::model::Protocol;
 use crate::plan::Facts;
 use crate::reader::{self, Shared};
@@ -16,8 +16,8 @@ use crate::stats::Stats;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// Where the kernel describes its types.
@@ -39,8 +39,12 @@ pub trait NetworkCollector {
     /// None today.
     fn stop(&mut self) -> Result<()>;
 
-    /// The connections that exist already. Call it after [`start`](Self::start) and give the result to
+    /// The connections that exist already, in all network namespaces that this process may enter. Call it after
+    /// [`start`](Self::start) and give the result to
     /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
+    ///
+    /// A started collector asks the kernel's iterators, which know the totals of TCP; where they are not to be had
+    /// ([`Feature::Existing`] says so), and before the start, the records come out of /proc and are partial.
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -71,6 +75,7 @@ pub struct LinuxCollector {
     capabilities: Option<Capabilities>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    iterators: Option<Mutex<Iterators>>,
 }
 
 impl fmt::Debug for LinuxCollector {
@@ -123,7 +128,9 @@ impl NetworkCollector for LinuxCollector {
         let session = open_session(&self.config)?;
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
-        self.capabilities = Some(session.capabilities.clone());
+        let mut capabilities = session.capabilities.clone();
+        self.iterators = load_iterators(&mut capabilities);
+        self.capabilities = Some(capabilities);
         self.thread = Some(spawn_reader(session, self.config.clone(), tx, Arc::clone(&shared))?);
         self.shared = shared;
         Ok(())
@@ -135,13 +142,34 @@ impl NetworkCollector for LinuxCollector {
     }
 
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
-        bootstrap::existing_connections()
+        let iterators = self.iterators.as_ref().map(|i| i.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut found = bootstrap::existing_connections(iterators.as_deref())?;
+        if self.capabilities.as_ref().is_some_and(|can| can.backend == Backend::Kprobe) {
+            bootstrap::without_udp_ids(&mut found);
+        }
+        Ok(found)
     }
 }
 
 impl Drop for LinuxCollector {
     fn drop(&mut self) {
         self.end_thread();
+    }
+}
+
+/// Iterators for what exists already, and what that means for the capabilities.
+fn load_iterators(capabilities: &mut Capabilities) -> Option<Mutex<Iterators>> {
+    let use_cookie = capabilities.visibility(Feature::SocketCookie) != Visibility::Unseen;
+    match Iterators::load(use_cookie) {
+        Ok(iterators) => {
+            capabilities.set(Feature::Existing, Visibility::Exact);
+            Some(Mutex::new(iterators))
+        }
+        Err(reason) => {
+            let limit = Visibility::Limited(format!("out of /proc, without totals: {reason}"));
+            capabilities.set(Feature::Existing, limit);
+            None
+        }
     }
 }
 
@@ -278,7 +306,13 @@ impl LinuxCollectorBuilder {
     /// [`Error::InvalidConfig`].
     pub fn build(self) -> Result<LinuxCollector> {
         self.config.check()?;
-        Ok(LinuxCollector { config: self.config, capabilities: None, shared: Arc::default(), thread: None })
+        Ok(LinuxCollector {
+            config: self.config,
+            capabilities: None,
+            shared: Arc::default(),
+            thread: None,
+            iterators: None,
+        })
     }
 
     /// Builds and starts a collector with a channel of its own.

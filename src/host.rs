@@ -156,6 +156,13 @@ fn find_cgroup2(mountinfo: &[u8]) -> Option<PathBuf> {
     mounts(mountinfo, "cgroup2").find(|mount| mount.root == "/").map(|mount| mount.mount_point)
 }
 
+/// Where network namespaces are kept alive by name, as `ip netns` does.
+pub(crate) fn named_network_namespaces() -> Vec<PathBuf> {
+    let all = mountinfo().unwrap_or_default();
+    let of_network = mounts(&all, "nsfs").filter(|mount| mount.root.starts_with("net:"));
+    of_network.map(|mount| mount.mount_point).collect()
+}
+
 fn mountinfo() -> io::Result<Vec<u8>> {
     fs::read("/proc/self/mountinfo")
 }

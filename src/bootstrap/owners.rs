@@ -43,7 +43,7 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<HashMap<u64, Process>> {
 /// file descriptor for ever. The lower pid decides between processes of one clock tick.
 ///
 /// A service manager comes last: it opens sockets for its services (systemd.socket(5)) and does not use them.
-fn assign(owners: &mut HashMap<u64, Process>, holder: Process, sockets: &[u64]) {
+pub(super) fn assign(owners: &mut HashMap<u64, Process>, holder: Process, sockets: &[u64]) {
     let rank = |process: &Process| (process.name == "systemd", process.start_time_ns, process.pid);
     for &inode in sockets {
         let owner = owners.entry(inode).or_insert(holder);

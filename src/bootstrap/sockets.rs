@@ -23,7 +23,7 @@ pub(super) struct Socket {
 /// delivers what was sent.
 pub(super) const NO_FILE: u64 = 0;
 
-/// All connections of the calling process's network namespace, each once.
+/// All connections of the calling thread's network namespace, each once.
 ///
 /// Only the TCP table must be there: without IPv6 the kernel has no `tcp6` and no `udp6`.
 pub(super) fn read() -> Result<Vec<Socket>> {
@@ -38,9 +38,9 @@ pub(super) fn read() -> Result<Vec<Socket>> {
     Ok(unique(tcp.chain(udp)))
 }
 
-/// `/proc/net` is a link to `self/net`, which is there even where /proc is mounted with `subset=pid`.
+/// `/proc/net` is a link to `self/net`, which is that of the main thread.
 fn path(table: &str) -> String {
-    format!("/proc/self/net/{table}")
+    format!("/proc/thread-self/net/{table}")
 }
 
 fn read_table<T: FromReadSI>(path: &str) -> ProcResult<T> {

@@ -24,7 +24,7 @@ fn key_of(socket: &TcpStream) -> ConnectionKey {
 }
 
 fn find(key: ConnectionKey) -> Vec<ConnectionRecord> {
-    existing_connections().unwrap().into_iter().filter(|record| record.key == key).collect()
+    existing_connections(None).unwrap().into_iter().filter(|record| record.key == key).collect()
 }
 
 /// The kernel's answer to a close or shutdown may take a moment: a FIN is acknowledged with a delay, and a child that
@@ -66,7 +66,7 @@ fn records_carry_what_the_tables_and_the_walk_have_found() {
         inode,
     };
     let owners = HashMap::from([(7, Process::new(70, "seven"))]);
-    let found = records(&[socket(7), socket(0), socket(8)], &owners, 9, KernelTime(5));
+    let found = [7, 0, 8].map(|inode| owned(partial(&socket(inode), 9), &owners, KernelTime(5)));
     assert_eq!(found.iter().map(ConnectionRecord::pid).collect::<Vec<_>>(), [Some(70), None, None]);
     let provenance: Vec<_> = found.iter().map(|record| record.provenance).collect();
     assert_eq!(provenance, [Provenance::Bootstrap, Provenance::Unknown, Provenance::Unknown]);
@@ -175,7 +175,7 @@ fn one_look_at_many_sockets_finds_them_all() {
     let peer = server.local_addr().unwrap();
     let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     sockets.iter().for_each(|socket| socket.connect(peer).unwrap());
-    let found = existing_connections().unwrap();
+    let found = existing_connections(None).unwrap();
     let ours = found.iter().filter(|record| record.key.remote_port == peer.port());
     assert_eq!(ours.filter(|record| record.pid() == Some(std::process::id())).count(), sockets.len());
 }

@@ -6,15 +6,10 @@
 #ifndef TCPTOP_TASK_H
 #define TCPTOP_TASK_H
 
+#include "fields.h"
 #include "maps.h"
 
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
-
-/*
- * A field of a kernel structure: a direct load where the verifier knows the pointer's type, which also works
- * under lockdown=confidentiality; a probe read where it does not (kprobe arguments). `typed` is a constant.
- */
-#define FIELD(typed, ptr, field) ((typed) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
 /*
  * Understudies. The kernel skips a tracing program that is already running on this CPU, in whatever it has interrupted

@@ -12,8 +12,7 @@
 #define TCPTOP_TCP_H
 
 #include "report.h"
-
-#define SOCK_DONE (1UL << 1) /* include/net/sock.h: a FIN has arrived */
+#include "totals.h"
 
 #define KNOWN_OUT 1
 #define KNOWN_IN  2
@@ -33,30 +32,6 @@
  * call, chunks that have waited so long for the end of theirs are reported without it.
  */
 #define CHUNK_INTERVAL_NS 100000000ULL
-
-/*
- * Bytes the program has written: what was sent once, and what still waits. A FIN that is queued but not sent
- * sits in write_seq and is no byte.
- */
-static __always_inline __u64 written(struct sock *sk, struct tcp_sock *tp)
-{
-	__u32 unsent = tp->write_seq - tp->snd_nxt;
-	__u8 state = sk->__sk_common.skc_state;
-
-	if (unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING))
-		unsent--;
-	return tp->bytes_sent - tp->bytes_retrans + unsent;
-}
-
-/* Bytes the program has read: what arrived in order, less what waits in the receive queue, less a FIN. */
-static __always_inline __u64 consumed(struct sock *sk, struct tcp_sock *tp)
-{
-	__u64 received = tp->bytes_received;
-	__u64 read = received - (__u32)(tp->rcv_nxt - tp->copied_seq);
-	__u64 payload = received - ((sk->__sk_common.skc_flags & SOCK_DONE) ? 1 : 0);
-
-	return read < payload ? read : payload;
-}
 
 static __always_inline void raise(__u64 *total, __u64 value)
 {
@@ -150,20 +125,6 @@ static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *
 	st->seq_out = end - (__u32)sent;
 	st->known |= KNOWN_OUT;
 	return true;
-}
-
-/*
- * Addresses settle with the handshake and are then kept: at the end of a connection parts of them are gone
- * from the socket. The source port comes from inet_sport, which outlives skc_num.
- */
-static __always_inline void read_key(struct tt_conn *conn, struct sock *sk, struct tcp_sock *tp)
-{
-	__u16 port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-
-	if (port)
-		conn->local_port = port;
-	put_local(conn, sk, true);
-	put_remote(conn, sk);
 }
 
 /* The state of a TCP socket, made and filled at first sight. */

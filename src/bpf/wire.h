@@ -102,6 +102,25 @@ struct tt_state {
 	__u8 end;   /* enum tt_end */
 };
 
+/* A socket that exists. */
+struct tt_existing {
+	__u64 inode; /* 0: no file */
+	struct tt_conn conn;
+	__u64 bytes_in;
+	__u64 bytes_out;
+	__u64 packets_in;
+	__u64 packets_out;
+	__u32 rtt_us;
+	__u8 state;
+	__u8 pad[3];
+};
+
+/* A process that has a socket among its files. */
+struct tt_holder {
+	__u64 inode;
+	struct tt_process process;
+};
+
 /* One flow and direction, in the map of reports that wait. `bank` is the parity of the epoch in which it
  * waits. */
 struct tt_flow_key {
@@ -144,6 +163,8 @@ _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
 _Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
 _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_state) == 192, "wire layout");
+_Static_assert(sizeof(struct tt_existing) == 160, "wire layout");
+_Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_flow_key) == 32, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
 

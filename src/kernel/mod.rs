@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
-//! talking to their maps ([`session`]). What goes out of here is bytes.
+//! talking to their maps ([`session`]), and what exists already ([`existing`]). What goes out of here is bytes.
 
+mod existing;
 mod facts;
 mod load;
 mod session;
 mod skel;
 
+pub(crate) use existing::Iterators;
 pub(crate) use facts::collect as collect_facts;
 pub(crate) use load::{LoadError, start};
 pub(crate) use session::{Barrier, Reader, Ring, Session};

@@ -6,10 +6,16 @@ mod tcptop {
     include!(concat!(env!("OUT_DIR"), "/tcptop.skel.rs"));
 }
 
+mod existing {
+    #![allow(warnings, clippy::all, clippy::restriction, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/existing.skel.rs"));
+}
+
 mod probe {
     #![allow(warnings, clippy::all, clippy::restriction, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 }
 
+pub(crate) use existing::ExistingSkelBuilder;
 pub(crate) use probe::{ProbeSkel, ProbeSkelBuilder};
 pub(crate) use tcptop::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder, types};

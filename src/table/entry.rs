@@ -199,10 +199,10 @@ impl Entry {
         self.publish();
     }
 
-    /// A row that knows its socket comes from the kernel itself; if it is not partial its totals are the kernel's.
+    /// The totals of a row that is not partial are the kernel's own.
     fn take_totals(&mut self, row: &ConnectionRecord) {
         let protocol = row.key.protocol;
-        if protocol != Protocol::Tcp || row.is_partial || row.socket.is_none() {
+        if protocol != Protocol::Tcp || row.is_partial {
             return;
         }
         self.out.raise(self.since, row.bytes_out, row.packets_out, protocol);

@@ -9,10 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{
-    CollectorEvent, ConnectFailure, ConnectionRecord, LossPlace, NetworkCollector, Protocol, Provenance,
-    TcpState,
-};
+use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, LossPlace, Protocol, TcpState};
 
 /// A port of 127.0.0.1 on which nobody listens.
 fn closed_port() -> u16 {
@@ -179,36 +176,6 @@ fn the_local_port_is_known_to_the_end() {
         let last = trace.states(c).into_iter().rfind(|s| s.connection.key.remote_port == to).copied();
         assert_eq!(last.map(|s| s.new_state), Some(TcpState::Close), "bound: {bind}");
     }
-}
-
-/// 33: 1000 bytes before the start, 500 after: the /proc row is partial with the right owner; then the kernel's own
-/// total, 1500, is known.
-#[test]
-fn a_connection_from_before_is_found_and_gets_its_true_total() {
-    let (mut client, mut server) = tcp_pair();
-    let (c, s) = (port(&client), port(&server));
-    client.write_all(&[1; 1000]).unwrap();
-    server.read_exact(&mut [0; 1000]).unwrap();
-    let mut trace = Trace::fresh();
-    let existing = trace.collector.bootstrap_existing().unwrap();
-    let of = |port| existing.iter().find(|r| r.key.local_port == port && r.key.protocol == Protocol::Tcp);
-    for row in [of(c).expect("client"), of(s).expect("server")] {
-        assert!(row.is_partial && !row.is_closed && row.socket.is_none(), "{row:?}");
-        assert_eq!((row.pid(), row.provenance), (Some(std::process::id()), Provenance::Bootstrap));
-        assert_eq!(row.tcp_state, Some(TcpState::Established));
-    }
-    trace.table.merge_bootstrap(existing);
-    assert!(trace.tcp(c, s).is_some_and(|row| row.is_partial && row.bytes_out == 0));
-    client.write_all(&[1; 500]).unwrap();
-    server.read_exact(&mut [0; 500]).unwrap();
-    trace.until("the true total out", |t| t.tcp(c, s).filter(|row| row.bytes_out == 1500).map(drop));
-    trace.until("the true total in", |t| t.tcp(s, c).filter(|row| row.bytes_in == 1500).map(drop));
-    let news: u64 = trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
-    assert!(news <= 500, "what is new is at most what moved since: {news}");
-    drop((client, server));
-    let row = trace.closed(c, s);
-    assert_eq!((row.bytes_out, row.is_partial, row.is_closed), (1500, false, true));
-    trace.closed(s, c);
 }
 
 /// 35: 100 processes blocked in a receive each get 10 bytes: 100 receives, none missed.

@@ -3,8 +3,13 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 4] =
-    [include_str!("lifecycle.rs"), include_str!("owner.rs"), include_str!("tcp.rs"), include_str!("udp.rs")];
+const SOURCES: [&str; 5] = [
+    include_str!("existing.rs"),
+    include_str!("lifecycle.rs"),
+    include_str!("owner.rs"),
+    include_str!("tcp.rs"),
+    include_str!("udp.rs"),
+];
 
 fn is_test(name: &str) -> bool {
     SOURCES.iter().any(|source| source.contains(&format!("#[test]\nfn {name}()")))

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Fields of kernel structures, and how they get into records. No maps: for every object. */
+#ifndef TCPTOP_FIELDS_H
+#define TCPTOP_FIELDS_H
+
+#include "wire.h"
+
+#define AF_UNSPEC   0
+#define AF_INET	    2
+#define AF_INET6    10
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
+/* include/net/tcp_states.h */
+enum {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT,
+	TCP_SYN_RECV,
+	TCP_FIN_WAIT1,
+	TCP_FIN_WAIT2,
+	TCP_TIME_WAIT,
+	TCP_CLOSE,
+	TCP_CLOSE_WAIT,
+	TCP_LAST_ACK,
+	TCP_LISTEN,
+	TCP_CLOSING,
+};
+
+/*
+ * A field of a kernel structure: a direct load where the verifier knows the pointer's type, which also works
+ * under lockdown=confidentiality; a probe read where it does not (kprobe arguments). `typed` is a constant.
+ */
+#define FIELD(typed, ptr, field) ((typed) ? (ptr)->field : BPF_CORE_READ(ptr, field))
+
+static __always_inline bool is_v4_mapped(const __u32 *a)
+{
+	return a[0] == 0 && a[1] == 0 && a[2] == bpf_htonl(0xffff);
+}
+
+/* Keeps IPv4-mapped addresses as they are: the library folds them. */
+static __always_inline void put_v6(__u8 *to, const __u32 *from)
+{
+	__builtin_memcpy(to, from, 16);
+}
+
+static __always_inline void put_v4(__u8 *to, __u32 addr)
+{
+	__builtin_memset(to, 0, 16);
+	__builtin_memcpy(to, &addr, 4);
+}
+
+/* The four words of an IPv6 address in a socket: loads from arrays of a typed pointer must have a constant
+ * index. */
+#define READ_IN6(typed, to, sk, field)                                                                       \
+	do {                                                                                                 \
+		(to)[0] = FIELD(typed, sk, field.in6_u.u6_addr32[0]);                                        \
+		(to)[1] = FIELD(typed, sk, field.in6_u.u6_addr32[1]);                                        \
+		(to)[2] = FIELD(typed, sk, field.in6_u.u6_addr32[2]);                                        \
+		(to)[3] = FIELD(typed, sk, field.in6_u.u6_addr32[3]);                                        \
+	} while (0)
+
+static __always_inline void put_local(struct tt_conn *conn, struct sock *sk, const bool typed)
+{
+	__u32 a[4];
+
+	if (conn->family == 6) {
+		READ_IN6(typed, a, sk, __sk_common.skc_v6_rcv_saddr);
+		put_v6(conn->local_addr, a);
+	} else {
+		put_v4(conn->local_addr, FIELD(typed, sk, __sk_common.skc_rcv_saddr));
+	}
+}
+
+static __always_inline void put_remote(struct tt_conn *conn, struct sock *sk)
+{
+	__u32 a[4];
+
+	conn->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	if (conn->family == 6) {
+		READ_IN6(true, a, sk, __sk_common.skc_v6_daddr);
+		put_v6(conn->remote_addr, a);
+	} else {
+		put_v4(conn->remote_addr, sk->__sk_common.skc_daddr);
+	}
+}
+
+#endif

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Connections that were there before the tracer.
+
+use crate::harness::Trace;
+use crate::net::{Child, cookie, hear, port, recv, run, send, tcp_pair, tell};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use tcptop::{
+    ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
+};
+
+fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
+    let all = records.iter().filter(|r| r.key.protocol == Protocol::Tcp);
+    all.filter(|r| (r.key.local_port, r.key.remote_port) == (local, remote)).collect()
+}
+
+/// What /proc tells, whatever the kernel could tell: a collector that was not started has no iterators.
+fn from_proc() -> Vec<ConnectionRecord> {
+    LinuxCollector::builder().build().unwrap().bootstrap_existing().unwrap()
+}
+
+fn assert_is_ours(row: &ConnectionRecord) {
+    assert_eq!((row.pid(), row.provenance), (Some(std::process::id()), Provenance::Bootstrap));
+    assert_eq!((row.tcp_state, row.is_closed), (Some(TcpState::Established), false));
+}
+
+/// 1000 bytes out, of which the peer has read 600, and then 500 more. `partial`: the rows come out of /proc.
+fn older_than_the_tracer(partial: bool) {
+    let (mut client, mut server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    client.write_all(&[1; 1000]).unwrap();
+    server.read_exact(&mut [0; 600]).unwrap();
+    let mut trace = Trace::fresh();
+    assert_eq!(trace.sees(Feature::Existing), Visibility::Exact);
+    let existing = if partial { from_proc() } else { trace.collector.bootstrap_existing().unwrap() };
+    let (ours, theirs) = (tcp(&existing, c, s), tcp(&existing, s, c));
+    assert_eq!((ours.len(), theirs.len()), (1, 1), "each once");
+    for (row, socket, moved) in [(ours[0], &client, [1000, 0]), (theirs[0], &server, [0, 600])] {
+        assert_is_ours(row);
+        assert_eq!(row.is_partial, partial);
+        assert_eq!([row.bytes_out, row.bytes_in], if partial { [0, 0] } else { moved });
+        if partial {
+            assert_eq!((row.socket, row.rtt_us), (None, None));
+        } else {
+            let has_cookies = trace.sees(Feature::SocketCookie) != Visibility::Unseen;
+            assert_eq!(row.socket, has_cookies.then(|| cookie(socket)));
+            assert!(row.rtt_us.is_some_and(|us| us > 0));
+        }
+    }
+    trace.table.merge_bootstrap(existing);
+    assert!(trace.tcp(c, s).is_some_and(|row| row.is_partial == partial));
+    client.write_all(&[1; 500]).unwrap();
+    server.read_exact(&mut [0; 900]).unwrap();
+    trace.until("the true total out", |t| t.tcp(c, s).filter(|row| row.bytes_out == 1500).map(drop));
+    trace.until("the true total in", |t| t.tcp(s, c).filter(|row| row.bytes_in == 1500).map(drop));
+    let news: u64 = trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
+    assert!(news <= 500, "what is new is at most what moved since: {news}");
+    drop((client, server));
+    let row = trace.closed(c, s);
+    assert_eq!((row.bytes_out, row.is_partial, row.is_closed), (1500, false, true));
+    trace.closed(s, c);
+}
+
+/// 33: by the kernel's iterators the totals are there at once.
+#[test]
+fn a_connection_from_before_is_found_and_gets_its_true_total() {
+    older_than_the_tracer(false);
+}
+
+/// 33: out of /proc the row is partial, until the kernel's own total comes with the next event.
+#[test]
+fn out_of_proc_a_connection_is_partial_until_its_next_event() {
+    older_than_the_tracer(true);
+}
+
+/// Both ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.
+#[test]
+fn the_iterators_find_what_proc_lists() {
+    let trace = Trace::start();
+    let mut held = Vec::new();
+    for address in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        for _ in 0..30 {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            held.push((client, listener.accept().unwrap().0));
+        }
+    }
+    let datagrams: Vec<_> = (0..30).map(|_| UdpSocket::bind("[::]:0").unwrap()).collect();
+    let is_ours = |r: &&ConnectionRecord| r.pid() == Some(std::process::id());
+    let told = |records: &[ConnectionRecord]| -> Vec<String> {
+        let tell = |r: &ConnectionRecord| {
+            let owner = r.owner.unwrap();
+            format!(
+                "{} {} {:?} {} {} {}",
+                r.key, r.netns, r.tcp_state, owner.name, owner.uid, owner.cgroup_id
+            )
+        };
+        records.iter().filter(is_ours).map(tell).collect::<BTreeSet<_>>().into_iter().collect()
+    };
+    let (ours, theirs) = (trace.collector.bootstrap_existing().unwrap(), from_proc());
+    assert!(told(&ours).len() >= 2 * held.len() + datagrams.len());
+    assert_eq!(told(&ours), told(&theirs));
+    let start =
+        |records: &[ConnectionRecord]| records.iter().find(is_ours).unwrap().owner.unwrap().start_time_ns;
+    let (exact, ticks) = (start(&ours), start(&theirs));
+    assert!(exact - ticks < 10_000_000, "/proc counts in ticks of 10 ms: {exact} {ticks}");
+}
+
+/// Every network namespace, once: one of another process, and one in which no process lives, but which has a name and
+/// a socket.
+#[test]
+fn every_network_namespace_is_looked_into_once() {
+    let name = format!("tcptop-{}", std::process::id());
+    run(&format!("ip netns add {name} && ip -n {name} link set lo up"));
+    let path = format!("/run/netns/{name}");
+    let named_inode = std::fs::metadata(&path).unwrap().ino();
+    let mut child = Child::fork(move |parent| {
+        let enter = |file: &File| {
+            // SAFETY: moves this process into a network namespace.
+            assert_eq!(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
+        };
+        let home = File::open("/proc/self/ns/net").unwrap();
+        enter(&File::open(&path).unwrap());
+        let (client, server) = tcp_pair();
+        enter(&home);
+        assert_eq!((send(&client, &[1; 70], 0), recv(&server, 70, 0)), (70, 70));
+        tell(parent, port(&client).into());
+        tell(parent, port(&server).into());
+        hear(parent);
+    });
+    let mut stranger = Child::fork(|parent| {
+        // SAFETY: moves this process into a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        run("ip link set lo up");
+        let (client, server) = tcp_pair();
+        assert_eq!((send(&client, &[1; 80], 0), recv(&server, 80, 0)), (80, 80));
+        tell(parent, port(&client).into());
+        tell(parent, port(&server).into());
+        hear(parent);
+    });
+    let trace = Trace::start();
+    let stranger_inode = std::fs::metadata(format!("/proc/{}/ns/net", stranger.pid)).unwrap().ino();
+    let ways = [(trace.collector.bootstrap_existing().unwrap(), false), (from_proc(), true)];
+    for (child, inode, bytes) in [(&mut child, named_inode, 70), (&mut stranger, stranger_inode, 80)] {
+        let (c, s) = (child.hear() as u16, child.hear() as u16);
+        for (found, partial) in &ways {
+            let rows = [tcp(found, c, s), tcp(found, s, c)];
+            assert_eq!(rows.each_ref().map(Vec::len), [1, 1], "{bytes}: partial {partial}");
+            for row in rows.iter().flatten() {
+                assert_eq!((u64::from(row.netns), row.pid()), (inode, Some(child.pid)));
+            }
+            let moved = if *partial { 0 } else { bytes };
+            assert_eq!((rows[0][0].bytes_out, rows[1][0].bytes_in), (moved, moved));
+        }
+        child.tell(1);
+    }
+    child.wait();
+    stranger.wait();
+    run(&format!("ip netns del {name}"));
+}
