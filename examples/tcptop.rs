@@ -32,7 +32,9 @@ struct Options {
     /// Only connections with this local or remote port
     #[arg(long, value_name = "N")] port: Option<u16>,
     /// Only this protocol
-    #[arg(long, value_parser = ["tcp", "udp"])] protocol: Option<String>,
+    #[arg(long, value_name = "tcp|udp")] protocol: Option<Protocol>,
+    /// Do not try out, by some bytes over loopback, whether everything is seen that should be
+    #[arg(long)] no_self_test: bool,
     /// Leave out connections that exist already, until something happens on them
     #[arg(long)] no_bootstrap: bool,
     /// Print every event as it comes (default with --json)
@@ -53,20 +55,11 @@ fn granularity(text: &str) -> Result<Granularity, Box<dyn Error + Send + Sync>> 
 
 fn collector(options: &Options) -> LinuxCollectorBuilder {
     let backend = Backend::ALL.into_iter().find(|b| options.backend == b.as_str());
-    let protocols = [Protocol::Tcp, Protocol::Udp].into_iter();
-    let protocol = protocols.filter(|p| options.protocol.as_deref() == Some(p.as_str()));
-    let builder = LinuxCollector::builder().granularity(options.granularity);
+    let builder = LinuxCollector::builder().granularity(options.granularity).self_test(!options.no_self_test);
     let builder = backend.into_iter().fold(builder, LinuxCollectorBuilder::backend);
-    let builder = protocol.fold(builder, LinuxCollectorBuilder::protocol);
+    let builder = options.protocol.into_iter().fold(builder, LinuxCollectorBuilder::protocol);
     let builder = options.port.into_iter().fold(builder, LinuxCollectorBuilder::port);
     options.pid.into_iter().fold(builder, LinuxCollectorBuilder::pid)
-}
-
-/// The same choice among the connections that exist already.
-fn is_wanted(r: &ConnectionRecord, options: &Options) -> bool {
-    options.pid.is_none_or(|pid| r.pid() == Some(pid))
-        && options.port.is_none_or(|port| [r.key.local_port, r.key.remote_port].contains(&port))
-        && options.protocol.as_deref().is_none_or(|protocol| r.key.protocol.as_str() == protocol)
 }
 
 fn main() -> process::ExitCode {
@@ -92,7 +85,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut table = ConnectionTable::new().linger(linger).rate_window(window);
     if !options.no_bootstrap {
         match collector.bootstrap_existing() {
-            Ok(existing) => table.merge_bootstrap(existing.into_iter().filter(|r| is_wanted(r, options))),
+            Ok(existing) => table.merge_bootstrap(existing),
             Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
         }
     }
@@ -123,14 +116,18 @@ fn nobody_reads() -> bool {
 fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
     if !options.json {
         writeln!(stdout(), "tracing with {} on Linux {}", can.backend, can.kernel)?;
+        can.self_test.iter().filter(|c| c.has_failed()).try_for_each(|c| writeln!(stdout(), "  {c}"))?;
         return can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"));
     }
     let start = json!({"type": "start", "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
         "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
-        "steps_down": can.steps_down.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "missing_programs": can.missing_programs.iter().map(|m| format!("{}: {}", m.program, m.reason))
-            .collect::<Vec<_>>()}});
+        "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
+        "missing_programs": texts(&can.missing_programs)}});
     writeln!(stdout(), "{start}")
+}
+
+fn texts<T: ToString>(all: &[T]) -> Vec<String> {
+    all.iter().map(T::to_string).collect()
 }
 
 fn report(options: &Options, table: &mut ConnectionTable, event: &CollectorEvent) -> io::Result<()> {
@@ -145,8 +142,7 @@ fn report(options: &Options, table: &mut ConnectionTable, event: &CollectorEvent
 fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> String {
     use CollectorEvent::*;
     // What the event does not know of its owner, the table may.
-    let owner = event.connection().and_then(|info| table.owner_of(info));
-    let mut actor = None;
+    let (mut actor, owner) = (None, event.connection().and_then(|info| table.owner_of(info)));
     let what = match event {
         TcpSend(t) | TcpRecv(t) | UdpSend(t) | UdpRecv(t) => {
             actor = t.actor;
@@ -181,9 +177,9 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
     let mut object = json!({"type": name, "time_ns": r.last_seen.as_nanos(), "socket": r.socket,
         "protocol": r.key.protocol.as_str(),
         "local_addr": r.key.local_addr.to_string(), "local_port": r.key.local_port,
-        "remote_addr": r.key.remote_addr.to_string(), "remote_port": r.key.remote_port,
-        "pid": r.pid(), "process": r.process_name().map(|name| name.to_string()),
-        "actor_pid": actor.map(|a| a.pid), "actor": actor.map(|a| a.name.to_string()),
+        "remote_addr": r.key.remote_addr.to_string(), "remote_port": r.key.remote_port, "pid": r.pid(),
+        "process": r.process_name().map(|name| name.to_string()), "actor_pid": actor.map(|a| a.pid),
+        "actor": actor.map(|a| a.name.to_string()),
         "uid": r.owner.map(|o| o.uid), "netns": r.netns, "cgroup": r.owner.map(|o| o.cgroup_id)});
     if let (Some(object), Value::Object(what)) = (object.as_object_mut(), what) {
         object.extend(what);
@@ -194,15 +190,14 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
 fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     for r in table.snapshot(KernelTime::now()) {
         let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
-            "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out,
-            "rate_in": r.rate_in, "rate_out": r.rate_out, "rtt_us": r.rtt_us,
-            "is_partial": r.is_partial, "is_closed": r.is_closed});
+            "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": r.rtt_us,
+            "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed});
         writeln!(stdout(), "{}", object("connection", &r, None, what))?;
     }
-    let losses =
-        stats.losses.iter().map(|(k, p, n)| json!({"kind": k.as_str(), "place": p.as_str(), "count": n}));
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
-        "losses": losses.collect::<Vec<_>>(), "unknown_records": stats.unknown_records, "unbalanced": stats.unbalanced,
+        "losses": stats.losses.iter().map(|(kind, place, count)| json!({"kind": kind.as_str(),
+            "place": place.as_str(), "count": count})).collect::<Vec<_>>(),
+        "unknown_records": stats.unknown_records, "unbalanced": stats.unbalanced,
         "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
     writeln!(stdout(), "{stats}")
 }
@@ -214,7 +209,7 @@ fn show(table: &mut ConnectionTable) -> io::Result<()> {
     let (top, rest) = all.split_at(all.len().min(25));
     let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(of).fold(0.0, |a, b| a + b));
     let (rate_in, rate_out) = (rate(|r| r.rate_in), rate(|r| r.rate_out));
-    let idle = if all.iter().all(|r| r.rate_in + r.rate_out == 0.0) { ": nothing moved" } else { "" };
+    let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
     let legend = if top.iter().any(|r| r.is_partial) { "~ counted since tcptop started\n" } else { "" };
     let more = if rest.is_empty() { String::new() } else { format!("… and {} more\n", rest.len()) };
     let rows: Vec<_> = iter::once(HEAD.into()).chain(top.iter().map(row)).collect();

@@ -2,6 +2,7 @@
 //! What a running collector can and cannot see on this kernel, and why.
 
 use std::fmt;
+use std::net::IpAddr;
 
 /// A family of kernel hooks. All of them also use `sock:inet_sock_set_state` and two more TCP tracepoints, from
 /// which the TCP totals come; they differ in how they see calls and UDP.
@@ -53,6 +54,9 @@ pub struct Capabilities {
     pub steps_down: Vec<StepDown>,
     /// Single programs of the running backend that could not be loaded or attached.
     pub missing_programs: Vec<MissingProgram>,
+    /// What the self-test has found; empty if it was not asked for
+    /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
+    pub self_test: Vec<SelfCheck>,
 }
 
 impl Capabilities {
@@ -61,9 +65,69 @@ impl Capabilities {
         self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
     }
 
+    /// Takes note of the self-test. What it did not see is no longer called exact.
+    pub(crate) fn learn(&mut self, checks: Vec<SelfCheck>) {
+        for check in &checks {
+            if let SelfTestResult::Failed(why) = &check.result {
+                log::error!("{check}");
+                self.set(check.feature, Visibility::Limited(why.clone()));
+            }
+        }
+        self.self_test = checks;
+    }
+
     pub(crate) fn set(&mut self, feature: Feature, visibility: Visibility) {
         self.features.retain(|(f, _)| *f != feature);
         self.features.push((feature, visibility));
+    }
+}
+
+/// One thing that the self-test has tried: whether bytes that it moved over loopback were reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SelfCheck {
+    /// What was to be seen.
+    pub feature: Feature,
+    /// The loopback address that was used: of IPv4 or of IPv6.
+    pub address: IpAddr,
+    /// Whether it was.
+    pub result: SelfTestResult,
+}
+
+impl fmt::Display for SelfCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} over {}: {}", self.feature, self.address, self.result)
+    }
+}
+
+/// How a part of the self-test has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum SelfTestResult {
+    /// The events told of every byte.
+    Passed,
+    /// They did not, in words. The feature is then no longer [`Visibility::Exact`].
+    Failed(String),
+    /// It could not be tried, for instance because there is no IPv6 here.
+    Skipped(String),
+}
+
+impl SelfCheck {
+    /// Something that should have been seen was not.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.result, SelfTestResult::Failed(_))
+    }
+}
+
+impl fmt::Display for SelfTestResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+            Self::Skipped(why) => write!(f, "skipped: {why}"),
+        }
     }
 }
 
@@ -186,4 +250,10 @@ pub struct MissingProgram {
     pub program: String,
     /// Why not, in words.
     pub reason: String,
+}
+
+impl fmt::Display for MissingProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.program, self.reason)
+    }
 }

@@ -4,6 +4,7 @@
 use crate::capabilities::Backend;
 use crate::error::{Error, Result};
 use crate::model::Protocol;
+use crate::record::ConnectionRecord;
 use std::time::Duration;
 
 /// How often transfers are reported.
@@ -47,6 +48,15 @@ pub(crate) struct Filter {
     pub(crate) protocol: Option<Protocol>,
 }
 
+impl Filter {
+    /// Whether a connection that exists already is one of these.
+    pub(crate) fn wants(&self, record: &ConnectionRecord) -> bool {
+        self.pid.is_none_or(|pid| record.pid() == Some(pid))
+            && self.port.is_none_or(|port| [record.key.local_port, record.key.remote_port].contains(&port))
+            && self.protocol.is_none_or(|protocol| record.key.protocol == protocol)
+    }
+}
+
 /// Everything that a builder collects.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -57,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) ring_bytes: usize,
     pub(crate) channel_capacity: usize,
     pub(crate) max_sockets: usize,
+    pub(crate) self_test: bool,
 }
 
 impl Default for Config {
@@ -69,6 +80,7 @@ impl Default for Config {
             ring_bytes: 4 << 20,
             channel_capacity: 65_536,
             max_sockets: 16_384,
+            self_test: false,
         }
     }
 }

@@ -58,11 +58,14 @@ mod model;
 mod plan;
 mod reader;
 mod record;
+mod self_test;
 mod stats;
 mod table;
 mod wire;
 
-pub use capabilities::{Backend, Capabilities, Feature, MissingProgram, StepDown, Visibility};
+pub use capabilities::{
+    Backend, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown, Visibility,
+};
 pub use collector::{LinuxCollector, LinuxCollectorBuilder, NetworkCollector};
 pub use config::{Granularity, WhenFull};
 pub use error::{Error, Result};

@@ -2,9 +2,11 @@
 //! The words of this crate: protocols, states, keys, processes and kernel time. Plain values; nothing here
 //! knows where they come from.
 
+use crate::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Deref;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 /// Transport protocol of a connection.
@@ -25,6 +27,15 @@ impl Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
         }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let named = [Self::Tcp, Self::Udp].into_iter().find(|protocol| protocol.as_str() == name);
+        named.ok_or(Error::InvalidConfig { what: "the protocol must be tcp or udp" })
     }
 }
 
@@ -377,6 +388,12 @@ mod tests {
         assert_eq!(key.to_string(), "tcp 127.0.0.1:1 -> 0.0.0.0:0");
         let key = ConnectionKey::new(Protocol::Tcp, v6("::1"), 1, v6("::1"), 2);
         assert_eq!(key.to_string(), "tcp [::1]:1 -> [::1]:2");
+    }
+
+    #[test]
+    fn protocols_are_read_by_their_names() {
+        assert_eq!(["tcp", "udp"].map(|name| name.parse().ok()), [Some(Protocol::Tcp), Some(Protocol::Udp)]);
+        assert!("sctp".parse::<Protocol>().is_err_and(|e| e.to_string().contains("tcp or udp")));
     }
 
     #[test]

@@ -297,8 +297,7 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
             Visibility::Limited("TCP only: a kprobe cannot ask for a UDP socket's cookie".into())
         }
         (Feature::SocketCookie, _) => Visibility::Exact,
-        // Not the backend's business.
-        (Feature::Existing, _) => Visibility::Unseen,
+        (Feature::Existing, _) => Visibility::Limited("out of /proc, without totals".into()),
     }
 }
 

@@ -5,12 +5,12 @@ use crate::config::{Config, Granularity, WhenFull};
 use crate::decode::{self, Undecodable};
 use crate::error::{Error, Result};
 use crate::event::{CollectorEvent, LossPlace, Lost};
-use crate::kernel::{Barrier, Reader, Ring, Session};
+use crate::kernel::{Barrier, Iterators, Reader, Ring, Session};
 use crate::stats::{LossTable, Stats};
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     /// The thread has ended, or is about to.
     pub(crate) ended: AtomicBool,
     stats: Mutex<Stats>,
+    /// There while the thread runs.
+    iterators: Mutex<Option<Iterators>>,
 }
 
 impl Shared {
@@ -42,13 +44,18 @@ impl Shared {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Stats> {
+    fn lock(&self) -> MutexGuard<'_, Stats> {
         // Plain counters: whatever a panicking holder left is as good as anything.
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_kernel_memory(&self, bytes: u64) {
         self.lock().kernel_memory_bytes = bytes;
+    }
+
+    /// Iterators over what exists already. Nobody panics while holding them.
+    pub(crate) fn iterators(&self) -> MutexGuard<'_, Option<Iterators>> {
+        self.iterators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stopping(&self) -> bool {
@@ -129,11 +136,12 @@ enum Delivery {
     ReceiverGone,
 }
 
-/// Runs until it shall stop or the receiver is gone; then detaches all programs and delivers what is left. `ready` is
-/// told once whether reading works.
+/// Runs until it shall stop or the receiver is gone; then detaches all programs and delivers what is left. `early` is
+/// what somebody else has taken out of the ring. `ready` is told once whether reading works.
 pub(crate) fn run(
     mut session: Session,
     config: &Config,
+    early: Vec<Vec<u8>>,
     tx: Sender<CollectorEvent>,
     shared: &Shared,
     ready: impl FnOnce(Result<()>),
@@ -164,6 +172,8 @@ pub(crate) fn run(
     };
     session.announce(Reader::Looking);
     ready(Ok(()));
+    early.iter().for_each(|record| sink.borrow_mut().record(record));
+    drop(early);
     let mut empty_looks = 0;
     while !shared.stopping() && !sink.borrow().receiver_gone {
         let records = if empty_looks < EMPTY_LOOKS {
@@ -180,6 +190,7 @@ pub(crate) fn run(
         empty_looks = if records + waiting > 0 { 0 } else { empty_looks.saturating_add(1) };
     }
     finish(session, &ring, &sink, sweeps);
+    shared.iterators().take();
     shared.ended.store(true, Ordering::Release);
 }
 

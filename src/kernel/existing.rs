@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::mem::MaybeUninit;
 
 /// Loaded iterators. They cost nothing until they are read.
+#[derive(Debug)]
 pub(crate) struct Iterators {
     tcp: Link,
     udp: Link,

@@ -65,6 +65,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
         kernel: host::kernel_release(),
         features: plan::features(&plan, &running),
         steps_down: Vec::new(),
+        self_test: Vec::new(),
         missing_programs: plan
             .missing
             .into_iter()

@@ -240,3 +240,42 @@ fn the_last_bytes_are_reported_though_the_socket_falls_silent() {
         assert_eq!(of(p).map(|t| t.bytes).sum::<u64>(), 100);
     }
 }
+
+/// The self-test moves bytes that events must tell of: on this kernel it passes, or says that there is no IPv6. Its own
+/// sockets show up in no event and in no row.
+#[test]
+fn the_self_test_passes_and_leaves_no_trace() {
+    let mut trace = Trace::with(builder().self_test(true));
+    let checks = trace.capabilities().self_test;
+    let of = |address: &str| {
+        let address: std::net::IpAddr = address.parse().unwrap();
+        checks
+            .iter()
+            .filter(|c| c.address == address)
+            .map(|c| (c.feature, c.result.clone()))
+            .collect::<Vec<_>>()
+    };
+    use tcptop::{Feature::*, SelfTestResult::Passed};
+    let all = [(TcpSend, Passed), (TcpRecv, Passed), (UdpSend, Passed), (UdpRecv, Passed)];
+    assert_eq!(of("127.0.0.1"), all);
+    if std::net::UdpSocket::bind("[::1]:0").is_ok() {
+        assert_eq!(of("::1"), all);
+    } else {
+        assert!(of("::1").iter().all(|(_, result)| matches!(result, tcptop::SelfTestResult::Skipped(_))));
+    }
+    trace.listen(Duration::from_millis(300));
+    let me = Some(std::process::id());
+    let ours = trace.seen.iter().filter(|e| e.connection().is_some_and(|c| c.owner.map(|o| o.pid) == me));
+    assert_eq!(ours.collect::<Vec<_>>(), Vec::<&CollectorEvent>::new());
+    let (client, server) = crate::net::tcp_pair();
+    let (c, s) = (crate::net::port(&client), crate::net::port(&server));
+    drop((client, server));
+    assert!(trace.closed(c, s).is_closed, "after it everything is as usual");
+}
+
+/// What filters hide, the self-test would not see: then it is not done, instead of failing.
+#[test]
+fn with_a_filter_there_is_no_self_test() {
+    let trace = Trace::with(builder().self_test(true).port(9));
+    assert_eq!(trace.capabilities().self_test, []);
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Does it see what it shall see? A program that is attached may never run, and silence looks like an idle machine. So
+//! known bytes are moved over loopback, and the events must tell of them.
+
+use crate::capabilities::{Feature, SelfCheck, SelfTestResult};
+use crate::decode;
+use crate::event::CollectorEvent;
+use crate::kernel::{Ring, Session};
+use crate::model::Protocol;
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What each side sends; different, so that no number stands for another.
+const REQUEST: usize = 1201;
+const ANSWER: usize = 803;
+
+/// How long the sockets and the events may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Other events that may come in while the test runs; they are kept for the user.
+const MOST_KEPT: usize = 65_536;
+
+/// What two sockets of ours are to have moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Exchange {
+    protocol: Protocol,
+    address: IpAddr,
+    client: u16,
+    server: u16,
+}
+
+/// Bytes that events told of, for each end of an exchange: out, in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    client: [u64; 2],
+    server: [u64; 2],
+}
+
+const EXPECTED: Seen =
+    Seen { client: [REQUEST as u64, ANSWER as u64], server: [ANSWER as u64, REQUEST as u64] };
+
+/// Runs the test on a session whose ring nobody reads yet. Returns the results, and the records that were in the ring
+/// and are not of the test.
+pub(crate) fn run(session: &Session) -> crate::error::Result<(Vec<SelfCheck>, Vec<Vec<u8>>)> {
+    let records = Rc::new(RefCell::new(Vec::new()));
+    let kept = Rc::clone(&records);
+    let ring = Ring::new(session, move |record| {
+        let mut kept = kept.borrow_mut();
+        kept.push(record.to_vec());
+        kept.len() < MOST_KEPT
+    })?;
+    let mut checks = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            checks.extend(match exchange(protocol, address) {
+                Ok(exchange) => {
+                    let seen = observe(&ring, &records, &exchange);
+                    forget(&exchange, &mut records.borrow_mut());
+                    judge(&exchange, seen)
+                }
+                Err(e) => features(protocol).map(|(feature, _)| SelfCheck {
+                    feature,
+                    address,
+                    result: SelfTestResult::Skipped(format!("the loopback does not work: {e}")),
+                }),
+            });
+        }
+    }
+    drop(ring);
+    Ok((checks, records.take()))
+}
+
+fn features(protocol: Protocol) -> [(Feature, usize); 2] {
+    match protocol {
+        Protocol::Tcp => [(Feature::TcpSend, 0), (Feature::TcpRecv, 1)],
+        Protocol::Udp => [(Feature::UdpSend, 0), (Feature::UdpRecv, 1)],
+    }
+}
+
+/// Moves the bytes and closes the sockets, so that everything is reported.
+fn exchange(protocol: Protocol, address: IpAddr) -> io::Result<Exchange> {
+    let any_port = SocketAddr::new(address, 0);
+    let (client, server) = match protocol {
+        Protocol::Tcp => {
+            let listener = TcpListener::bind(any_port)?;
+            let mut client = TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE)?;
+            let (mut server, _) = listener.accept()?;
+            for socket in [&client, &server] {
+                socket.set_read_timeout(Some(PATIENCE))?;
+            }
+            client.write_all(&[1; REQUEST])?;
+            server.read_exact(&mut [0; REQUEST])?;
+            server.write_all(&[2; ANSWER])?;
+            client.read_exact(&mut [0; ANSWER])?;
+            (client.local_addr()?, server.local_addr()?)
+        }
+        Protocol::Udp => {
+            let (client, server) = (UdpSocket::bind(any_port)?, UdpSocket::bind(any_port)?);
+            for socket in [&client, &server] {
+                socket.set_read_timeout(Some(PATIENCE))?;
+            }
+            client.send_to(&[1; REQUEST], server.local_addr()?)?;
+            let (_, peer) = server.recv_from(&mut [0; REQUEST])?;
+            server.send_to(&[2; ANSWER], peer)?;
+            client.recv_from(&mut [0; ANSWER])?;
+            (client.local_addr()?, server.local_addr()?)
+        }
+    };
+    Ok(Exchange { protocol, address, client: client.port(), server: server.port() })
+}
+
+/// Reads the ring until everything was seen, or the patience is at its end.
+fn observe(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, exchange: &Exchange) -> Seen {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        ring.look();
+        let seen = sum(exchange, records.borrow().iter().map(Vec::as_slice));
+        if seen == EXPECTED || Instant::now() >= deadline {
+            // The ends of the sockets follow what they have moved.
+            thread::sleep(LOOK_EVERY);
+            ring.look();
+            return seen;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn sum<'r>(exchange: &Exchange, records: impl Iterator<Item = &'r [u8]>) -> Seen {
+    let mut seen = Seen::default();
+    for event in records.filter(|record| is_of(exchange, record)).filter_map(|r| decode::event(r).ok()) {
+        let (transfer, direction) = match &event {
+            CollectorEvent::TcpSend(t) | CollectorEvent::UdpSend(t) => (t, 0),
+            CollectorEvent::TcpRecv(t) | CollectorEvent::UdpRecv(t) => (t, 1),
+            _ => continue,
+        };
+        let is_client = transfer.connection.key.local_port == exchange.client;
+        let side = if is_client { &mut seen.client } else { &mut seen.server };
+        side[direction] += transfer.bytes;
+    }
+    seen
+}
+
+/// Drops what is about the sockets of the test, also before they had a port.
+fn forget(exchange: &Exchange, records: &mut Vec<Vec<u8>>) {
+    let socket = |record: &Vec<u8>| decode::event(record).ok()?.connection().map(|info| info.socket);
+    let ours: HashSet<u64> =
+        records.iter().filter(|record| is_of(exchange, record)).filter_map(socket).collect();
+    records.retain(|record| socket(record).is_none_or(|socket| !ours.contains(&socket)));
+}
+
+/// Is this record about a socket of ours? Their ports were ours alone while they lived, which was a moment ago.
+fn is_of(exchange: &Exchange, record: &[u8]) -> bool {
+    let Ok(event) = decode::event(record) else { return false };
+    let Some(key) = event.connection().map(|info| info.key) else { return false };
+    let ports = [exchange.client, exchange.server];
+    let is_ours = |address: IpAddr| address == exchange.address || address.is_unspecified();
+    key.protocol == exchange.protocol
+        && ports.contains(&key.local_port)
+        && (key.remote_port == 0 || ports.contains(&key.remote_port))
+        && is_ours(key.local_addr)
+        && is_ours(key.remote_addr)
+}
+
+fn judge(exchange: &Exchange, seen: Seen) -> [SelfCheck; 2] {
+    features(exchange.protocol).map(|(feature, direction)| {
+        let got = [seen.client[direction], seen.server[direction]];
+        let wanted = [EXPECTED.client[direction], EXPECTED.server[direction]];
+        let result = if got == wanted {
+            SelfTestResult::Passed
+        } else {
+            let [a, b] = wanted;
+            let [c, d] = got;
+            SelfTestResult::Failed(format!(
+                "the self-test moved {a} and {b} bytes, and events told of {c} and {d}"
+            ))
+        };
+        SelfCheck { feature, address: exchange.address, result }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchange() -> Exchange {
+        Exchange { protocol: Protocol::Udp, address: Ipv4Addr::LOCALHOST.into(), client: 7, server: 8 }
+    }
+
+    #[test]
+    fn what_was_not_seen_fails_and_says_what_was() {
+        assert_eq!(
+            judge(&exchange(), EXPECTED).map(|c| c.result),
+            [SelfTestResult::Passed, SelfTestResult::Passed]
+        );
+        let blind = Seen { client: [1201, 0], server: [0, 1201] };
+        let [send, recv] = judge(&exchange(), blind);
+        assert_eq!((send.feature, recv.feature), (Feature::UdpSend, Feature::UdpRecv));
+        let text = |check: SelfCheck| match check.result {
+            SelfTestResult::Failed(text) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(text(send).ends_with("moved 1201 and 803 bytes, and events told of 1201 and 0"));
+        assert!(text(recv).ends_with("moved 803 and 1201 bytes, and events told of 0 and 1201"));
+    }
+
+    #[test]
+    fn both_protocols_and_families_move_what_is_expected() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let exchange = super::exchange(protocol, Ipv4Addr::LOCALHOST.into()).unwrap();
+            assert!(exchange.client != 0 && exchange.server != 0 && exchange.client != exchange.server);
+        }
+    }
+
+    #[test]
+    fn garbage_is_of_nobody() {
+        assert!(!is_of(&exchange(), &[]));
+        assert!(!is_of(&exchange(), &[0; 192]));
+        assert_eq!(sum(&exchange(), [[3_u8; 50].as_slice()].into_iter()), Seen::default());
+    }
+}
