@@ -60,7 +60,9 @@ impl Target {
             "tcp_sendmsg" | "tcp_sendpage" | "tcp_probe" => Some(EventKind::TcpSend),
             "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
             // The last two are for TCP too, where the next event repairs it.
-            "udp_sendmsg" | "udpv6_sendmsg" | "sock_send_length" => Some(EventKind::UdpSend),
+            "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "sock_send_length" => {
+                Some(EventKind::UdpSend)
+            }
             "skb_consume_udp" | "sock_recv_length" => Some(EventKind::UdpRecv),
             _ => None,
         }
@@ -90,7 +92,7 @@ const BASE: [Program; 3] = [
     program("tcp_destroy", Tracepoint("tcp_destroy_sock"), true),
 ];
 
-const FENTRY: [Program; 10] = [
+const FENTRY: [Program; 11] = [
     program("fexit_tcp_sendmsg", Function("tcp_sendmsg"), true),
     program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
     program("fexit_tcp_sendpage", Function("tcp_sendpage"), false),
@@ -98,17 +100,19 @@ const FENTRY: [Program; 10] = [
     program("fexit_accept_2", FunctionOf("inet_csk_accept", 2), false),
     program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
     program("fexit_udpv6_sendmsg", Function("udpv6_sendmsg"), false),
+    program("fexit_ip_append_page", Function("ip_append_page"), false),
     program("fentry_skb_consume_udp", Function("skb_consume_udp"), false),
     program("fentry_udp_destroy_sock", Function("udp_destroy_sock"), false),
     program("fentry_udpv6_destroy_sock", Function("udpv6_destroy_sock"), false),
 ];
 
-const KPROBE: [Program; 8] = [
+const KPROBE: [Program; 9] = [
     program("kprobe_tcp_sendmsg", Kprobe("tcp_sendmsg"), true),
     program("kprobe_tcp_recvmsg", Kprobe("tcp_recvmsg"), true),
     program("tcp_segment_in", Tracepoint("tcp_probe"), false),
     program("kprobe_udp_sendmsg", Kprobe("udp_sendmsg"), false),
     program("kprobe_udpv6_sendmsg", Kprobe("udpv6_sendmsg"), false),
+    program("kprobe_ip_append_page", Kprobe("ip_append_page"), false),
     program("kprobe_skb_consume_udp", Kprobe("skb_consume_udp"), false),
     program("kprobe_udp_destroy_sock", Kprobe("udp_destroy_sock"), false),
     program("kprobe_udpv6_destroy_sock", Kprobe("udpv6_destroy_sock"), false),
@@ -231,8 +235,12 @@ fn absence(target: Target, facts: &Facts) -> Presence {
             Some(n) => Presence::Absent(format!("{name} has {n} arguments on this kernel")),
             None => Presence::Absent(format!("the kernel has no function {name}")),
         },
-        // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg().
-        Function("tcp_sendpage") if !facts.functions.contains_key("tcp_sendpage") => Presence::OtherVariant,
+        // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
+        Function(name @ ("tcp_sendpage" | "ip_append_page")) | Kprobe(name @ "ip_append_page")
+            if !facts.functions.contains_key(name) =>
+        {
+            Presence::OtherVariant
+        }
         Function(name) | Kprobe(name) if facts.functions.contains_key(name) => Presence::Present,
         Function(name) | Kprobe(name) => Presence::Absent(format!("the kernel has no function {name}")),
     }

@@ -60,6 +60,7 @@ pub struct ConnectionTable {
     store: Store,
     gone: Gone,
     linger: Duration,
+    udp_idle: Duration,
     window: Window,
     max_connections: usize,
     evicted: u64,
@@ -74,13 +75,14 @@ impl Default for ConnectionTable {
 }
 
 impl ConnectionTable {
-    /// An empty table: closed connections linger for 10 seconds, rates are over 5 seconds, and there are at most
-    /// 65,536 connections.
+    /// An empty table: closed connections linger for 10 seconds, silent UDP flows end after 120, rates are over 5
+    /// seconds, and there are at most 65,536 connections.
     pub fn new() -> Self {
         Self {
             store: Store::default(),
             gone: Gone::default(),
             linger: Duration::from_secs(10),
+            udp_idle: Duration::from_secs(120),
             window: Window::new(Duration::from_secs(5)),
             max_connections: 65_536,
             evicted: 0,
@@ -93,6 +95,14 @@ impl ConnectionTable {
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
+        self
+    }
+
+    /// After how long without an event a UDP flow counts as ended: UDP has no end of its own but that of the socket. It
+    /// goes on with the next event, from the totals that it had.
+    #[must_use]
+    pub fn udp_idle(mut self, idle: Duration) -> Self {
+        self.udp_idle = idle;
         self
     }
 
@@ -130,8 +140,9 @@ impl ConnectionTable {
     }
 
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
-    /// enough are dropped first.
+    /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
     pub fn snapshot(&mut self, now: KernelTime) -> Vec<ConnectionRecord> {
+        self.end_idle(now);
         let is_over = |entry: &Entry| {
             entry.gone_since().is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger)
         };
@@ -190,6 +201,16 @@ impl ConnectionTable {
         self.evicted
     }
 
+    fn end_idle(&mut self, now: KernelTime) {
+        let mut ended = Vec::new();
+        for (slot, entry) in self.store.slots_mut() {
+            if entry.end_if_idle(now, self.udp_idle) {
+                ended.push(slot);
+            }
+        }
+        ended.into_iter().for_each(|slot| self.store.requeue(slot));
+    }
+
     fn transfer(&mut self, transfer: &Transfer, direction: Direction) {
         let window = self.window;
         self.fold(&transfer.connection, transfer.rtt_us, |entry| {
@@ -234,8 +255,12 @@ impl ConnectionTable {
         };
         let Some(entry) = self.store.get_mut(slot) else { return slot };
         let better_key = entry.better_key(info);
+        let goes_on = entry.goes_on(info.time);
         entry.see(info, rtt_us);
         change(entry);
+        if goes_on {
+            self.store.requeue(slot);
+        }
         if let Some(key) = better_key {
             self.store.rekey(slot, key);
             if let Some(row) = self.take_row(&Place::of_event(info)) {
@@ -306,7 +331,7 @@ impl ConnectionTable {
             self.gone.insert(id, &Place::of_record(&entry.record), time);
         }
         if was_open {
-            self.store.closed(slot);
+            self.store.requeue(slot);
         }
         self.misplaced.extend(misplaced.map(|row| *row));
     }

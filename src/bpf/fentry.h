@@ -198,6 +198,14 @@ int BPF_PROG(fexit_udpv6_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 s
 	return udpv6_send(sk, msg, ret, true);
 }
 
+SEC("?fexit/ip_append_page")
+int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int offset, __u64 size, int flags, int ret)
+{
+	if (!ret)
+		udp_page(sk, size, true);
+	return 0;
+}
+
 /* The source of a received datagram, out of its headers. */
 static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
 {

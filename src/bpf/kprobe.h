@@ -92,6 +92,13 @@ int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 
 	return 0;
 }
 
+SEC("?kprobe/ip_append_page")
+int BPF_KPROBE(kprobe_ip_append_page, struct sock *sk, void *flow, void *page, int offset, __u64 size)
+{
+	udp_page(sk, size, false);
+	return 0;
+}
+
 SEC("?kprobe/skb_consume_udp")
 int BPF_KPROBE(kprobe_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
 {

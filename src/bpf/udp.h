@@ -115,11 +115,14 @@ static __always_inline struct counted *udp_flow(struct sk_state *st, const struc
 	return c;
 }
 
-/* One datagram, or one call that sent several as one (GSO) or received several as one (GRO). */
-static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
-					 const struct peer *peer, const bool typed)
+/*
+ * Bytes of `packets` datagrams: of one, of several that one call sent (GSO) or received (GRO) as one, or of none, where
+ * they are added to one that was counted before.
+ */
+static __always_inline void udp_bytes(struct sock *sk, __u32 direction, __u64 bytes, __u32 packets,
+				      const struct peer *peer, const bool typed)
 {
-	struct report r = { .direction = direction, .bytes = bytes, .calls = 1, .is_call = true };
+	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
 	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, typed);
 	struct counted *c;
 
@@ -133,9 +136,29 @@ static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64
 		return;
 	}
 	add_u64(&c->acct[direction].total, bytes);
-	add_u64(&c->acct[direction].packets, 1);
+	add_u64(&c->acct[direction].packets, packets);
 	if (!post(c, &r))
 		count_storage_loss(transfer_kind(&c->conn, direction));
+}
+
+static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
+					 const struct peer *peer, const bool typed)
+{
+	udp_bytes(sk, direction, bytes, 1, peer, typed);
+}
+
+/*
+ * ip_append_page(): before 6.5, sendfile and splice to a UDP socket begin a datagram of no bytes by udp_sendmsg() and
+ * then add pages to it here, past that function. Where udp_sendpage() sends by udp_sendmsg() itself this does not run.
+ */
+static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool typed)
+{
+	struct peer peer = {};
+
+	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+		return;
+	peer_of_connected(&peer, sk, typed);
+	udp_bytes(sk, TT_OUT, bytes, 0, &peer, typed);
 }
 
 /*

@@ -9,6 +9,7 @@ use super::rate::Window;
 use crate::event::{ConnectionInfo, StateChange, Totals, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
+use std::time::Duration;
 
 /// Which way bytes moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) struct Entry {
     state_time: KernelTime,
     /// The handshake was seen: nothing is older than the tracer.
     born: bool,
+    /// It only counts as ended because nothing has happened for so long.
+    is_idle: bool,
 }
 
 impl Entry {
@@ -59,12 +62,32 @@ impl Entry {
             owner_time: KernelTime(0),
             state_time: KernelTime(0),
             born: false,
+            is_idle: false,
             record,
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.closed_at.is_none()
+    }
+
+    /// A UDP flow that has been silent for so long counts as ended. Returns whether that is new.
+    pub(super) fn end_if_idle(&mut self, now: KernelTime, after: Duration) -> bool {
+        let is_flow = matches!(self.flow, Some(Flow::Udp { .. }));
+        if !is_flow || !self.is_open() || now.saturating_since(self.record.last_seen) < after {
+            return false;
+        }
+        (self.is_idle, self.record.is_closed, self.closed_at) = (true, true, Some(now));
+        true
+    }
+
+    /// What was only idle goes on with an event from after that. Returns whether it does.
+    pub(super) fn goes_on(&mut self, time: KernelTime) -> bool {
+        if !self.is_idle || self.closed_at.is_none_or(|idle| time <= idle) {
+            return false;
+        }
+        (self.is_idle, self.record.is_closed, self.closed_at) = (false, false, None);
+        true
     }
 
     /// When it ended, or the time of a later event.
@@ -161,7 +184,7 @@ impl Entry {
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
         let end = self.closed_at.map_or(time, |known| known.min(time));
-        self.closed_at = Some(end);
+        (self.closed_at, self.is_idle) = (Some(end), false);
         self.record.is_closed = true;
         if self.record.key.protocol == Protocol::Tcp {
             self.record.tcp_state = Some(TcpState::Close);

@@ -34,7 +34,7 @@ impl Ticket {
 }
 
 impl Order {
-    /// Queues a new entry, or one that has just closed.
+    /// Queues a new entry, or one that has just closed or opened again.
     pub(super) fn push(&mut self, ticket: Ticket) {
         self.queue.push(Reverse(ticket));
     }
@@ -46,7 +46,7 @@ impl Order {
             match current(&ticket) {
                 Some(now) if now.is_open == ticket.is_open && now.time > ticket.time => self.push(now),
                 Some(now) if now.is_open == ticket.is_open => return Some(ticket.slot),
-                // Gone, or closed since, which has given it another ticket.
+                // Gone, or closed or opened since, which has given it another ticket.
                 _ => {}
             }
         }

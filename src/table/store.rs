@@ -63,7 +63,11 @@ impl Store {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.slots.iter_mut().flatten().map(|kept| &mut kept.entry)
+        self.slots_mut().map(|(_, entry)| entry)
+    }
+
+    pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
+        (0..).zip(&mut self.slots).filter_map(|(slot, kept)| Some((slot, &mut kept.as_mut()?.entry)))
     }
 
     /// All connections of a socket, in no order.
@@ -147,8 +151,8 @@ impl Store {
         self.attach_key(slot);
     }
 
-    /// To be called when an entry has closed.
-    pub(super) fn closed(&mut self, slot: u32) {
+    /// To be called when an entry has closed, or opened again.
+    pub(super) fn requeue(&mut self, slot: u32) {
         if let Some(kept) = self.kept(slot) {
             let ticket = Ticket::new(&kept.entry, kept.serial, slot);
             self.order.push(ticket);

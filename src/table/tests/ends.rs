@@ -63,8 +63,8 @@ fn closed_records_linger_from_their_end_or_the_latest_event() {
 
 #[test]
 fn open_records_stay_however_silent() {
-    let mut table = table([&send(tcp(1001), 1, 1), &send(udp(2, 1001), 1, 1)]).linger(Duration::ZERO);
-    assert_eq!(table.snapshot(KernelTime(u64::MAX)).len(), 2);
+    let table = table([&send(tcp(1001), 1, 1), &send(udp(2, 1001), 1, 1)]).linger(Duration::ZERO);
+    assert_eq!(table.udp_idle(Duration::MAX).snapshot(KernelTime(u64::MAX)).len(), 2);
 }
 
 #[test]
@@ -103,4 +103,27 @@ fn the_end_may_be_all_that_is_ever_seen() {
     assert_eq!((bytes(&record), record.is_closed, record.is_partial), ((10, 20), true, false));
     assert_eq!(record.tcp_state, Some(TcpState::Close));
     assert!(table([&udp_closed(5000)]).is_empty(), "its flows are not known");
+}
+
+#[test]
+fn a_silent_udp_flow_ends_and_goes_on_where_it_was() {
+    let mut table = ConnectionTable::new().udp_idle(Duration::from_secs(30)).linger(Duration::from_secs(10));
+    table.apply(&send(udp(2, SECOND), 100, 100));
+    table.apply(&send(ConnectionInfo { socket: 5, ..tcp(SECOND) }, 1, 1));
+    let flow = |table: &mut ConnectionTable, seconds| {
+        let all = table.snapshot(KernelTime(seconds * SECOND));
+        all.into_iter().find(|r| r.key.protocol == Protocol::Udp).map(|r| (r.is_closed, r.bytes_out))
+    };
+    assert_eq!(flow(&mut table, 30), Some((false, 100)));
+    assert_eq!(flow(&mut table, 31), Some((true, 100)));
+    table.apply(&send(udp(2, 20 * SECOND), 5, 105));
+    assert_eq!(flow(&mut table, 32), Some((true, 105)), "late, and counted");
+    table.apply(&send(udp(2, 33 * SECOND), 7, 112));
+    assert_eq!(flow(&mut table, 34), Some((false, 112)), "it goes on");
+    assert_eq!(flow(&mut table, 63), Some((true, 112)));
+    table.apply(&udp_closed(64 * SECOND));
+    table.apply(&send(udp(2, 65 * SECOND), 0, 112));
+    assert_eq!(flow(&mut table, 66), Some((true, 112)), "its socket is gone for good");
+    assert_eq!(flow(&mut table, 80), None, "it has lingered");
+    assert!(!only(&table).is_closed, "TCP is never idle");
 }
