@@ -47,9 +47,10 @@ static __always_inline void read_totals(struct sk_state *st, struct sock *sk, st
 
 	raise(&out->total, written(sk, tp));
 	raise(&in->total, consumed(sk, tp));
-	if (!(st->known & KNOWN_OUT))
+	/* What moved before we came is history. A new connection has none: bytes in its SYN are news. */
+	if (!(st->known & KNOWN_OUT) && !st->born)
 		out->reported = out->total;
-	if (!(st->known & KNOWN_IN))
+	if (!(st->known & KNOWN_IN) && !st->born)
 		in->reported = in->total;
 	st->seq_out = tp->write_seq - (__u32)out->total;
 	st->known = KNOWN_OUT | KNOWN_IN;
@@ -194,6 +195,7 @@ static __always_inline void conceive(struct sk_state *st)
 	st->c.conn.owner = owner;
 	st->c.conn.provenance = provenance != TT_UNKNOWN ? TT_INHERITED : TT_UNKNOWN;
 	st->exec_id = exec_id;
+	st->born = 1;
 }
 
 static __always_inline bool has_counters(int old_state, int new_state)
@@ -282,6 +284,10 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		read_key(&st->c.conn, sk, tp);
 	if (sk_is_used_by_current(sk))
 		owner_is_current(st);
+	if (old_state == TCP_SYN_SENT)
+		st->active = 1;
+	if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)
+		st->born = 1;
 	if (has_counters(old_state, new_state)) {
 		read_totals(st, sk, tp);
 		read_quality(st, tp);
@@ -293,10 +299,6 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		ch.has_totals = true;
 	}
 	ch.error = sk->sk_err;
-	if (old_state == TCP_SYN_SENT)
-		st->active = 1;
-	if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)
-		st->born = 1;
 	if (new_state == TCP_CLOSE) {
 		st->failed = old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV;
 		st->ended_ns = ch.now;

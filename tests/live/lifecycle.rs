@@ -114,7 +114,7 @@ fn a_non_blocking_connect_belongs_to_who_connected() {
 }
 
 /// A process for each processor that does nothing but use it.
-fn busy_strangers() -> Vec<Child> {
+pub(crate) fn busy_strangers() -> Vec<Child> {
     let processors = thread::available_parallelism().unwrap().get();
     let spin = |_: &mut std::os::unix::net::UnixStream| loop {
         std::hint::spin_loop();

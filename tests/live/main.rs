@@ -19,6 +19,7 @@ mod harness;
 mod lifecycle;
 mod net;
 mod owner;
+mod paths;
 mod reasons;
 mod scenarios;
 mod tcp;

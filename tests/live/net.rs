@@ -137,11 +137,15 @@ pub(crate) fn tell(channel: &mut UnixStream, number: u64) {
 
 /// A socket as `socket(2)` makes it.
 pub(crate) fn socket(family: i32, kind: i32) -> OwnedFd {
+    socket_of(family, kind, 0).unwrap_or_else(|errno| panic!("socket: {errno}"))
+}
+
+/// The same of any protocol; its errno, negative, where there is none.
+pub(crate) fn socket_of(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd, isize> {
     // SAFETY: makes a new file descriptor, which is ours.
     unsafe {
-        let fd = libc::socket(family, kind | libc::SOCK_CLOEXEC, 0);
-        assert!(fd >= 0, "socket: {}", std::io::Error::last_os_error());
-        OwnedFd::from_raw_fd(fd)
+        let fd = checked(libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) as isize);
+        if fd < 0 { Err(fd) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
     }
 }
 

@@ -12,14 +12,18 @@ use std::time::Duration;
 use tcptop::{Backend, ConnectionRecord, Feature, Provenance, TcpState, Visibility};
 
 /// Ends both sides and returns their rows: client's, server's.
-fn finish(trace: &mut Trace, client: TcpStream, server: TcpStream) -> (ConnectionRecord, ConnectionRecord) {
+pub(crate) fn finish(
+    trace: &mut Trace,
+    client: TcpStream,
+    server: TcpStream,
+) -> (ConnectionRecord, ConnectionRecord) {
     let (c, s) = (port(&client), port(&server));
     drop(client);
     drop(server);
     (trace.closed(c, s), trace.closed(s, c))
 }
 
-fn moved(row: &ConnectionRecord) -> (u64, u64) {
+pub(crate) fn moved(row: &ConnectionRecord) -> (u64, u64) {
     (row.bytes_out, row.bytes_in)
 }
 
@@ -93,7 +97,7 @@ fn waiting_for_all_counts_each_piece_once() {
     assert_eq!(moved(&server_row), (0, 3000));
 }
 
-fn pipe() -> (OwnedFd, OwnedFd) {
+pub(crate) fn pipe() -> (OwnedFd, OwnedFd) {
     let mut fds = [0; 2];
     // SAFETY: makes two file descriptors, which are ours.
     unsafe {
@@ -102,7 +106,7 @@ fn pipe() -> (OwnedFd, OwnedFd) {
     }
 }
 
-fn splice(from: &impl AsRawFd, to: &impl AsRawFd, len: usize) -> isize {
+pub(crate) fn splice(from: &impl AsRawFd, to: &impl AsRawFd, len: usize) -> isize {
     let null = std::ptr::null_mut;
     // SAFETY: no memory is involved.
     unsafe { libc::splice(from.as_raw_fd(), null(), to.as_raw_fd(), null(), len, 0) }
@@ -124,7 +128,7 @@ fn sendfile_counts() {
     assert_eq!(moved(&server_row), (0, 10_000));
 }
 
-fn temporary_file(content: &[u8]) -> File {
+pub(crate) fn temporary_file(content: &[u8]) -> File {
     // SAFETY: makes a file descriptor, which is ours.
     let mut file = unsafe { File::from_raw_fd(libc::memfd_create(c"tcptop".as_ptr(), libc::MFD_CLOEXEC)) };
     file.write_all(content).unwrap();
