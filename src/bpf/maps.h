@@ -37,7 +37,14 @@ struct counted {
 	__u32 pad;
 };
 
-/* The state of one socket. For UDP only conn (with no peer) and exec_id are used. */
+/* The peer of one datagram. */
+struct peer {
+	__u8 addr[16];
+	__u16 port;  /* host order */
+	__u8 family; /* 4, 6, or 0: not known */
+};
+
+/* The state of one socket. For UDP only conn (with the latest peer), exec_id and sent_to are used. */
 struct sk_state {
 	struct counted c;
 	__u64 exec_id;	 /* of the owner when its name was read */
@@ -58,6 +65,7 @@ struct sk_state {
 	__u8 born;	 /* its begin was seen */
 	__u8 failed;	 /* it never got to ESTABLISHED */
 	__u8 pad[1];
+	struct peer sent_to; /* UDP: where the latest send went */
 };
 
 /*

@@ -8,13 +8,6 @@
 
 #include "report.h"
 
-/* The peer of one datagram. */
-struct peer {
-	__u8 addr[16];
-	__u16 port;  /* host order */
-	__u8 family; /* 4, 6, or 0: not known */
-};
-
 /*
  * What may have changed since the last datagram: who uses the socket, and by bind() or connect() its address. Other
  * CPUs may be here for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown
@@ -85,6 +78,18 @@ static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, c
 	return st;
 }
 
+/*
+ * A send that neither names a peer nor has one by connect() is only accepted if it adds to a datagram that waits
+ * (UDP_CORK, MSG_MORE): then it goes where the one before it went.
+ */
+static __always_inline const struct peer *where_sent(struct sk_state *st, const struct peer *peer)
+{
+	if (!peer->family)
+		return &st->sent_to;
+	st->sent_to = *peer;
+	return peer;
+}
+
 /* The accounts of this socket and peer; NULL if there is no room. */
 static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer, __u64 now)
 {
@@ -130,6 +135,8 @@ static __always_inline void udp_bytes(struct sock *sk, __u32 direction, __u64 by
 		return;
 	r.actor = actor_is_current(st);
 	r.now = bpf_ktime_get_ns();
+	if (direction == TT_OUT)
+		peer = where_sent(st, peer);
 	c = udp_flow(st, peer, r.now);
 	if (!c) {
 		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);

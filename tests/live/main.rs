@@ -14,6 +14,7 @@
 
 mod cli;
 mod collector;
+mod datagrams;
 mod existing;
 mod harness;
 mod lifecycle;

@@ -11,7 +11,7 @@ use tcptop::{
     Backend, CollectorEvent, EventKind, Feature, Granularity, LossPlace, Protocol, Transfer, Visibility,
 };
 
-fn bound(addr: &str) -> (UdpSocket, u16) {
+pub(crate) fn bound(addr: &str) -> (UdpSocket, u16) {
     let socket = UdpSocket::bind(addr).unwrap();
     let port = socket.local_addr().unwrap().port();
     (socket, port)
