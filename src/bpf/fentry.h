@@ -199,7 +199,8 @@ int BPF_PROG(fexit_udpv6_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 s
 }
 
 SEC("?fexit/ip_append_page")
-int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int offset, __u64 size, int flags, int ret)
+int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int offset, __u64 size, int flags,
+	     int ret)
 {
 	if (!ret)
 		udp_page(sk, size, true);

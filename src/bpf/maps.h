@@ -47,11 +47,11 @@ struct peer {
 /* The state of one socket. For UDP only conn (with the latest peer), exec_id and sent_to are used. */
 struct sk_state {
 	struct counted c;
-	__u64 exec_id;	 /* of the owner when its name was read */
-	__u64 ended_ns;	 /* when it went to CLOSE */
+	__u64 exec_id;	/* of the owner when its name was read */
+	__u64 ended_ns; /* when it went to CLOSE */
 	__u32 min_rtt_us;
 	__u32 retransmits;
-	__s32 error; /* sk_err then */
+	__s32 error;	 /* sk_err then */
 	__u32 seq_out;	 /* write_seq at byte 0 */
 	__u32 calls_out; /* sends that are not reported yet (kprobes) */
 	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */

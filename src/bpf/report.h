@@ -91,7 +91,8 @@ static __always_inline void mark_bank(__u32 bank)
 		*waits = 1;
 }
 
-static __always_inline void put_flow_key(struct tt_flow_key *key, const struct tt_conn *conn, __u32 direction)
+static __always_inline void put_flow_key(struct tt_flow_key *key, const struct tt_conn *conn, __u32 direction,
+					 __u32 actor)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	key->socket = conn->socket;
@@ -101,6 +102,7 @@ static __always_inline void put_flow_key(struct tt_flow_key *key, const struct t
 	}
 	key->direction = direction;
 	key->bank = current_bank();
+	key->actor = actor;
 }
 
 /* What one hook has to say about one direction of one connection. */
@@ -183,15 +185,16 @@ static __always_inline bool send_waiting(struct tt_transfer *waiting)
 }
 
 /*
- * Adds to a report that waits. If it is another process's it is sent first; false if that is not possible. Threads may
- * be here at once for one UDP flow: sums are added to atomically, and the total is written again if it has grown in the
- * meantime (the addition before the check is a full barrier), so that the last one to write has written the latest.
+ * Adds to a report that waits. If it is about an earlier connection of this socket it is sent first; false if that is
+ * not possible. Threads may be here at once: sums are added to atomically, and the total is written again if it has
+ * grown in the meantime (the addition before the check is a full barrier), so that the last one to write has written the
+ * latest.
  */
 static __always_inline bool join(struct tt_transfer *t, struct counted *c, const struct report *r)
 {
 	const volatile __u64 *total = &c->acct[r->direction & 1].total;
 
-	if (t->actor.pid == r->actor && t->conn.since == c->conn.since) {
+	if (t->conn.since == c->conn.since) {
 		put_totals(t, c, r->direction, r->now);
 	} else {
 		if (!send_waiting(t))
@@ -220,7 +223,7 @@ static __always_inline bool post(struct counted *c, struct report *r)
 	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
 		return true;
 	a->last_ns = r->now;
-	put_flow_key(&key, &c->conn, r->direction);
+	put_flow_key(&key, &c->conn, r->direction, r->actor);
 	if (interval_ns)
 		t = bpf_map_lookup_elem(&pending, &key);
 	if (t ? join(t, c, r) : !due && pend(c, &key, r))
@@ -244,13 +247,16 @@ static __always_inline void release(const struct tt_flow_key *key, const struct 
 		bpf_ringbuf_submit(t, wake_flags());
 }
 
-/* At the end of a connection nothing may wait, in neither bank. */
+/*
+ * At the end of a connection nothing of its owner may wait, in neither bank. What other processes have still to report
+ * follows when the reader collects it.
+ */
 static __always_inline void flush(struct counted *c)
 {
 	struct tt_flow_key key;
 	struct tt_transfer *t;
 
-	put_flow_key(&key, &c->conn, TT_OUT);
+	put_flow_key(&key, &c->conn, TT_OUT, c->conn.owner.pid);
 	for (__u32 i = 0; i < 4; i++) {
 		key.direction = i >> 1;
 		key.bank = i & 1;

@@ -90,8 +90,8 @@ struct tt_state {
 	__u64 bytes_out;
 	__u64 packets_in;
 	__u64 packets_out;
-	__u64 lasted_ns;   /* until CLOSE; 0: the begin was not seen, or this is not the end */
-	__s64 missing_in;  /* TT_CLOSED: the total less what was reported of it. Not zero is an error of ours */
+	__u64 lasted_ns;  /* until CLOSE; 0: the begin was not seen, or this is not the end */
+	__s64 missing_in; /* TT_CLOSED: the total less what was reported of it. Not zero is an error of ours */
 	__s64 missing_out;
 	__u32 min_rtt_us;
 	__u32 retransmits;
@@ -121,15 +121,17 @@ struct tt_holder {
 	struct tt_process process;
 };
 
-/* One flow and direction, in the map of reports that wait. `bank` is the parity of the epoch in which it
- * waits. */
+/*
+ * One flow, direction and acting process, in the map of reports that wait. `bank` is the parity of the epoch in which it
+ * waits.
+ */
 struct tt_flow_key {
 	__u64 socket;
 	__u8 remote_addr[16]; /* UDP; zero for TCP */
 	__u16 remote_port;    /* UDP; zero for TCP */
 	__u8 direction;
 	__u8 bank;
-	__u32 pad;
+	__u32 actor; /* pid */
 };
 
 /* One life of a socket, in the map of state records for which the ring had no room. */

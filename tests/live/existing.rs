@@ -143,10 +143,12 @@ fn every_network_namespace_is_looked_into_once() {
         hear(parent);
     });
     let trace = Trace::start();
+    let [of_child, of_stranger] = [&mut child, &mut stranger].map(|c| (c.hear() as u16, c.hear() as u16));
     let stranger_inode = std::fs::metadata(format!("/proc/{}/ns/net", stranger.pid)).unwrap().ino();
     let ways = [(trace.collector.bootstrap_existing().unwrap(), false), (from_proc(), true)];
-    for (child, inode, bytes) in [(&mut child, named_inode, 70), (&mut stranger, stranger_inode, 80)] {
-        let (c, s) = (child.hear() as u16, child.hear() as u16);
+    for (child, (c, s), inode, bytes) in
+        [(&mut child, of_child, named_inode, 70), (&mut stranger, of_stranger, stranger_inode, 80)]
+    {
         for (found, partial) in &ways {
             let rows = [tcp(found, c, s), tcp(found, s, c)];
             assert_eq!(rows.each_ref().map(Vec::len), [1, 1], "{bytes}: partial {partial}");

@@ -15,7 +15,9 @@
 mod cli;
 mod collector;
 mod datagrams;
+mod ends;
 mod existing;
+mod handover;
 mod harness;
 mod lifecycle;
 mod net;

@@ -80,9 +80,26 @@ pub(crate) struct Child {
 impl Child {
     /// Forks; the child runs `work` and exits, with 1 if it panics.
     pub(crate) fn fork(work: impl FnOnce(&mut UnixStream)) -> Self {
-        let (channel, mut inner) = UnixStream::pair().unwrap();
         // SAFETY: the child uses sockets and memory only, and leaves without running the parent's destructors.
-        let pid = unsafe { libc::fork() };
+        Self::begin(|| unsafe { libc::fork() as isize }, work)
+    }
+
+    /// The same, under a pid that was another process's before (clone3(2), Linux 5.5).
+    pub(crate) fn fork_as(pid: u32, work: impl FnOnce(&mut UnixStream)) -> Self {
+        let wanted = [pid];
+        // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
+        // set_tid_size.
+        let arguments = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, wanted.as_ptr() as u64, 1_u64];
+        // SAFETY: as fork(2), with arguments that are as long as is said.
+        let clone = || unsafe {
+            libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) as isize
+        };
+        Self::begin(clone, work)
+    }
+
+    fn begin(fork: impl FnOnce() -> isize, work: impl FnOnce(&mut UnixStream)) -> Self {
+        let (channel, mut inner) = UnixStream::pair().unwrap();
+        let pid = fork();
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
             drop(channel);

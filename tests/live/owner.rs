@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whose connection it is.
 
-use crate::harness::{Trace, builder};
+use crate::harness::{AFTERMATH, Trace, builder};
 use crate::net::{Child, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use tcptop::{Backend, CollectorEvent, Feature, Protocol, Provenance, TcpState, Visibility};
+use tcptop::{Backend, CollectorEvent, Protocol, TcpState};
 
 /// 37: a child sends 300 and its parent 200 on one socket: a share for each, 500 in total.
 #[test]
@@ -24,6 +24,7 @@ fn a_shared_socket_has_a_share_for_each_process() {
     server.read_exact(&mut [0; 200]).unwrap();
     drop((client, server));
     let row = trace.closed(c, s);
+    trace.listen(AFTERMATH);
     assert_eq!(row.bytes_out, 500);
     let mut shares = BTreeMap::<u32, u64>::new();
     for t in trace.transfers().filter(|t| t.connection.key.local_port == c && t.bytes > 0) {
@@ -149,51 +150,6 @@ fn the_same_tuple_in_two_namespaces_is_two_connections() {
     let mut expected = inner;
     expected.sort_unstable();
     assert_eq!(pids, expected);
-}
-
-/// A connection that a child accepted and has not used, from a listener that this process made, with a client that is
-/// a third process: its owner is the child, or, as documented, the listener's, or unknown; never the client.
-#[test]
-fn an_accepted_connection_belongs_to_who_accepted_or_as_documented() {
-    let mut trace = Trace::start();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let l = listener.local_addr().unwrap().port();
-    let accepting = listener.try_clone().unwrap();
-    let mut acceptor = Child::fork(move |parent| {
-        let (_socket, peer) = accepting.accept().unwrap();
-        tell(parent, peer.port().into());
-        hear(parent);
-    });
-    let mut client = Child::fork(move |parent| {
-        let stream = TcpStream::connect(("127.0.0.1", l)).unwrap();
-        hear(parent);
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        hear(parent);
-    });
-    let c = acceptor.hear() as u16;
-    client.tell(1);
-    let change = trace.until("CLOSE_WAIT", |t| {
-        let of_ours = |s: &&tcptop::StateChange| s.connection.key.remote_port == c;
-        t.states(l).into_iter().filter(of_ours).find(|s| s.new_state == TcpState::CloseWait).copied()
-    });
-    let info = change.connection;
-    let got = (info.owner.map(|o| o.pid), info.provenance);
-    let expected = match trace.sees(Feature::AcceptOwner) {
-        Visibility::Exact => (Some(acceptor.pid), Provenance::Seen),
-        Visibility::Limited(how) if how.starts_with("the owner of the listening socket") => {
-            (Some(std::process::id()), Provenance::Inherited)
-        }
-        Visibility::Limited(how) => {
-            assert!(how.starts_with("unknown until"), "{how}");
-            (None, Provenance::Unknown)
-        }
-        unseen => panic!("{unseen}"),
-    };
-    assert_eq!(got, expected);
-    acceptor.tell(1);
-    client.tell(1);
-    acceptor.wait();
-    client.wait();
 }
 
 /// Filters: only this process, only this port, only this protocol.

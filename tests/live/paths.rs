@@ -344,12 +344,12 @@ fn ktls_counts_what_tcp_carries() {
     const RECORD: u64 = 5 + 8 + 16;
     let mut trace = Trace::start();
     let (client, server) = tcp_pair();
-    // SAFETY: the name is as long as is said.
     let ulp = |socket: &TcpStream| {
-        checked(unsafe {
+        // SAFETY: the name is as long as is said.
+        let ret = unsafe {
             libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, TCP_ULP, c"tls".as_ptr().cast(), 3)
-                as isize
-        })
+        };
+        checked(ret as isize)
     };
     if ulp(&client) == -(libc::ENOENT as isize) {
         return absent(20, "a kernel without kTLS");

@@ -20,7 +20,7 @@ fn closed(trace: &Trace, local: u16, remote: u16) -> Vec<Closed> {
     of_ours.filter_map(|event| if let CollectorEvent::Closed(c) = event { Some(*c) } else { None }).collect()
 }
 
-fn failed(trace: &Trace, remote: u16) -> Vec<ConnectFailed> {
+pub(crate) fn failed(trace: &Trace, remote: u16) -> Vec<ConnectFailed> {
     let of_ours = trace.seen.iter().filter(|event| ports(event).1 == remote);
     let failed =
         |event: &CollectorEvent| if let CollectorEvent::ConnectFailed(f) = event { Some(*f) } else { None };
@@ -28,7 +28,7 @@ fn failed(trace: &Trace, remote: u16) -> Vec<ConnectFailed> {
 }
 
 /// The only opening and the only end of a connection, some time after both.
-fn life(trace: &mut Trace, local: u16, remote: u16) -> (Opened, Closed) {
+pub(crate) fn life(trace: &mut Trace, local: u16, remote: u16) -> (Opened, Closed) {
     trace.closed(local, remote);
     trace.listen(Duration::from_millis(100));
     let (opened, closed) = (opened(trace, local, remote), closed(trace, local, remote));
@@ -99,7 +99,7 @@ fn who_breaks_off_aborts_and_the_other_side_is_reset() {
     }
 }
 
-/// In a network that has stopped to carry anything: an established connection times out after it has tried again, a
+/// 26: in a network that has stopped to carry anything: an established connection times out after it has tried again, a
 /// connect that is given up is aborted, one that waits to the end times out. No end is reported for what never opened.
 #[test]
 fn silence_is_told_apart_from_giving_up() {

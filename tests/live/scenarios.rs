@@ -3,10 +3,15 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 10] = [
+    include_str!("datagrams.rs"),
+    include_str!("ends.rs"),
     include_str!("existing.rs"),
+    include_str!("handover.rs"),
     include_str!("lifecycle.rs"),
     include_str!("owner.rs"),
+    include_str!("paths.rs"),
+    include_str!("reasons.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
 ];
