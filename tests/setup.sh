@@ -48,6 +48,7 @@ has_tool() {
 	qemu) has qemu-system-x86_64 ;;
 	kmod) has modprobe && has depmod ;;
 	iproute2) has ip && has ss && has tc ;;
+	postgres) has psql && compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null ;;
 	*) has "$1" ;;
 	esac
 }
@@ -79,6 +80,14 @@ package_names() {
 		shellcheck    shellcheck         ShellCheck             shellcheck         ShellCheck         shellcheck
 		strip         binutils           binutils               binutils           binutils           binutils
 		git           git                git                    git                git                git
+		curl          curl               curl                   curl               curl               curl
+		nginx         nginx-light        nginx                  nginx              nginx              nginx
+		redis-server  redis-server       redis                  redis              redis              redis
+		redis-benchmark redis-tools      redis                  redis              redis              redis
+		iperf3        iperf3             iperf3                 iperf3             iperf              iperf3
+		dig           bind9-dnsutils     bind-utils             bind               bind-utils         bind-tools
+		dnsmasq       dnsmasq-base       dnsmasq                dnsmasq            dnsmasq            dnsmasq
+		postgres      postgresql         postgresql-server      postgresql         postgresql-server  postgresql
 	TABLE
 }
 
