@@ -121,7 +121,7 @@ fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
     }
     let start = json!({"type": "start", "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
         "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
-        "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
+        "bootstrap": can.bootstrap.as_str(), "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
         "missing_programs": texts(&can.missing_programs)}});
     writeln!(stdout(), "{start}")
 }

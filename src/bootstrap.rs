@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections that exist already, in all network namespaces: by the kernel's iterators, with their totals, or out of
-//! /proc, which is always there, needs no BPF and no privilege.
+//! Connections that exist already, in all network namespaces: by the kernel's iterators or by sock_diag, with their
+//! totals, or out of /proc, which is always there, needs no BPF and no privilege.
 //!
 //! What /proc cannot know: totals (every record is partial), socket ids, and the owners of sockets that it may not look
 //! at. Another user's files take root, or CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.
 
+mod diag;
 mod namespaces;
 mod owners;
 mod sockets;
 
+use crate::capabilities::Bootstrap;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::kernel::Iterators;
@@ -23,22 +25,34 @@ use std::os::unix::fs::MetadataExt;
 /// A connection and the number of its socket's inode, by which its owner is found.
 type Found = (u64, ConnectionRecord);
 
-/// The connections of this machine, by iterators if there are some and they work, else out of /proc.
+/// The connections of this machine by the best way that works, of this one and the ones after it.
 ///
 /// The time in the records is from before the first look: an event with a later time knows more. Keys may repeat (UDP
 /// sockets with SO_REUSEPORT, namespaces).
-pub(crate) fn existing_connections(iterators: Option<&Iterators>) -> Result<Vec<ConnectionRecord>> {
+pub(crate) fn existing_connections(
+    way: Bootstrap,
+    iterators: Option<&Iterators>,
+) -> Result<Vec<ConnectionRecord>> {
     let began = KernelTime::now();
-    let (found, owners) = match iterators.map(iterate) {
-        Some(Ok(all)) => all,
-        other => {
-            if let Some(Err(reason)) = other {
-                log::warn!("existing connections are read from /proc: {reason}");
-            }
-            from_proc()?
-        }
+    let by_iterators = iterators.filter(|_| way == Bootstrap::Iterators).map(iterate);
+    let mut all = by_iterators.and_then(found_or_logged);
+    if all.is_none() && way != Bootstrap::Procfs {
+        all = found_or_logged(by_sock_diag());
+    }
+    let (found, owners) = match all {
+        Some(all) => all,
+        None => from_proc()?,
     };
     Ok(found.into_iter().map(|found| owned(found, &owners, began)).collect())
+}
+
+fn found_or_logged(all: std::result::Result<All, String>) -> Option<All> {
+    all.inspect_err(|reason| log::warn!("existing connections have to be found otherwise: {reason}")).ok()
+}
+
+/// Whether sock_diag works here, and if not, why.
+pub(crate) fn try_sock_diag() -> std::result::Result<(), String> {
+    diag::read(0).map(drop)
 }
 
 fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> ConnectionRecord {
@@ -50,7 +64,7 @@ fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> Con
 
 type All = (Vec<Found>, HashMap<u64, Process>);
 
-fn iterate(iterators: &Iterators) -> Result<All, String> {
+fn iterate(iterators: &Iterators) -> std::result::Result<All, String> {
     let mut found = Vec::new();
     for records in namespaces::in_each(|| iterators.sockets()) {
         found.extend(records?.chunks(size_of::<tt_existing>()).filter_map(decode::existing));
@@ -63,12 +77,26 @@ fn iterate(iterators: &Iterators) -> Result<All, String> {
     Ok((found, owners))
 }
 
+fn by_sock_diag() -> std::result::Result<All, String> {
+    let mut found = Vec::new();
+    for sockets in namespaces::in_each(|| diag::read(netns())) {
+        found.extend(sockets?);
+    }
+    with_holders(found).map_err(|e| e.to_string())
+}
+
 fn from_proc() -> Result<All> {
     let mut found = Vec::new();
     for (netns, sockets) in namespaces::in_each(|| (netns(), sockets::read())) {
         found.extend(sockets?.iter().map(|socket| partial(socket, netns)));
     }
-    let inodes: HashSet<u64> = found.iter().map(|&(inode, _)| inode).collect();
+    with_holders(found)
+}
+
+/// Adds the owners by a walk over /proc.
+fn with_holders(found: Vec<Found>) -> Result<All> {
+    let inodes: HashSet<u64> =
+        found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE).collect();
     let owners = owners::find(&inodes)?;
     Ok((found, owners))
 }
@@ -83,10 +111,10 @@ fn partial(socket: &Socket, netns: u32) -> Found {
     (socket.inode, record)
 }
 
-/// A kprobe cannot ask for a UDP socket's cookie, so events name it otherwise; rows must not say who it is then.
-pub(crate) fn without_udp_ids(records: &mut [ConnectionRecord]) {
-    let udp = records.iter_mut().filter(|record| record.key.protocol == Protocol::Udp);
-    udp.for_each(|record| record.socket = None);
+/// Where events cannot name sockets by their cookies (Linux before 5.12, UDP with kprobes), rows must not either.
+pub(crate) fn forget_ids(records: &mut [ConnectionRecord], of: impl Fn(Protocol) -> bool) {
+    let nameless = records.iter_mut().filter(|record| of(record.key.protocol));
+    nameless.for_each(|record| record.socket = None);
 }
 
 /// Inode number of the calling thread's network namespace.

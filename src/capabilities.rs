@@ -39,6 +39,31 @@ impl fmt::Display for Backend {
     }
 }
 
+/// How connections that are older than the tracer are found, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Bootstrap {
+    /// BPF iterators over sockets and over the files of processes (Linux 5.9): totals, states, socket ids, owners.
+    #[default]
+    Iterators,
+    /// sock_diag(7): the same of sockets, if the kernel has INET_DIAG; owners out of /proc.
+    SockDiag,
+    /// Tables and processes in /proc: always there; no totals and no socket ids.
+    Procfs,
+}
+
+impl Bootstrap {
+    /// Lower-case name: `iterators`, `sock_diag` or `procfs`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iterators => "iterators",
+            Self::SockDiag => "sock_diag",
+            Self::Procfs => "procfs",
+        }
+    }
+}
+
 /// What the running backend sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -54,6 +79,8 @@ pub struct Capabilities {
     pub steps_down: Vec<StepDown>,
     /// Single programs of the running backend that could not be loaded or attached.
     pub missing_programs: Vec<MissingProgram>,
+    /// How connections that are older than the tracer are found.
+    pub bootstrap: Bootstrap,
     /// What the self-test has found; empty if it was not asked for
     /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
     pub self_test: Vec<SelfCheck>,

@@ -2,7 +2,7 @@
 //! The collector: what users start and stop.
 
 use crate::bootstrap;
-use crate::capabilities::{Backend, Capabilities, Feature, Visibility};
+use crate::capabilities::{Backend, Bootstrap, Capabilities, Feature, Visibility};
 use crate::config::{Config, Filter, Granularity, WhenFull};
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
@@ -45,8 +45,9 @@ pub trait NetworkCollector {
     /// [`start`](Self::start) and give the result to
     /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
     ///
-    /// A started collector asks the kernel's iterators, which know the totals of TCP; where they are not to be had
-    /// ([`Feature::Existing`] says so), and before the start, the records come out of /proc and are partial.
+    /// A started collector asks the kernel's iterators, which know the totals of TCP. Where they are not to be had, and
+    /// before the start, sock_diag(7) is asked, and last /proc, whose records are partial;
+    /// [`Capabilities::bootstrap`] says which way it is.
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -130,7 +131,7 @@ impl NetworkCollector for LinuxCollector {
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
         let mut capabilities = session.capabilities.clone();
-        *shared.iterators() = load_iterators(&mut capabilities);
+        *shared.iterators() = prepare_bootstrap(self.config.bootstrap, &mut capabilities);
         let early = self_test(&session, &self.config, &mut capabilities)?;
         self.capabilities = Some(capabilities);
         self.thread = Some(spawn_reader(session, self.config.clone(), early, tx, Arc::clone(&shared))?);
@@ -144,9 +145,12 @@ impl NetworkCollector for LinuxCollector {
     }
 
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
-        let mut found = bootstrap::existing_connections(self.shared.iterators().as_ref())?;
-        if self.capabilities.as_ref().is_some_and(|can| can.backend == Backend::Kprobe) {
-            bootstrap::without_udp_ids(&mut found);
+        let mut found =
+            bootstrap::existing_connections(self.config.bootstrap, self.shared.iterators().as_ref())?;
+        if let Some(can) = &self.capabilities {
+            let cookies = can.visibility(Feature::SocketCookie);
+            let udp_only = |protocol| protocol == Protocol::Udp && can.backend == Backend::Kprobe;
+            bootstrap::forget_ids(&mut found, |p| cookies == Visibility::Unseen || udp_only(p));
         }
         found.retain(|record| self.config.filter.wants(record));
         Ok(found)
@@ -170,20 +174,33 @@ fn self_test(session: &Session, config: &Config, capabilities: &mut Capabilities
     Ok(others)
 }
 
-/// Iterators for what exists already, and what that means for the capabilities.
-fn load_iterators(capabilities: &mut Capabilities) -> Option<Iterators> {
+/// Finds out how existing connections can be found, and loads iterators if that is it.
+fn prepare_bootstrap(way: Bootstrap, capabilities: &mut Capabilities) -> Option<Iterators> {
     let use_cookie = capabilities.visibility(Feature::SocketCookie) != Visibility::Unseen;
-    match Iterators::load(use_cookie) {
-        Ok(iterators) => {
-            capabilities.set(Feature::Existing, Visibility::Exact);
-            Some(iterators)
-        }
-        Err(reason) => {
-            let limit = Visibility::Limited(format!("out of /proc, without totals: {reason}"));
-            capabilities.set(Feature::Existing, limit);
-            None
+    let mut reasons = Vec::new();
+    if way == Bootstrap::Iterators {
+        match Iterators::load(use_cookie) {
+            Ok(iterators) => {
+                capabilities.bootstrap = Bootstrap::Iterators;
+                capabilities.set(Feature::Existing, Visibility::Exact);
+                return Some(iterators);
+            }
+            Err(reason) => reasons.push(reason),
         }
     }
+    if way != Bootstrap::Procfs {
+        match bootstrap::try_sock_diag() {
+            Ok(()) => {
+                capabilities.bootstrap = Bootstrap::SockDiag;
+                capabilities.set(Feature::Existing, Visibility::Exact);
+                return None;
+            }
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    let limit = std::iter::once("out of /proc, without totals".to_owned()).chain(reasons);
+    capabilities.set(Feature::Existing, Visibility::Limited(limit.collect::<Vec<_>>().join("; ")));
+    None
 }
 
 /// Says in the user's terms what forbids tracing, before the kernel says it in its own.
@@ -311,6 +328,13 @@ impl LinuxCollectorBuilder {
     /// with the kprobe backend also for how many sockets. Default: 16,384, about 300 bytes each.
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.max_sockets = sockets;
+        self
+    }
+
+    /// The best way to find existing connections that shall be used; where it does not work the next one is. Default:
+    /// iterators.
+    pub fn bootstrap(mut self, way: Bootstrap) -> Self {
+        self.config.bootstrap = way;
         self
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a user can choose.
 
-use crate::capabilities::Backend;
+use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
 use crate::model::Protocol;
 use crate::record::ConnectionRecord;
@@ -68,6 +68,7 @@ pub(crate) struct Config {
     pub(crate) channel_capacity: usize,
     pub(crate) max_sockets: usize,
     pub(crate) self_test: bool,
+    pub(crate) bootstrap: Bootstrap,
 }
 
 impl Default for Config {
@@ -81,6 +82,7 @@ impl Default for Config {
             channel_capacity: 65_536,
             max_sockets: 16_384,
             self_test: false,
+            bootstrap: Bootstrap::default(),
         }
     }
 }

@@ -64,7 +64,8 @@ mod table;
 mod wire;
 
 pub use capabilities::{
-    Backend, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown, Visibility,
+    Backend, Bootstrap, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown,
+    Visibility,
 };
 pub use collector::{LinuxCollector, LinuxCollectorBuilder, NetworkCollector};
 pub use config::{Granularity, WhenFull};

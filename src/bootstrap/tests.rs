@@ -24,7 +24,11 @@ fn key_of(socket: &TcpStream) -> ConnectionKey {
 }
 
 fn find(key: ConnectionKey) -> Vec<ConnectionRecord> {
-    existing_connections(None).unwrap().into_iter().filter(|record| record.key == key).collect()
+    existing_connections(Bootstrap::Procfs, None)
+        .unwrap()
+        .into_iter()
+        .filter(|record| record.key == key)
+        .collect()
 }
 
 /// The kernel's answer to a close or shutdown may take a moment: a FIN is acknowledged with a delay, and a child that
@@ -175,7 +179,7 @@ fn one_look_at_many_sockets_finds_them_all() {
     let peer = server.local_addr().unwrap();
     let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     sockets.iter().for_each(|socket| socket.connect(peer).unwrap());
-    let found = existing_connections(None).unwrap();
+    let found = existing_connections(Bootstrap::Procfs, None).unwrap();
     let ours = found.iter().filter(|record| record.key.remote_port == peer.port());
     assert_eq!(ours.filter(|record| record.pid() == Some(std::process::id())).count(), sockets.len());
 }

@@ -4,7 +4,7 @@
 use super::Quiet;
 use super::session::{Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
-use crate::capabilities::{Backend, Capabilities, MissingProgram, StepDown};
+use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
 use crate::config::Config;
 use crate::host;
 use crate::model::Protocol;
@@ -65,6 +65,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
         kernel: host::kernel_release(),
         features: plan::features(&plan, &running),
         steps_down: Vec::new(),
+        bootstrap: Bootstrap::Procfs,
         self_test: Vec::new(),
         missing_programs: plan
             .missing

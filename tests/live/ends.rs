@@ -149,7 +149,7 @@ fn a_connection_that_ends_during_bootstrap_leaves_no_ghost() {
         let mut pairs: Vec<_> = (0..60).map(|_| tcp_pair()).collect();
         let ports: Vec<_> = pairs.iter().map(|(c, s)| (port(c), port(s))).collect();
         let mut trace = Trace::start();
-        let unstarted = LinuxCollector::builder().build().unwrap();
+        let unstarted = LinuxCollector::builder().bootstrap(tcptop::Bootstrap::Procfs).build().unwrap();
         let existing = if from_proc { &unstarted } else { &trace.collector }.bootstrap_existing().unwrap();
         drop(pairs.split_off(40));
         if events_first {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Connections that were there before the tracer.
 
-use crate::harness::Trace;
+use crate::harness::{Trace, builder};
 use crate::net::{Child, cookie, hear, port, recv, run, send, tcp_pair, tell};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,7 +10,8 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use tcptop::{
-    ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
+    Bootstrap, ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol, Provenance, TcpState,
+    Visibility,
 };
 
 fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
@@ -18,9 +19,9 @@ fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&Connection
     all.filter(|r| (r.key.local_port, r.key.remote_port) == (local, remote)).collect()
 }
 
-/// What /proc tells, whatever the kernel could tell: a collector that was not started has no iterators.
-fn from_proc() -> Vec<ConnectionRecord> {
-    LinuxCollector::builder().build().unwrap().bootstrap_existing().unwrap()
+/// What can be found without tracing anything: no iterators then.
+fn without_start(way: Bootstrap) -> Vec<ConnectionRecord> {
+    LinuxCollector::builder().bootstrap(way).build().unwrap().bootstrap_existing().unwrap()
 }
 
 fn assert_is_ours(row: &ConnectionRecord) {
@@ -28,15 +29,17 @@ fn assert_is_ours(row: &ConnectionRecord) {
     assert_eq!((row.tcp_state, row.is_closed), (Some(TcpState::Established), false));
 }
 
-/// 1000 bytes out, of which the peer has read 600, and then 500 more. `partial`: the rows come out of /proc.
-fn older_than_the_tracer(partial: bool) {
+/// 1000 bytes out, of which the peer has read 600, and then 500 more.
+fn older_than_the_tracer(way: Bootstrap) {
+    let partial = way == Bootstrap::Procfs;
     let (mut client, mut server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
     client.write_all(&[1; 1000]).unwrap();
     server.read_exact(&mut [0; 600]).unwrap();
-    let mut trace = Trace::fresh();
-    assert_eq!(trace.sees(Feature::Existing), Visibility::Exact);
-    let existing = if partial { from_proc() } else { trace.collector.bootstrap_existing().unwrap() };
+    let mut trace = Trace::with(builder().bootstrap(way));
+    assert_eq!(trace.capabilities().bootstrap, way);
+    assert_eq!(trace.sees(Feature::Existing) == Visibility::Exact, !partial);
+    let existing = trace.collector.bootstrap_existing().unwrap();
     let (ours, theirs) = (tcp(&existing, c, s), tcp(&existing, s, c));
     assert_eq!((ours.len(), theirs.len()), (1, 1), "each once");
     for (row, socket, moved) in [(ours[0], &client, [1000, 0]), (theirs[0], &server, [0, 600])] {
@@ -68,18 +71,24 @@ fn older_than_the_tracer(partial: bool) {
 /// 33: by the kernel's iterators the totals are there at once.
 #[test]
 fn a_connection_from_before_is_found_and_gets_its_true_total() {
-    older_than_the_tracer(false);
+    older_than_the_tracer(Bootstrap::Iterators);
+}
+
+/// 33: the same by sock_diag.
+#[test]
+fn sock_diag_knows_the_totals_too() {
+    older_than_the_tracer(Bootstrap::SockDiag);
 }
 
 /// 33: out of /proc the row is partial, until the kernel's own total comes with the next event.
 #[test]
 fn out_of_proc_a_connection_is_partial_until_its_next_event() {
-    older_than_the_tracer(true);
+    older_than_the_tracer(Bootstrap::Procfs);
 }
 
-/// Both ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.
+/// All ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.
 #[test]
-fn the_iterators_find_what_proc_lists() {
+fn every_way_finds_what_proc_lists() {
     let trace = Trace::start();
     let mut held = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
@@ -101,9 +110,10 @@ fn the_iterators_find_what_proc_lists() {
         };
         records.iter().filter(is_ours).map(tell).collect::<BTreeSet<_>>().into_iter().collect()
     };
-    let (ours, theirs) = (trace.collector.bootstrap_existing().unwrap(), from_proc());
+    let (ours, theirs) = (trace.collector.bootstrap_existing().unwrap(), without_start(Bootstrap::Procfs));
     assert!(told(&ours).len() >= 2 * held.len() + datagrams.len());
     assert_eq!(told(&ours), told(&theirs));
+    assert_eq!(told(&without_start(Bootstrap::SockDiag)), told(&theirs));
     let start =
         |records: &[ConnectionRecord]| records.iter().find(is_ours).unwrap().owner.unwrap().start_time_ns;
     let (exact, ticks) = (start(&ours), start(&theirs));
@@ -145,7 +155,11 @@ fn every_network_namespace_is_looked_into_once() {
     let trace = Trace::start();
     let [of_child, of_stranger] = [&mut child, &mut stranger].map(|c| (c.hear() as u16, c.hear() as u16));
     let stranger_inode = std::fs::metadata(format!("/proc/{}/ns/net", stranger.pid)).unwrap().ino();
-    let ways = [(trace.collector.bootstrap_existing().unwrap(), false), (from_proc(), true)];
+    let ways = [
+        (trace.collector.bootstrap_existing().unwrap(), false),
+        (without_start(Bootstrap::SockDiag), false),
+        (without_start(Bootstrap::Procfs), true),
+    ];
     for (child, (c, s), inode, bytes) in
         [(&mut child, of_child, named_inode, 70), (&mut stranger, of_stranger, stranger_inode, 80)]
     {
