@@ -80,6 +80,8 @@ package_names() {
 		shellcheck    shellcheck         ShellCheck             shellcheck         ShellCheck         shellcheck
 		strip         binutils           binutils               binutils           binutils           binutils
 		git           git                git                    git                git                git
+		debootstrap   debootstrap        debootstrap            debootstrap        debootstrap        debootstrap
+		python3       python3            python3                python             python3            python3
 		curl          curl               curl                   curl               curl               curl
 		nginx         nginx-light        nginx                  nginx              nginx              nginx
 		redis-server  redis-server       redis                  redis              redis              redis

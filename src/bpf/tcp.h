@@ -153,28 +153,32 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 		emit_state(st, &end);
 }
 
-/*
- * A new life: connect() or listen(). A socket that lived before (connected again after AF_UNSPEC) first says how
- * that ended.
- */
-static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
-				       int new_state, __u64 now)
+/* Makes a state that of a connection which begins. Whose it is stays. */
+static __always_inline void renew(struct sk_state *st, __u64 socket)
 {
 	struct tt_process owner = st->c.conn.owner;
 	__u8 provenance = st->c.conn.provenance;
-	__u64 socket = st->c.conn.socket;
 	__u64 exec_id = st->exec_id;
 
-	if (new_state == TCP_SYN_SENT && st->known && !st->failed)
-		emit_end(st, now);
 	__builtin_memset(st, 0, sizeof(*st));
 	st->c.conn.owner = owner;
 	st->c.conn.provenance = provenance;
 	st->c.conn.socket = socket;
 	st->exec_id = exec_id;
+	st->born = 1;
+}
+
+/*
+ * connect() or listen(). A socket that lived before (connected again after AF_UNSPEC) first says how that ended.
+ */
+static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
+				       int new_state, __u64 now)
+{
+	if (new_state == TCP_SYN_SENT && st->known && !st->failed)
+		emit_end(st, now);
+	renew(st, st->c.conn.socket);
 	st->listens = new_state == TCP_LISTEN;
 	st->active = new_state == TCP_SYN_SENT;
-	st->born = 1;
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
@@ -187,15 +191,9 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
  */
 static __always_inline void conceive(struct sk_state *st)
 {
-	struct tt_process owner = st->c.conn.owner;
-	__u8 provenance = st->c.conn.provenance;
-	__u64 exec_id = st->exec_id;
-
-	__builtin_memset(st, 0, sizeof(*st));
-	st->c.conn.owner = owner;
-	st->c.conn.provenance = provenance != TT_UNKNOWN ? TT_INHERITED : TT_UNKNOWN;
-	st->exec_id = exec_id;
-	st->born = 1;
+	renew(st, 0);
+	if (st->c.conn.provenance != TT_UNKNOWN)
+		st->c.conn.provenance = TT_INHERITED;
 }
 
 static __always_inline bool has_counters(int old_state, int new_state)

@@ -174,7 +174,7 @@ fn a_killed_process_ends_its_connections() {
 }
 
 /// Field 22 of /proc/<pid>/stat (proc_pid_stat(5)): when the process started, in ticks of 10 ms since boot.
-fn start_ticks(pid: u32) -> u64 {
+pub(crate) fn start_ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(") ").unwrap().1;
     fields.split(' ').nth(19).unwrap().parse().unwrap()

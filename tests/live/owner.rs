@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whose connection it is.
 
+use crate::handover::start_ticks;
 use crate::harness::{AFTERMATH, Trace, builder};
 use crate::net::{Child, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use tcptop::{Backend, CollectorEvent, Protocol, TcpState};
 
@@ -150,6 +152,40 @@ fn the_same_tuple_in_two_namespaces_is_two_connections() {
     let mut expected = inner;
     expected.sort_unstable();
     assert_eq!(pids, expected);
+}
+
+/// User, control group, network namespace and start time of an owner are what the system says they are: a process of
+/// another user, in a group of its own.
+#[test]
+fn an_owner_is_described_in_full() {
+    const NOBODY: u32 = 65_534;
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
+    let group = format!("{}/tcptop-{}", mount.split(' ').nth(1).unwrap(), std::process::id());
+    std::fs::create_dir(&group).unwrap();
+    let id = std::fs::metadata(&group).unwrap().ino();
+    let mut trace = Trace::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (l, procs) = (listener.local_addr().unwrap().port(), format!("{group}/cgroup.procs"));
+    let mut child = Child::fork(move |parent| {
+        std::fs::write(procs, "0").unwrap();
+        // SAFETY: no memory is involved.
+        assert_eq!(unsafe { libc::setuid(NOBODY) }, 0);
+        let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
+        assert_eq!(send(&client, &[1; 7], 0), 7);
+        tell(parent, port(&client).into());
+        hear(parent);
+    });
+    let c = child.hear() as u16;
+    let row = trace.until("its bytes", |t| t.tcp(c, l).filter(|row| row.bytes_out == 7).cloned());
+    let owner = row.owner.unwrap();
+    assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, id));
+    assert_eq!(owner.start_time_ns / 10_000_000, start_ticks(child.pid));
+    let netns = std::fs::metadata(format!("/proc/{}/ns/net", child.pid)).unwrap().ino();
+    assert_eq!(u64::from(row.netns), netns);
+    child.tell(1);
+    child.wait();
+    std::fs::remove_dir(group).unwrap();
 }
 
 /// Filters: only this process, only this port, only this protocol.
