@@ -28,7 +28,7 @@ struct sockaddr_in6 {
 SEC("?fexit/tcp_sendmsg")
 int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret > 0)
+	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, false))
 		tcp_call_out(sk, ret);
 	return 0;
 }
@@ -37,7 +37,7 @@ int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size,
 SEC("?fexit/tcp_sendmsg")
 int BPF_PROG(fexit_tcp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret > 0)
+	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, true))
 		tcp_call_out(sk, ret);
 	return 0;
 }
@@ -56,7 +56,7 @@ int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 
  * value. Only one of the loads survives loading; volatile keeps the compiler from making one load with a
  * computed offset of them, which the verifier refuses.
  */
-static __always_inline int recvmsg_returns(__u64 *ctx)
+static __always_inline int recvmsg_returns(__u64 *ctx, const bool understudy)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	int ret = 0;
@@ -67,21 +67,21 @@ static __always_inline int recvmsg_returns(__u64 *ctx)
 		ret = *(volatile __u64 *)&ctx[5];
 	if (recvmsg_args == 6)
 		ret = *(volatile __u64 *)&ctx[6];
-	tcp_call_in(sk, ret);
+	if (ret > 0 && !turn_is_taken(HOOK_TCP_IN, understudy))
+		tcp_call_in(sk, ret);
 	return 0;
 }
 
 SEC("?fexit/tcp_recvmsg")
 int fexit_tcp_recvmsg(__u64 *ctx)
 {
-	return recvmsg_returns(ctx);
+	return recvmsg_returns(ctx, false);
 }
 
-/* The understudy: a call whose chunks are reported is over. */
 SEC("?fexit/tcp_recvmsg")
 int fexit_tcp_recvmsg_2(__u64 *ctx)
 {
-	return recvmsg_returns(ctx);
+	return recvmsg_returns(ctx, true);
 }
 
 /* The socket that accept() returns belongs to the process that called it, not to the one that called

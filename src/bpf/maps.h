@@ -126,7 +126,7 @@ struct {
 
 /* Thread -> which of two programs on one hook had the last turn; see turn_is_taken(). */
 struct turns {
-	__u8 of[4]; /* by enum hook */
+	__u8 of[8]; /* by enum hook */
 };
 
 struct {

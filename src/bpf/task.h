@@ -21,6 +21,8 @@
  * handled once, whichever runs first.
  */
 enum hook {
+	HOOK_TCP_OUT,
+	HOOK_TCP_IN,
 	HOOK_UDP_OUT,
 	HOOK_UDP_OUT_V6,
 	HOOK_UDP_IN,

@@ -466,9 +466,6 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 		read_written(st, tp);
 	else if (!learn_written(st, tp, ret))
 		return;
-	/* The other program on this hook was first. */
-	if (calls_run_twice && st->c.acct[TT_OUT].total == st->c.acct[TT_OUT].reported)
-		return;
 	read_quality(st, tp);
 	r.now = bpf_ktime_get_ns();
 	post_news(st, &r, share_of_call(tp, ret));

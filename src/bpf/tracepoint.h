@@ -131,7 +131,7 @@ static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 		return 0;
 	if (sk->sk_protocol == IPPROTO_UDP)
 		udp_call(sk, ret, TT_OUT, understudy);
-	else if (ret > 0)
+	else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !turn_is_taken(HOOK_TCP_OUT, understudy))
 		tcp_call_out(sk, ret);
 	return 0;
 }
@@ -147,8 +147,9 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 			take_noted_peer(&ignored, sk);
 		else
 			udp_call(sk, ret, TT_IN, understudy);
-	} else if (sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {
-		tcp_call_in(sk, ret);
+	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {
+		if (!turn_is_taken(HOOK_TCP_IN, understudy))
+			tcp_call_in(sk, ret);
 	}
 	return 0;
 }
