@@ -206,8 +206,9 @@ static __always_inline bool has_counters(int old_state, int new_state)
  * Reports what has moved in one direction and is in no report yet, but no more than `limit`.
  *
  * Calls that return at the same time on two CPUs do so without the socket's lock. Each then reports what it moved
- * itself: all that has been moved and not reported is at least that much, because what is reported is read before the
- * total is, and so the reports add up to the total. Without a limit this is for hooks that hold the lock.
+ * itself: all that has been moved and not reported is at least that much. (Or a little less, when another CPU is just
+ * writing to these two: then what is left goes with a later report.) So the reports add up to the total. Without a limit
+ * this is for hooks that hold the lock.
  */
 static __always_inline void post_news(struct sk_state *st, struct report *r, __u64 limit)
 {
