@@ -47,10 +47,12 @@ fn pass(channel: &UnixStream, fd: Option<RawFd>) -> RawFd {
 fn a_socket_handed_over_belongs_to_who_uses_it() {
     let mut trace = Trace::start();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let worker = Child::fork(move |_| {
+    let mut worker = Child::fork(move |parent| {
         // SAFETY: the file descriptor was made for this process.
         let socket = unsafe { OwnedFd::from_raw_fd(pass(&theirs, None)) };
         assert_eq!(send(&socket, &[1; 200], 0), 200);
+        // Who closes a socket last uses it last.
+        hear(parent);
     });
     let (client, mut server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
@@ -62,6 +64,7 @@ fn a_socket_handed_over_belongs_to_who_uses_it() {
     drop(client);
     server.read_exact(&mut [0; 200]).unwrap();
     let pid = worker.pid;
+    worker.tell(1);
     worker.wait();
     drop(server);
     let row = trace.closed(c, s);
