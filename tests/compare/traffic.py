@@ -255,7 +255,7 @@ def ktls():
 
     def client(sock):
         arm(sock)
-        sock.recv(1, socket.MSG_PEEK)
+        assert sock.recv(1) == b"x"
         for _ in range(10):
             sock.send(bytes(10 * K))
 
@@ -266,7 +266,7 @@ def ktls():
 
     record = 29
     sent = 10 * (10 * K + record)
-    pair(20, "kTLS: 10 records of 10", client, server, (sent, 0), (1 + record, sent))
+    pair(20, "kTLS: 10 records of 10", client, server, (sent, 1 + record), (1 + record, sent))
 
 
 def refused():
