@@ -13,8 +13,9 @@ use std::time::Duration;
 pub enum Granularity {
     /// One event per call.
     PerCall,
-    /// At most one event per socket (UDP: and peer) and direction in this time. The first bytes are reported at
-    /// once, every byte no later than this long after it moved (plus a few milliseconds), and the end at once.
+    /// At most one event per socket (UDP: and peer) and direction in this time, but one per call for processes that
+    /// use a socket in turn with another one. The first bytes after a pause are reported at once, every byte no later
+    /// than this long after it moved (plus a few milliseconds), and the end at once.
     Interval(Duration),
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 /// `enum tt_flags`.
 const HAS_TOTALS: u8 = 1;
 const ACTIVE: u8 = 2;
+const REST_WAITS: u8 = 4;
 
 /// Why a record is no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,12 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
     }
 }
 
+/// Is it the record of an end, and a report of that connection may still be waiting?
+pub(crate) fn rest_waits(record: &[u8]) -> bool {
+    let is_end = kind(record) == Some(EventKind::Closed);
+    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.flags & REST_WAITS != 0)
+}
+
 /// Does the record of an end say that more or less was reported than moved?
 pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
     let is_end = matches!(event, CollectorEvent::Closed(_));
@@ -73,7 +80,7 @@ pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
 }
 
 fn transfer(record: &[u8]) -> Option<Transfer> {
-    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, pad: _ } =
+    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, claims: _ } =
         wire::read(record)?;
     Some(Transfer {
         connection: connection(&conn)?,

@@ -71,7 +71,7 @@ impl CollectorEvent {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// When it happened.
+    /// When it happened. Of several calls in one event: when the first of them ended.
     pub time: KernelTime,
     /// Socket id: the kernel's socket cookie (`SO_COOKIE`, `ss -e`). Kernels before 5.12 and the kprobe backend
     /// have none to give: there it is an id made by the tracer, unique for the run.
@@ -101,7 +101,7 @@ pub struct Transfer {
     pub actor: Option<Process>,
     /// Payload bytes since the last event of this socket (UDP: and peer), direction and actor.
     pub bytes: u64,
-    /// Calls since then; 0 where bytes moved without a call of their own (splice, zero-copy).
+    /// Calls since then; fewer where bytes moved without a call of their own (splice, zero-copy).
     pub calls: u32,
     /// Payload bytes in this direction since the connection began (UDP: since [`ConnectionInfo::since`]).
     pub total_bytes: u64,

@@ -75,10 +75,16 @@ struct Sink<'s> {
     /// Lost here, in total: in the channel and by decoding.
     lost: LossTable,
     receiver_gone: bool,
+    /// A bank is being collected: the end of a connection with a report in it waits until that is done.
+    keeps_ends: bool,
+    ends: Vec<Vec<u8>>,
 }
 
 impl Sink<'_> {
     fn record(&mut self, record: &[u8]) {
+        if self.keeps_ends && decode::rest_waits(record) {
+            return self.ends.push(record.to_vec());
+        }
         match decode::event(record) {
             Ok(event) => {
                 let milestone = decode::milestone(&event, record);
@@ -89,6 +95,12 @@ impl Sink<'_> {
             Err(Undecodable::UnknownKind) => self.unknown_records += 1,
             Err(Undecodable::Malformed(kind)) => self.lost.add(kind, LossPlace::Decode, 1),
         }
+    }
+
+    /// The bank has been collected.
+    fn release_ends(&mut self) {
+        self.keeps_ends = false;
+        std::mem::take(&mut self.ends).iter().for_each(|record| self.record(record));
     }
 
     fn send(&mut self, event: CollectorEvent) {
@@ -155,6 +167,8 @@ pub(crate) fn run(
         unbalanced: 0,
         lost: LossTable::default(),
         receiver_gone: false,
+        keeps_ends: false,
+        ends: Vec::new(),
     });
     let ring = Ring::new(&session, |record| {
         let mut sink = sink.borrow_mut();
@@ -211,6 +225,7 @@ fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut s
     for _bank in 0..2 {
         session.next_epoch();
         session.barrier().wait();
+        sink.borrow_mut().keeps_ends = true;
         while !sink.borrow().receiver_gone {
             ring.look();
             if !ring.is_behind() {
@@ -218,6 +233,7 @@ fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut s
             }
         }
         session.collect_waiting(|record| sink.borrow_mut().record(record));
+        sink.borrow_mut().release_ends();
     }
     session.look_at_hooks();
     sweeps.report_losses(&session, sink);
@@ -258,6 +274,7 @@ impl Sweeps {
                 collected += 1;
                 sink.borrow_mut().record(record);
             });
+            sink.borrow_mut().release_ends();
         }
         let now = Instant::now();
         if self.next <= now && !self.grace.is_running {
@@ -270,6 +287,7 @@ impl Sweeps {
             if session.anything_waits() {
                 session.next_epoch();
                 self.grace.begin();
+                sink.borrow_mut().keeps_ends = self.grace.is_running;
             }
         }
         collected

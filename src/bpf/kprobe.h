@@ -65,7 +65,6 @@ int BPF_PROG(tcp_segment_in, struct sock *sk)
 	r.actor = st->c.conn.owner.pid;
 	r.calls = st->calls_out;
 	st->calls_out = 0;
-	r.now = bpf_ktime_get_ns();
 	post_news(st, &r, ALL_NEWS);
 	return 0;
 }

@@ -10,6 +10,7 @@
  * removed, and with it what this kernel could not load.
  */
 const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
+const volatile __u32 bank_slots = 16384;   /* in each of the two banks */
 const volatile __u32 wake_bytes = 1 << 20; /* that much data in the ring wakes the reader at once */
 const volatile __u32 filter_pid = 0;
 const volatile __u16 filter_port = 0;
@@ -25,8 +26,9 @@ const volatile bool calls_run_twice = false;  /* understudies on call hooks, see
 struct acct {
 	__u64 total;
 	__u64 reported; /* TCP: how much of it went out in reports (or is older than the tracer) */
-	__u64 last_ns;	/* when something was last to be reported */
+	__u64 last_ns; /* when something was last to be reported, but for what was added to a report that waits */
 	__u64 packets;
+	__u64 slot; /* the latest report that waits: its epoch << 32 | its number */
 };
 
 /* What events are made of: one TCP connection, or one UDP socket and one peer. */
@@ -44,7 +46,7 @@ struct peer {
 	__u8 family; /* 4, 6, or 0: not known */
 };
 
-/* The state of one socket. For UDP only conn (with the latest peer), exec_id and sent_to are used. */
+/* The state of one socket. Of UDP: its conn and accounts with its first peer, exec_id, noted and sent_to. */
 struct sk_state {
 	struct counted c;
 	__u64 exec_id;	/* of the owner when its name was read */
@@ -91,29 +93,40 @@ struct {
 	__type(value, struct sk_state);
 } sk_hash SEC(".maps");
 
+struct flow_key {
+	__u64 socket;
+	__u8 remote_addr[16];
+	__u16 remote_port;
+	__u8 pad[6];
+};
+
 /*
  * UDP socket and peer -> totals. LRU: a flow that is pushed out starts again from zero with a new `since`,
- * and loses nothing, because what was not reported yet waits in `pending`. Sized by max_sockets.
+ * and loses nothing, because what was not reported yet waits in `slots`. Sized by max_sockets.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct tt_flow_key);
+	__type(key, struct flow_key);
 	__type(value, struct counted);
 } udp_flows SEC(".maps");
 
 /*
- * Reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
+ * Two banks of reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
  * reader one bank at a time: it changes the epoch, waits until the programs that run have ended (`barrier`), and
- * collects the bank that is no longer in use. Full: the report goes to the ring at once, and if there is no room
- * either, its bytes to the next report. Sized by max_sockets.
+ * collects the bank that is no longer in use, in memory that it shares. Full: the report goes to the ring at once, and
+ * if there is no room either, its bytes to the next report. Sized by max_sockets.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tt_flow_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2 * 16384);
+	__type(key, __u32);
 	__type(value, struct tt_transfer);
-} pending SEC(".maps");
+} slots SEC(".maps");
+
+/* A variable, and so without a look-up; its map is shared memory, too. */
+struct tt_control control;
 
 /* State records for which the ring had no room, the latest of each connection; emptied by the reader in the
  * same way. */
@@ -149,12 +162,12 @@ struct {
 	__type(value, struct tt_counters);
 } counters SEC(".maps");
 
-struct control_map {
+struct small_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct tt_control);
-} control SEC(".maps");
+	__type(value, __u32);
+} stone SEC(".maps");
 
 /*
  * No program looks in here. The library writes to it because the kernel answers only when every program that was
@@ -165,20 +178,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__array(values, struct control_map);
+	__array(values, struct small_map);
 } barrier SEC(".maps");
-
-/* Bank -> does anything wait in it? Set here, cleared by the reader before it collects the bank. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, __u32);
-} waiting SEC(".maps");
 
 /* Sources for map updates: too large for the stack. */
 static const struct sk_state no_state;
-static const struct tt_transfer no_transfer;
 static const struct tt_state no_record;
 
 static __always_inline struct tt_counters *my_counters(void)

@@ -5,12 +5,8 @@
 
 #include "sock.h"
 
-static __always_inline struct tt_control *get_control(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&control, &zero);
-}
+/* How many slots to try: two CPUs may meet in one. */
+#define CLAIMS_AT_MOST 3
 
 /*
  * A wake-up costs more than everything else here together, so there is one only when the reader sleeps or the
@@ -19,15 +15,11 @@ static __always_inline struct tt_control *get_control(void)
  */
 static __always_inline __u64 wake_flags(void)
 {
-	struct tt_control *ctl = get_control();
-
-	if (!ctl)
-		return BPF_RB_FORCE_WAKEUP;
-	if (ctl->reader == TT_WOKEN)
+	if (control.reader == TT_WOKEN)
 		return BPF_RB_NO_WAKEUP;
-	if (ctl->reader == TT_LOOKING && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < wake_bytes)
+	if (control.reader == TT_LOOKING && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < wake_bytes)
 		return BPF_RB_NO_WAKEUP;
-	ctl->reader = TT_WOKEN;
+	control.reader = TT_WOKEN;
 	return BPF_RB_FORCE_WAKEUP;
 }
 
@@ -37,6 +29,16 @@ static __always_inline __u32 transfer_kind(const struct tt_conn *conn, __u32 dir
 		return direction == TT_OUT ? TT_TCP_SEND : TT_TCP_RECV;
 	return direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV;
 }
+
+/* What one hook has to say about one direction of one connection. */
+struct report {
+	__u64 now; /* 0: not looked up yet */
+	__u64 bytes;
+	__u32 direction;
+	__u32 calls;
+	__u32 actor;  /* pid; of the current process, or where no call is seen of the owner */
+	bool is_call; /* a call has just ended: may go out at once */
+};
 
 /*
  * The process that made the call. As a rule it is the owner, but another CPU may just have made another one that: then
@@ -53,67 +55,25 @@ static __always_inline void put_actor(struct tt_process *actor, const struct tt_
 	actor->pid = pid;
 }
 
-static __always_inline void put_totals(struct tt_transfer *t, const struct counted *c, __u32 direction,
-				       __u64 now)
+static __always_inline void put_totals(struct tt_transfer *t, const struct counted *c, __u32 direction)
 {
-	const struct acct *a = &c->acct[direction];
+	const struct acct *a = &c->acct[direction & 1];
 
 	t->rtt_us = c->rtt_us;
-	t->conn.time = now;
 	t->total_bytes = a->total;
 	t->total_packets = a->packets;
 }
 
-static __always_inline void put_transfer(struct tt_transfer *t, const struct counted *c, __u32 direction,
-					 __u64 now, __u32 actor)
+/* All but what is added up: bytes and calls. */
+static __always_inline void put_transfer(struct tt_transfer *t, const struct counted *c,
+					 const struct report *r)
 {
-	t->kind = transfer_kind(&c->conn, direction);
+	t->kind = transfer_kind(&c->conn, r->direction);
 	t->conn = c->conn;
-	put_totals(t, c, direction, now);
-	put_actor(&t->actor, &c->conn, actor);
-	t->pad = 0;
+	t->conn.time = r->now;
+	put_totals(t, c, r->direction);
+	put_actor(&t->actor, &c->conn, r->actor);
 }
-
-/* The bank in which reports wait now. */
-static __always_inline __u32 current_bank(void)
-{
-	struct tt_control *ctl = get_control();
-
-	return ctl ? ctl->epoch & 1 : 0;
-}
-
-/* Tells the reader that there is something to collect in a bank. */
-static __always_inline void mark_bank(__u32 bank)
-{
-	__u32 *waits = bpf_map_lookup_elem(&waiting, &bank);
-
-	if (waits)
-		*waits = 1;
-}
-
-static __always_inline void put_flow_key(struct tt_flow_key *key, const struct tt_conn *conn, __u32 direction,
-					 __u32 actor)
-{
-	__builtin_memset(key, 0, sizeof(*key));
-	key->socket = conn->socket;
-	if (conn->protocol == IPPROTO_UDP) {
-		__builtin_memcpy(key->remote_addr, conn->remote_addr, 16);
-		key->remote_port = conn->remote_port;
-	}
-	key->direction = direction;
-	key->bank = current_bank();
-	key->actor = actor;
-}
-
-/* What one hook has to say about one direction of one connection. */
-struct report {
-	__u64 now;
-	__u64 bytes;
-	__u32 direction;
-	__u32 calls;
-	__u32 actor;  /* pid; of the current process, or where no call is seen of the owner */
-	bool is_call; /* a call has just ended: may go out at once */
-};
 
 /*
  * Atomic additions. Of a constant zero clang makes another atomic operation, which kernels before 5.12 refuse to load
@@ -131,17 +91,86 @@ static __always_inline void add_u64(__u64 *to, __u64 n)
 		__sync_fetch_and_add(to, n);
 }
 
-/* Lets the report wait; false if there is no room. */
-static __always_inline bool pend(struct counted *c, const struct tt_flow_key *key, const struct report *r)
+/* Changed by other CPUs and by the reader. */
+static __always_inline __u32 current_epoch(void)
 {
+	return *(const volatile __u32 *)&control.epoch;
+}
+
+/*
+ * A slot of the bank in use that is nobody's; NULL if there is none. Two CPUs may look at once: each adds to the count of
+ * claims, and who then reads one was first and alone. If both read two the slot stays empty. (An atomic operation that
+ * returns what it found would do, but only since Linux 5.12.) All of a free slot is zero.
+ */
+static __always_inline struct tt_transfer *claim_slot(__u32 bank, __u32 *number)
+{
+	volatile __u32 *used = &control.bank[bank].used;
 	struct tt_transfer *t;
 
-	bpf_map_update_elem(&pending, key, &no_transfer, BPF_NOEXIST);
-	t = bpf_map_lookup_elem(&pending, key);
+#pragma unroll
+	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
+		__u32 n = *used;
+
+		if (n >= bank_slots)
+			return NULL;
+		__sync_fetch_and_add(used, 1);
+		*number = bank * bank_slots + n;
+		t = bpf_map_lookup_elem(&slots, number);
+		if (!t)
+			return NULL;
+		__sync_fetch_and_add(&t->claims, 1);
+		if (*(volatile __u32 *)&t->claims == 1)
+			return t;
+	}
+	return NULL;
+}
+
+/* The latest report of an account that waits in the bank in use; NULL if there is none. */
+static __always_inline struct tt_transfer *waiting_report(const struct acct *a)
+{
+	__u32 number = a->slot;
+
+	if (a->slot >> 32 != current_epoch())
+		return NULL;
+	return bpf_map_lookup_elem(&slots, &number);
+}
+
+/*
+ * Adds to the report of this process that waits; false if there is none. Processes that use a connection in turn have
+ * one between them. Threads may be here at once: sums are added to atomically, and the total is written again if it has
+ * grown in the meantime (the addition before the check is a full barrier), so that the last one to write has written the
+ * latest.
+ */
+static __always_inline bool join(struct counted *c, const struct report *r)
+{
+	const struct acct *a = &c->acct[r->direction & 1];
+	const volatile __u64 *total = &a->total;
+	struct tt_transfer *t = waiting_report(a);
+
+	if (!t || t->actor.pid != r->actor)
+		return false;
+	put_totals(t, c, r->direction);
+	add_u32(&t->calls, r->calls);
+	add_u64(&t->bytes, r->bytes);
+	if (*total != t->total_bytes)
+		put_totals(t, c, r->direction);
+	return true;
+}
+
+/* Lets the report wait; false if there is no room. Sums are added, for others may do so as soon as the slot is known. */
+static __always_inline bool wait(struct counted *c, const struct report *r)
+{
+	__u32 epoch = current_epoch();
+	struct tt_transfer *t;
+	__u32 number;
+
+	if (join(c, r))
+		return true;
+	t = claim_slot(epoch & 1, &number);
 	if (!t)
 		return false;
-	mark_bank(key->bank);
-	put_transfer(t, c, r->direction, r->now, r->actor);
+	put_transfer(t, c, r);
+	c->acct[r->direction & 1].slot = (__u64)epoch << 32 | number;
 	add_u32(&t->calls, r->calls);
 	add_u64(&t->bytes, r->bytes);
 	return true;
@@ -155,16 +184,40 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 		count_ring_loss(transfer_kind(&c->conn, r->direction));
 		return false;
 	}
-	put_transfer(t, c, r->direction, r->now, r->actor);
+	put_transfer(t, c, r);
 	t->bytes = r->bytes;
 	t->calls = r->calls;
+	t->claims = 0;
 	bpf_ringbuf_submit(t, wake_flags());
 	return true;
 }
 
 /*
+ * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and what
+ * follows waits until the reader collects it; without one each call goes out. False if there was room nowhere.
+ */
+static __always_inline bool post(struct counted *c, struct report *r)
+{
+	struct acct *a = &c->acct[r->direction & 1];
+	bool is_due;
+
+	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
+		return true;
+	if (interval_ns && join(c, r))
+		return true;
+	if (!r->now)
+		r->now = bpf_ktime_get_ns();
+	/* In a pause nothing was reported in an interval from its begin to its end. */
+	is_due = r->is_call && r->now - a->last_ns >= 2 * interval_ns;
+	a->last_ns = r->now;
+	if (!is_due && wait(c, r))
+		return true;
+	return emit(c, r) || wait(c, r);
+}
+
+/*
  * Sends a report that waits, unless it is empty; false if the ring has no room. It stays where it is, and empty, until
- * the reader removes it: another CPU may be adding to it, which is why what was sent is taken off and not overwritten.
+ * the reader collects it: another CPU may be adding to it, which is why what was sent is taken off and not overwritten.
  */
 static __always_inline bool send_waiting(struct tt_transfer *waiting)
 {
@@ -185,85 +238,26 @@ static __always_inline bool send_waiting(struct tt_transfer *waiting)
 }
 
 /*
- * Adds to a report that waits. If it is about an earlier connection of this socket it is sent first; false if that is
- * not possible. Threads may be here at once: sums are added to atomically, and the total is written again if it has
- * grown in the meantime (the addition before the check is a full barrier), so that the last one to write has written the
- * latest.
+ * At the end of a connection its reports should not wait: those in the bank in use are sent. Returns whether there may be
+ * one in the other bank. The reader is about to collect that, and keeps the end back for so long. What processes have to
+ * say whose reports are not the latest follows when the reader collects it.
  */
-static __always_inline bool join(struct tt_transfer *t, struct counted *c, const struct report *r)
+static __always_inline bool flush(const struct counted *c)
 {
-	const volatile __u64 *total = &c->acct[r->direction & 1].total;
-
-	if (t->conn.since == c->conn.since) {
-		put_totals(t, c, r->direction, r->now);
-	} else {
-		if (!send_waiting(t))
-			return false;
-		put_transfer(t, c, r->direction, r->now, r->actor);
-	}
-	add_u32(&t->calls, r->calls);
-	add_u64(&t->bytes, r->bytes);
-	if (*total != t->total_bytes)
-		put_totals(t, c, r->direction, r->now);
-	return true;
-}
-
-/*
- * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and
- * what follows waits in `pending` until the reader collects it; without one each call goes
- * out. False if there was room nowhere.
- */
-static __always_inline bool post(struct counted *c, struct report *r)
-{
-	struct acct *a = &c->acct[r->direction & 1];
-	bool due = r->is_call && r->now - a->last_ns >= interval_ns;
-	struct tt_transfer *t = NULL;
-	struct tt_flow_key key;
-
-	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
-		return true;
-	a->last_ns = r->now;
-	put_flow_key(&key, &c->conn, r->direction, r->actor);
-	if (interval_ns)
-		t = bpf_map_lookup_elem(&pending, &key);
-	if (t ? join(t, c, r) : !due && pend(c, &key, r))
-		return true;
-	return emit(c, r) || pend(c, &key, r);
-}
-
-/* Sends a report to which nobody adds any more. The reader may be about to collect it: who removes it has it. */
-static __always_inline void release(const struct tt_flow_key *key, const struct tt_transfer *waiting)
-{
-	struct tt_transfer *t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
-
-	if (!t) {
-		count_ring_loss(waiting->kind);
-		return;
-	}
-	*t = *waiting;
-	if (bpf_map_delete_elem(&pending, key) || (!t->bytes && !t->calls))
-		bpf_ringbuf_discard(t, BPF_RB_NO_WAKEUP);
-	else
-		bpf_ringbuf_submit(t, wake_flags());
-}
-
-/*
- * At the end of a connection nothing of its owner may wait, in neither bank. What other processes have still to report
- * follows when the reader collects it.
- */
-static __always_inline void flush(struct counted *c)
-{
-	struct tt_flow_key key;
+	bool rest_waits = false;
 	struct tt_transfer *t;
 
-	put_flow_key(&key, &c->conn, TT_OUT, c->conn.owner.pid);
-	for (__u32 i = 0; i < 4; i++) {
-		key.direction = i >> 1;
-		key.bank = i & 1;
-		t = bpf_map_lookup_elem(&pending, &key);
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const struct acct *a = &c->acct[i];
+
+		t = waiting_report(a);
 		if (t)
-			release(&key, t);
+			send_waiting(t);
+		else if (a->slot && a->slot >> 32 == current_epoch() - 1)
+			rest_waits = true;
 	}
+	return rest_waits;
 }
 
 /* A TCP state change, or the end of a socket (no states then). */
@@ -274,6 +268,7 @@ struct change {
 	__u8 old_state;
 	__u8 new_state;
 	bool has_totals;
+	bool rest_waits; /* see flush() */
 };
 
 static __always_inline void put_change(struct tt_state *s, const struct sk_state *st, const struct change *ch)
@@ -296,7 +291,8 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->error = ch->error;
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;
-	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0);
+	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0) |
+		   (ch->rest_waits ? TT_REST_WAITS : 0);
 	s->end = st->end;
 }
 
@@ -305,7 +301,9 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 static __always_inline void emit_state(struct sk_state *st, const struct change *ch)
 {
 	const struct tt_conn *conn = &st->c.conn;
-	struct tt_life_key key = { .socket = conn->socket, .since = conn->since, .bank = current_bank() };
+	struct tt_life_key key = { .socket = conn->socket,
+				   .since = conn->since,
+				   .bank = current_epoch() & 1 };
 	struct tt_state *s;
 
 	s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
@@ -321,7 +319,7 @@ static __always_inline void emit_state(struct sk_state *st, const struct change 
 		count_storage_loss(ch->kind);
 		return;
 	}
-	mark_bank(key.bank);
+	control.bank[key.bank & 1].unsent = 1;
 	put_change(s, st, ch);
 }
 

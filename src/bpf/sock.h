@@ -18,15 +18,18 @@ static __always_inline struct sk_state *hash_peek(void *sk)
 	return bpf_map_lookup_elem(&sk_hash, &key);
 }
 
-static __always_inline struct sk_state *hash_get(void *sk)
+/* If another CPU has made it in the meantime, it is as that one made it. */
+static __always_inline struct sk_state *hash_make(void *sk, const struct sk_state *fresh)
 {
 	__u64 key = (__u64)sk;
-	struct sk_state *st = bpf_map_lookup_elem(&sk_hash, &key);
 
-	if (st)
-		return st;
-	bpf_map_update_elem(&sk_hash, &key, &no_state, BPF_NOEXIST);
+	bpf_map_update_elem(&sk_hash, &key, fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&sk_hash, &key);
+}
+
+static __always_inline struct sk_state *hash_get(void *sk)
+{
+	return hash_peek(sk) ?: hash_make(sk, &no_state);
 }
 
 /* The state of a socket if it has one. `sk` is a pointer whose type the verifier knows. */
@@ -43,6 +46,14 @@ static __always_inline struct sk_state *state_get(struct sock *sk)
 	if (use_storage)
 		return bpf_sk_storage_get(&sk_storage, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	return hash_get(sk);
+}
+
+/* The same, made with something in it. */
+static __always_inline struct sk_state *state_make(struct sock *sk, struct sk_state *fresh)
+{
+	if (use_storage)
+		return bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
+	return hash_make(sk, fresh);
 }
 
 /* Socket storage goes with the socket. */

@@ -148,7 +148,7 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 {
 	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
-	flush(&st->c);
+	end.rest_waits = flush(&st->c);
 	if (is_wanted(&st->c.conn))
 		emit_state(st, &end);
 }
@@ -336,8 +336,8 @@ int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
 /*
  * tcp_rcv_space_adjust(): runs in the reader each time a chunk was consumed, whatever the call was (recv,
  * read, splice, zero-copy, kTLS), with the lock held and copied_seq moved. A peek comes here too and has
- * moved nothing. When a receive call ends, tcp_call_in() reports; a splice has no such call, so its chunks
- * are put in the queue of waiting reports from here.
+ * moved nothing. With an interval this is where receiving is reported. With an event per call tcp_call_in() does that,
+ * when the call ends; a splice has no such call, so the chunks of one that takes long are reported from here, to wait.
  */
 static __always_inline int chunk_is_read(struct sock *sk)
 {
@@ -346,6 +346,7 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	struct sk_state *st;
 	struct acct *in;
 	__u64 before;
+	bool begins; /* a call, with this chunk */
 
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
@@ -367,17 +368,20 @@ static __always_inline int chunk_is_read(struct sock *sk)
 		owner_is_current(st);
 	read_quality(st, tp);
 	r.actor = st->c.conn.owner.pid;
-	r.now = bpf_ktime_get_ns();
-	if (!interval_ns && !st->moved_in)
-		in->last_ns = r.now; /* a call begins */
+	begins = !st->moved_in;
 	st->moved_in = 1;
-	if (chunks_are_calls) {
-		r.calls = 1;
+	if (chunks_are_calls || (interval_ns && !st->first_in)) {
+		r.calls = chunks_are_calls || begins;
 		r.is_call = true;
 		post_news(st, &r, ALL_NEWS);
-	} else if (!st->first_in && (interval_ns || r.now - in->last_ns > CHUNK_INTERVAL_NS)) {
-		post_news(st, &r, ALL_NEWS);
 	}
+	if (chunks_are_calls || interval_ns)
+		return 0;
+	r.now = bpf_ktime_get_ns();
+	if (begins)
+		in->last_ns = r.now;
+	else if (!st->first_in && r.now - in->last_ns > CHUNK_INTERVAL_NS)
+		post_news(st, &r, ALL_NEWS);
 	return 0;
 }
 
@@ -468,7 +472,6 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	else if (!learn_written(st, tp, ret))
 		return;
 	read_quality(st, tp);
-	r.now = bpf_ktime_get_ns();
 	post_news(st, &r, share_of_call(tp, ret));
 }
 
@@ -479,7 +482,6 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	struct sk_state *st;
 	struct acct *in;
-	__u64 limit;
 
 	if (!tp || ret <= 0)
 		return;
@@ -491,15 +493,14 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	if (!st->moved_in && in->total == in->reported)
 		return;
 	st->moved_in = 0;
-	/* With an interval each chunk was reported as it came. */
-	limit = interval_ns && !st->first_in ? 0 : share_of_call(tp, ret);
 	if (st->first_in) {
 		st->first_in = 0;
 		in->reported = (__u64)ret < in->total ? in->total - ret : 0;
+	} else if (interval_ns) {
+		return;
 	}
 	r.actor = current_is_kthread() ? 0 : bpf_get_current_pid_tgid() >> 32;
-	r.now = bpf_ktime_get_ns();
-	post_news(st, &r, limit);
+	post_news(st, &r, share_of_call(tp, ret));
 }
 
 #endif

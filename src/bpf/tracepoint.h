@@ -39,10 +39,9 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, const bool v6)
 
 	if (!ctx->sk)
 		return;
-	st = bpf_sk_storage_get(&sk_storage, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!st)
-		return;
-	st->noted = 1;
+	st = bpf_sk_storage_get(&sk_storage, ctx->sk, 0, 0);
+	if (st)
+		st->noted = 1;
 	if (v6) {
 		a[0] = ctx->user_ip6[0];
 		a[1] = ctx->user_ip6[1];
@@ -92,8 +91,8 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk)
 	struct sk_state *st = state_peek(sk);
 	struct noted_peer *note;
 
-	/* Most sockets are connected and never noted: spare them the second look-up. */
-	if (!st || !st->noted)
+	/* Most sockets are connected and never noted: spare them the second look-up. A new one may have been. */
+	if (st && !st->noted)
 		return;
 	note = bpf_map_lookup_elem(&noted_peers, &thread);
 	if (!note)

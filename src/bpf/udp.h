@@ -8,24 +8,6 @@
 
 #include "report.h"
 
-/*
- * What may have changed since the last datagram: who uses the socket, and by bind() or connect() its address. Other
- * CPUs may be here for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown
- * as IPv4.
- */
-static __always_inline void put_socket(struct tt_conn *conn, const struct tt_conn *socket)
-{
-	const __u32 *local = (const __u32 *)socket->local_addr;
-
-	conn->owner = socket->owner;
-	conn->provenance = socket->provenance;
-	conn->local_port = socket->local_port;
-	if (conn->family == socket->family)
-		__builtin_memcpy(conn->local_addr, local, 16);
-	else
-		put_v4(conn->local_addr, is_v4_mapped(local) ? local[3] : 0);
-}
-
 static __always_inline void peer_v6(struct peer *peer, const __u32 *addr, __be16 port)
 {
 	peer->port = bpf_ntohs(port);
@@ -60,22 +42,57 @@ static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk
 	peer_v6(peer, a, port);
 }
 
-/* The state of a UDP socket. Its address may change with bind() and connect(), so it is read each time. */
-static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, const bool typed)
+static __always_inline bool is_peer(const struct tt_conn *conn, const struct peer *peer)
 {
-	struct sk_state *st = typed ? state_get(sk) : hash_get(sk);
-	struct tt_conn *conn;
+	const __u64 *a = (const __u64 *)conn->remote_addr, *b = (const __u64 *)peer->addr;
 
-	if (!st) {
+	return conn->remote_port == peer->port && a[0] == b[0] && a[1] == b[1];
+}
+
+/* The state of a UDP socket. It is made with its first peer in it, so that all CPUs agree which one that is. */
+static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, const struct peer *peer,
+						  const bool typed)
+{
+	struct sk_state *st = typed ? state_peek(sk) : hash_peek(sk);
+	struct sk_state fresh = {};
+	struct tt_conn *conn = &fresh.c.conn;
+
+	if (st)
+		return st;
+	put_identity(conn, sk, IPPROTO_UDP, typed);
+	conn->family = peer->family ?: conn->family;
+	conn->remote_port = peer->port;
+	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
+	st = typed ? state_make(sk, &fresh) : hash_make(sk, &fresh);
+	if (!st)
 		count_storage_loss(kind);
-		return NULL;
-	}
-	conn = &st->c.conn;
-	if (!conn->socket)
-		put_identity(conn, sk, IPPROTO_UDP, typed);
-	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
-	put_local(conn, sk, typed);
 	return st;
+}
+
+/*
+ * What may have changed since it was last looked at: who uses the socket, and by bind() or connect() its address. Other
+ * CPUs may be here for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown as
+ * IPv4.
+ */
+static __always_inline void put_socket(struct tt_conn *conn, const struct tt_conn *of_state, struct sock *sk,
+				       const bool typed)
+{
+	__u32 a[4];
+
+	if (conn != of_state) {
+		conn->owner = of_state->owner;
+		conn->provenance = of_state->provenance;
+	}
+	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
+	if (FIELD(typed, sk, __sk_common.skc_family) != AF_INET6) {
+		put_v4(conn->local_addr, FIELD(typed, sk, __sk_common.skc_rcv_saddr));
+		return;
+	}
+	READ_IN6(typed, a, sk, __sk_common.skc_v6_rcv_saddr);
+	if (conn->family == 6)
+		put_v6(conn->local_addr, a);
+	else
+		put_v4(conn->local_addr, is_v4_mapped(a) ? a[3] : 0);
 }
 
 /*
@@ -90,34 +107,32 @@ static __always_inline const struct peer *where_sent(struct sk_state *st, const 
 	return peer;
 }
 
-/* The accounts of this socket and peer; NULL if there is no room. */
-static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer, __u64 now)
+/*
+ * The accounts of this socket and peer; NULL if there is no room. Those of the first peer, who often is the only one,
+ * are in the state of the socket.
+ */
+static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer)
 {
-	struct tt_flow_key key = { .socket = st->c.conn.socket, .remote_port = peer->port };
-	struct tt_conn *socket = &st->c.conn;
+	struct flow_key key = { .socket = st->c.conn.socket, .remote_port = peer->port };
 	struct counted fresh = {};
 	struct counted *c;
 
-	/* The end of the socket will want to know where its last words are. */
-	__builtin_memcpy(socket->remote_addr, peer->addr, 16);
-	socket->remote_port = peer->port;
+	if (is_peer(&st->c.conn, peer))
+		return &st->c;
 	__builtin_memcpy(key.remote_addr, peer->addr, 16);
 	c = bpf_map_lookup_elem(&udp_flows, &key);
-	if (!c) {
-		/* All at once: two CPUs may both find nothing, and the first one's `since` must be everybody's. */
-		fresh.conn.since = now;
-		fresh.conn.socket = socket->socket;
-		fresh.conn.netns = socket->netns;
-		fresh.conn.protocol = socket->protocol;
-		fresh.conn.family = peer->family ?: socket->family;
-		fresh.conn.remote_port = peer->port;
-		__builtin_memcpy(fresh.conn.remote_addr, peer->addr, 16);
-		bpf_map_update_elem(&udp_flows, &key, &fresh, BPF_NOEXIST);
-		c = bpf_map_lookup_elem(&udp_flows, &key);
-	}
 	if (c)
-		put_socket(&c->conn, socket);
-	return c;
+		return c;
+	/* All at once: two CPUs may both find nothing, and the first one's `since` must be everybody's. */
+	fresh.conn.since = bpf_ktime_get_ns();
+	fresh.conn.socket = st->c.conn.socket;
+	fresh.conn.netns = st->c.conn.netns;
+	fresh.conn.protocol = IPPROTO_UDP;
+	fresh.conn.family = peer->family ?: st->c.conn.family;
+	fresh.conn.remote_port = peer->port;
+	__builtin_memcpy(fresh.conn.remote_addr, peer->addr, 16);
+	bpf_map_update_elem(&udp_flows, &key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&udp_flows, &key);
 }
 
 /*
@@ -128,20 +143,21 @@ static __always_inline void udp_bytes(struct sock *sk, __u32 direction, __u64 by
 				      const struct peer *peer, const bool typed)
 {
 	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
-	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, typed);
+	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
 	struct counted *c;
 
 	if (!st)
 		return;
 	r.actor = actor_is_current(st);
-	r.now = bpf_ktime_get_ns();
 	if (direction == TT_OUT)
 		peer = where_sent(st, peer);
-	c = udp_flow(st, peer, r.now);
+	c = udp_flow(st, peer);
 	if (!c) {
 		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
 		return;
 	}
+	if (!interval_ns || !waiting_report(&c->acct[direction]))
+		put_socket(&c->conn, &st->c.conn, sk, typed);
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, packets);
 	if (!post(c, &r))
@@ -169,19 +185,27 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 }
 
 /*
- * The socket is gone, and with it all its flows. What waits of the last one is sent now; what other peers'
- * flows still have to report follows when the reader collects it.
+ * The socket is gone, and with it all its flows. What waits of the first and of the latest one is sent now; what other
+ * peers' flows still have to report follows when the reader collects it.
  */
 static __always_inline void udp_end(struct sk_state *st)
 {
 	struct change end = { .kind = TT_CLOSED };
 	struct tt_conn *conn = &st->c.conn;
+	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
+	struct counted *latest;
 
 	if (!conn->socket || !is_wanted(conn))
 		return;
-	flush(&st->c);
+	end.rest_waits = flush(&st->c);
+	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
+	latest = bpf_map_lookup_elem(&udp_flows, &key);
+	if (latest && flush(latest))
+		end.rest_waits = true;
+	/* This is about the socket, not about one of its flows. */
 	__builtin_memset(conn->remote_addr, 0, 16);
 	conn->remote_port = 0;
+	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
 	end.now = bpf_ktime_get_ns();
 	emit_state(st, &end);
 	/* No second time. */

@@ -43,6 +43,8 @@ enum tt_end {
 enum tt_flags {
 	TT_HAS_TOTALS = 1,
 	TT_ACTIVE = 2, /* this end connected */
+	TT_REST_WAITS =
+		4, /* TT_CLOSED: a report of this connection is still in the bank that the reader left last */
 };
 
 struct tt_process {
@@ -78,7 +80,7 @@ struct tt_transfer {
 	__u64 total_bytes;
 	__u64 total_packets;
 	__u32 calls;
-	__u32 pad;
+	__u32 claims; /* while it waits: see claim_slot() */
 };
 
 /* TT_TCP_STATE and TT_CLOSED. */
@@ -121,24 +123,11 @@ struct tt_holder {
 	struct tt_process process;
 };
 
-/*
- * One flow, direction and acting process, in the map of reports that wait. `bank` is the parity of the epoch in which it
- * waits.
- */
-struct tt_flow_key {
-	__u64 socket;
-	__u8 remote_addr[16]; /* UDP; zero for TCP */
-	__u16 remote_port;    /* UDP; zero for TCP */
-	__u8 direction;
-	__u8 bank;
-	__u32 actor; /* pid */
-};
-
 /* One life of a socket, in the map of state records for which the ring had no room. */
 struct tt_life_key {
 	__u64 socket;
 	__u64 since;
-	__u32 bank; /* as above */
+	__u32 bank; /* parity of the epoch in which it waits */
 	__u32 pad;
 };
 
@@ -148,11 +137,17 @@ struct tt_counters {
 	__u64 storage[TT_KINDS];
 };
 
-/* What the reader does; written by the reader, except that the kernel side notes here that it has woken it.
- */
+/* What waits in one of the two banks. */
+struct tt_bank {
+	__u32 used;   /* slots of it that may be in use: the first so many */
+	__u32 unsent; /* are there state records? */
+};
+
+/* Shared memory. Written by the reader, except that the kernel side notes here that it has woken it, and what waits. */
 struct tt_control {
 	__u32 reader; /* enum tt_reader */
-	__u32 epoch;  /* grows by one per interval */
+	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
+	struct tt_bank bank[2];
 };
 
 enum tt_reader {
@@ -167,7 +162,6 @@ _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_state) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_existing) == 160, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
-_Static_assert(sizeof(struct tt_flow_key) == 32, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
 
 #endif

@@ -2,7 +2,7 @@
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
 use super::Quiet;
-use super::session::{Hook, Session};
+use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
 use crate::config::Config;
@@ -133,6 +133,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.interval_ns = config.interval_ns();
         rodata.wake_bytes = ring / 4;
+        rodata.bank_slots = sockets;
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
         rodata.filter_protocol = match config.filter.protocol {
@@ -147,9 +148,13 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.recvmsg_args = plan.recvmsg_args;
         rodata.calls_run_twice = plan.calls_run_twice;
     }
+    if let Some(bss) = open.maps.bss_data.as_deref_mut() {
+        // Zero is the epoch of slots that there never were.
+        bss.control.epoch = FIRST_EPOCH;
+    }
     open.maps.events.set_max_entries(ring)?;
     open.maps.udp_flows.set_max_entries(sockets)?;
-    open.maps.pending.set_max_entries(sockets)?;
+    open.maps.slots.set_max_entries(sockets.saturating_mul(2))?;
     open.maps.sk_hash.set_max_entries(sockets)?;
     open.maps.sk_hash.set_autocreate(!plan.use_storage)?;
     open.maps.sk_storage.set_autocreate(plan.use_storage)?;

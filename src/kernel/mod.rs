@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
-//! talking to their maps ([`session`]), and what exists already ([`existing`]). What goes out of here is bytes.
+//! talking to their maps ([`session`], [`shared`]), and what exists already ([`existing`]). What goes out of here is bytes.
 
 mod existing;
 mod facts;
 mod load;
 mod session;
+mod shared;
 mod skel;
 
 pub(crate) use existing::Iterators;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loaded and attached programs, and the maps through which the library talks to them.
 
+use super::shared::{Bank, Control, Slots};
 use super::skel::TcptopSkel;
 use crate::capabilities::Capabilities;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::event::{EventKind, LossPlace};
 use crate::stats::LossTable;
-use crate::wire::{self, tt_control, tt_flow_key, tt_life_key, tt_transfer};
+use crate::wire::{self, tt_life_key};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
@@ -16,6 +17,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -26,11 +28,10 @@ pub(crate) struct Session {
     hooks: Vec<Hook>,
     skipped: LossTable,
     events: MapHandle,
-    pending: MapHandle,
     unsent: MapHandle,
     counters: MapHandle,
-    control: MapHandle,
-    waiting: MapHandle,
+    control: Control,
+    slots: Slots,
     barrier: Barrier,
     epoch: u32,
     pub(crate) capabilities: Capabilities,
@@ -49,6 +50,9 @@ pub(crate) enum Reader {
 /// How long a stop waits for the kernel to detach the programs.
 const DETACH_PATIENCE: Duration = Duration::from_millis(100);
 
+/// See `struct tt_control`.
+pub(super) const FIRST_EPOCH: u32 = 1;
+
 const FIRST: [u8; 4] = 0_u32.to_ne_bytes();
 
 impl Session {
@@ -64,16 +68,15 @@ impl Session {
             hooks,
             skipped: LossTable::default(),
             events: MapHandle::try_from(&maps.events)?,
-            pending: MapHandle::try_from(&maps.pending)?,
             unsent: MapHandle::try_from(&maps.unsent)?,
             counters: MapHandle::try_from(&maps.counters)?,
-            control: MapHandle::try_from(&maps.control)?,
-            waiting: MapHandle::try_from(&maps.waiting)?,
+            control: Control::new(&MapHandle::try_from(&maps.bss)?)?,
+            slots: Slots::new(&MapHandle::try_from(&maps.slots)?)?,
             barrier: Barrier {
                 map: Arc::new(MapHandle::try_from(&maps.barrier)?),
-                inner: Arc::new(MapHandle::try_from(&maps.control)?),
+                inner: Arc::new(MapHandle::try_from(&maps.stone)?),
             },
-            epoch: 0,
+            epoch: FIRST_EPOCH,
             capabilities,
             kernel_memory_bytes: skel
                 .object()
@@ -103,24 +106,22 @@ impl Session {
 
     /// Tells the kernel side what the reader does.
     pub(crate) fn announce(&self, reader: Reader) {
-        let control = tt_control { reader: reader as u32, epoch: self.epoch };
-        let written = self.control.update(&FIRST, wire::bytes(&control), MapFlags::ANY);
-        log_failure("write the reader's state", written);
+        self.control.reader().store(reader as u32, Ordering::Relaxed);
     }
 
     /// Does anything wait in the bank that is in use?
     pub(crate) fn anything_waits(&self) -> bool {
-        let mut flag = [0; 4];
-        let key = (self.epoch & 1).to_ne_bytes();
-        let found = self.waiting.lookup_into(&key, &mut flag, MapFlags::ANY);
-        found.unwrap_or(false) && flag != [0; 4]
+        let bank = Bank::of_epoch(self.epoch);
+        let words = [self.control.used(bank), self.control.unsent(bank)];
+        words.iter().any(|word| word.load(Ordering::Relaxed) != 0)
     }
 
     /// Begins a new epoch: from now on reports wait in the other bank. What waits in the old one may be collected as
     /// soon as the programs that run now have ended: see [`barrier`](Self::barrier).
     pub(crate) fn next_epoch(&mut self) {
-        self.epoch = self.epoch.wrapping_add(1);
-        self.announce(Reader::Looking);
+        // After 2^32 intervals zero comes again, which is no epoch; its bank is the one that is free.
+        self.epoch = self.epoch.checked_add(1).unwrap_or(2);
+        self.control.epoch().store(self.epoch, Ordering::Release);
     }
 
     pub(crate) fn barrier(&self) -> Barrier {
@@ -128,20 +129,16 @@ impl Session {
     }
 
     /// Takes what waits in the bank that is not in use: reports, then state records for which the ring had no room.
-    pub(crate) fn collect_waiting(&self, mut record: impl FnMut(&[u8])) {
-        let bank = self.epoch.wrapping_add(1) & 1;
-        let nothing = self.waiting.update(&bank.to_ne_bytes(), &[0; 4], MapFlags::ANY);
-        log_failure("clear a flag", nothing);
-        let flow_in_bank =
-            |key: &[u8]| wire::read::<tt_flow_key>(key).is_some_and(|k| u32::from(k.bank) == bank);
-        drain(&self.pending, flow_in_bank, |report| {
-            // Sent meanwhile, and nothing came after it.
-            if wire::read::<tt_transfer>(report).is_some_and(|t| t.bytes != 0 || t.calls != 0) {
-                record(report);
-            }
-        });
-        let life_in_bank = |key: &[u8]| wire::read::<tt_life_key>(key).is_some_and(|k| k.bank == bank);
-        drain(&self.unsent, life_in_bank, record);
+    pub(crate) fn collect_waiting(&mut self, mut record: impl FnMut(&[u8])) {
+        let bank = Bank::of_epoch(self.epoch.wrapping_add(1));
+        let used = self.control.used(bank).load(Ordering::Acquire);
+        self.slots.empty(bank, used, &mut record);
+        self.control.used(bank).store(0, Ordering::Release);
+        if self.control.unsent(bank).swap(0, Ordering::Relaxed) != 0 {
+            let life_in_bank =
+                |key: &[u8]| wire::read::<tt_life_key>(key).is_some_and(|k| k.bank == bank as u32);
+            drain(&self.unsent, life_in_bank, record);
+        }
     }
 
     /// The losses that the kernel side has counted; those at hooks as of the last look at them.

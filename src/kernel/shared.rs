@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory that the programs and the reader share: no system call, and no copy.
+
+use crate::wire::{self, tt_bank, tt_control, tt_transfer};
+use libbpf_rs::{MapCore, MapHandle};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::AsFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU32;
+
+/// A map's elements in this process's memory.
+struct Mapping<T> {
+    first: NonNull<T>,
+    elements: usize,
+}
+
+// SAFETY: plain memory, which stays where it is until it is dropped.
+unsafe impl<T: Send> Send for Mapping<T> {}
+
+impl<T> Mapping<T> {
+    /// The map is an array of `T` with the flag BPF_F_MMAPABLE.
+    fn new(map: &MapHandle) -> io::Result<Self> {
+        let elements = map.max_entries() as usize;
+        if map.value_size() as usize != size_of::<T>() || size_of::<T>() % 8 != 0 || elements == 0 {
+            return Err(io::Error::other("the map has another layout"));
+        }
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: new memory at an address of the kernel's choice; the kernel checks the length.
+        let start = unsafe {
+            mmap(ptr::null_mut(), elements * size_of::<T>(), access, MapFlags::SHARED, map.as_fd(), 0)?
+        };
+        let first = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
+        Ok(Self { first, elements })
+    }
+}
+
+impl<T> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: exactly what was mapped, and nobody has a reference into it that outlives this.
+        let unmapped = unsafe { munmap(self.first.as_ptr().cast(), self.elements * size_of::<T>()) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// What the reader tells the programs, and they the reader.
+pub(super) struct Control(Mapping<tt_control>);
+
+impl Control {
+    pub(super) fn new(map: &MapHandle) -> io::Result<Self> {
+        Mapping::new(map).map(Self)
+    }
+
+    /// A word of the structure, by its place in it.
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        debug_assert!(offset + size_of::<u32>() <= size_of::<tt_control>());
+        // SAFETY: inside of the mapping, aligned, and on this side only ever accessed as an atomic.
+        unsafe { AtomicU32::from_ptr(self.0.first.as_ptr().byte_add(offset).cast()) }
+    }
+
+    pub(super) fn reader(&self) -> &AtomicU32 {
+        self.word(offset_of!(tt_control, reader))
+    }
+
+    pub(super) fn epoch(&self) -> &AtomicU32 {
+        self.word(offset_of!(tt_control, epoch))
+    }
+
+    /// How many slots of a bank may be in use.
+    pub(super) fn used(&self, bank: Bank) -> &AtomicU32 {
+        self.word(bank.offset() + offset_of!(tt_bank, used))
+    }
+
+    /// Whether state records wait that found no room in the ring.
+    pub(super) fn unsent(&self, bank: Bank) -> &AtomicU32 {
+        self.word(bank.offset() + offset_of!(tt_bank, unsent))
+    }
+}
+
+/// One of two places where reports wait: the programs use one while the reader empties the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bank {
+    Even,
+    Odd,
+}
+
+impl Bank {
+    pub(super) fn of_epoch(epoch: u32) -> Self {
+        if epoch & 1 == 0 { Self::Even } else { Self::Odd }
+    }
+
+    fn offset(self) -> usize {
+        offset_of!(tt_control, bank) + self as usize * size_of::<tt_bank>()
+    }
+}
+
+/// Reports that wait.
+pub(super) struct Slots(Mapping<tt_transfer>);
+
+impl Slots {
+    pub(super) fn new(map: &MapHandle) -> io::Result<Self> {
+        Mapping::new(map).map(Self)
+    }
+
+    /// Hands out the reports of a bank and makes it free again. The programs have left it: see
+    /// [`Barrier`](super::Barrier).
+    pub(super) fn empty(&mut self, bank: Bank, used: u32, mut record: impl FnMut(&[u8])) {
+        let in_bank = self.0.elements / 2;
+        for i in 0..in_bank.min(used as usize) {
+            // SAFETY: inside of the mapping; no program writes here now, and the reference does not outlive this turn.
+            let slot = unsafe { &mut *self.0.first.as_ptr().add(bank as usize * in_bank + i) };
+            // Else two processors have met here and gone on, or all was sent early.
+            if slot.bytes != 0 || slot.calls != 0 {
+                record(wire::bytes(slot));
+            }
+            *slot = tt_transfer::default();
+        }
+    }
+}
