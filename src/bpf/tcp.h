@@ -97,14 +97,16 @@ static __always_inline __u8 how_it_ends(struct sock *sk, struct tcp_sock *tp, in
  * 0 is the total modulo 2^32. Two CPUs may get here at once: both values were true, and the next call or the
  * end of the connection brings the latest.
  */
-static __always_inline void read_written(struct sk_state *st, struct tcp_sock *tp)
+static __always_inline __u64 read_written(struct sk_state *st, struct tcp_sock *tp)
 {
 	volatile __u64 *total = &st->c.acct[TT_OUT].total;
 	__u64 before = *total;
 	__s32 more = tp->write_seq - st->seq_out - (__u32)before;
 
-	if (more > 0)
-		*total = before + more;
+	if (more <= 0)
+		return before;
+	*total = before + more;
+	return before + more;
 }
 
 /*
@@ -203,22 +205,28 @@ static __always_inline bool has_counters(int old_state, int new_state)
 }
 
 /*
- * Reports what has moved in one direction and is in no report yet, but no more than `limit`.
+ * Reports `news`, which has moved in one direction and is in no report yet, but no more than `limit`.
  *
  * Calls that return at the same time on two CPUs do so without the socket's lock. Each then reports what it moved
- * itself: all that has been moved and not reported is at least that much. (Or a little less, when another CPU is just
- * writing to these two: then what is left goes with a later report.) So the reports add up to the total. Without a limit
- * this is for hooks that hold the lock.
+ * itself: what has been moved less what was reported before is at least that much. So the reports add up to the total.
  */
-static __always_inline void post_news(struct sk_state *st, struct report *r, __u64 limit)
+static __always_inline void post_up_to(struct sk_state *st, struct report *r, __s64 news, __u64 limit)
 {
 	struct acct *a = &st->c.acct[r->direction & 1];
-	__s64 news = a->total - a->reported;
 
 	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
 	add_u64(&a->reported, r->bytes);
 	if (!post(&st->c, r))
 		add_u64(&a->reported, -r->bytes); /* a later report takes them along */
+}
+
+/* The same with a total that only those who hold the lock change. Read last: it only grows. */
+static __always_inline void post_news(struct sk_state *st, struct report *r, __u64 limit)
+{
+	const volatile struct acct *a = &st->c.acct[r->direction & 1];
+	__u64 reported = a->reported;
+
+	post_up_to(st, r, a->total - reported, limit);
 }
 
 static __always_inline void post_out(struct sk_state *st, __u64 now)
@@ -453,7 +461,9 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_OUT, .calls = 1, .is_call = true };
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	__u64 reported, written;
 	struct sk_state *st;
+	struct acct *out;
 	__u8 state;
 
 	if (!tp)
@@ -461,18 +471,24 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	st = tcp_state(sk, tp, TT_TCP_SEND);
 	if (!st)
 		return;
+	out = &st->c.acct[TT_OUT];
 	r.actor = actor_is_current(st);
 	/* Before and after these states write_seq counts the SYN or the FIN; the state change brings the
 	 * total. */
 	state = sk->__sk_common.skc_state;
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
 		return;
-	if (st->known & KNOWN_OUT)
-		read_written(st, tp);
-	else if (!learn_written(st, tp, ret))
+	reported = *(volatile __u64 *)&out->reported;
+	if (st->known & KNOWN_OUT) {
+		written = read_written(st, tp);
+	} else if (learn_written(st, tp, ret)) {
+		reported = out->reported;
+		written = out->total;
+	} else {
 		return;
+	}
 	read_quality(st, tp);
-	post_news(st, &r, share_of_call(tp, ret));
+	post_up_to(st, &r, written - reported, share_of_call(tp, ret));
 }
 
 /* A receive call has returned `ret`; its bytes were accounted chunk by chunk. A peek has moved nothing. */
