@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the tracer costs, end to end, and how fast it is: `cargo bench --bench end_to_end` as root.
+//!
+//! Traffic is slowed down by what is hooked into it. Each figure is the time per operation with the tracer to that
+//! without, from slices of the same run that alternate, so that it does not matter how fast this machine is or what else
+//! it does. Shown are the median of the slices' ratios and, in brackets, their quartiles.
+
+#![allow(
+    clippy::expect_used,
+    clippy::allow_attributes,
+    unreachable_pub,
+    reason = "a benchmark that cannot go on shall say where"
+)]
+
+mod delay;
+mod loads;
+mod ratio;
+
+use loads::{Churn, Load, PingPong, Stream, UdpBlast};
+use std::time::Duration;
+use tcptop::Granularity;
+
+type MakeLoad = fn() -> Box<dyn Load>;
+
+/// Name, traffic, and what must be reached by default and with an event per call.
+const LOADS: [(&str, MakeLoad, &str, &str); 4] = [
+    ("1-byte TCP ping-pong, one core", || Box::new(PingPong::new()), "1.04", "1.10"),
+    ("64-byte UDP blast, one core", || Box::new(UdpBlast::new()), "1.05", "1.11"),
+    ("churn: connect, 1 byte each way, close", || Box::new(Churn::new()), "1.06", ""),
+    ("64 KiB stream across cores", || Box::new(Stream::new()), "the noise", ""),
+];
+
+const DEFAULT: Granularity = Granularity::Interval(Duration::from_millis(100));
+
+fn main() {
+    // What cargo and other harnesses pass on: --bench, and a name to select by.
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let is_wanted = |name: &str| wanted.as_ref().is_none_or(|part| name.contains(part.as_str()));
+    println!("{:<52} {:>22}   must reach", "what", "measured");
+    for (name, load, by_default, per_call) in LOADS {
+        for (mode, granularity, target) in
+            [("default", DEFAULT, by_default), ("per call", Granularity::PerCall, per_call)]
+        {
+            let name = format!("{name}, {mode}");
+            if is_wanted(&name) {
+                let found = ratio::measure(load().as_mut(), granularity);
+                println!("{name:<52} {:>22}   {target}", found.ratio.to_string());
+                if !found.tool.is_empty() {
+                    println!("    {}", found.tool);
+                }
+            }
+        }
+    }
+    for (name, how) in
+        [("delay, rare events", delay::rare as fn() -> delay::Delay), ("delay, many events", delay::many)]
+    {
+        if is_wanted(name) {
+            println!("{name:<52} {:>22}   p99 5 ms", how().to_string());
+        }
+    }
+}

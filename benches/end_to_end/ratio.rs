@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! With the tracer and without, in turns.
+
+use crate::loads::{Load, nanoseconds_per_operation};
+use std::fmt;
+use std::fs;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use tcptop::{Granularity, LinuxCollector, NetworkCollector, Stats};
+
+const PAIRS: usize = 30;
+const SLICE: Duration = Duration::from_millis(60);
+const WARM_UP: Duration = Duration::from_millis(15);
+
+/// A median and its quartiles.
+pub(crate) struct Ratio {
+    median: f64,
+    quartiles: [f64; 2],
+}
+
+impl Ratio {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |part: usize| values[(values.len() - 1) * part / 4];
+        Self { median: at(2), quartiles: [at(1), at(3)] }
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} [{:.3}–{:.3}]", self.median, self.quartiles[0], self.quartiles[1])
+    }
+}
+
+pub(crate) struct Measured {
+    pub(crate) ratio: Ratio,
+    /// What the tracer itself did meanwhile.
+    pub(crate) tool: String,
+}
+
+pub(crate) fn measure(load: &mut dyn Load, granularity: Granularity) -> Measured {
+    let mut ratios = Vec::new();
+    let mut tool = Tool::default();
+    for pair in 0..PAIRS {
+        // The other way round each time: what grows with time weighs on both.
+        let (with, without) = if pair % 2 == 0 {
+            let with = traced(load, granularity, &mut tool);
+            (with, slice(load))
+        } else {
+            let without = slice(load);
+            (traced(load, granularity, &mut tool), without)
+        };
+        ratios.push(with / without);
+    }
+    Measured { ratio: Ratio::of(ratios), tool: tool.to_string() }
+}
+
+fn slice(load: &mut dyn Load) -> f64 {
+    load.run(WARM_UP);
+    nanoseconds_per_operation(load, SLICE)
+}
+
+fn traced(load: &mut dyn Load, granularity: Granularity, tool: &mut Tool) -> f64 {
+    let (mut collector, events) =
+        LinuxCollector::builder().granularity(granularity).spawn().expect("tracing needs root");
+    let folding: JoinHandle<()> = thread::Builder::new()
+        .name("receiver".into())
+        .spawn(move || {
+            for event in &events {
+                std::hint::black_box(event);
+            }
+        })
+        .expect("a thread");
+    load.run(WARM_UP);
+    let (begin, busy) = (Instant::now(), busy("tcptop-"));
+    let time = nanoseconds_per_operation(load, SLICE);
+    tool.busy += self::busy("tcptop-") - busy;
+    tool.time += begin.elapsed();
+    collector.stop().expect("stops");
+    folding.join().expect("ends with the channel");
+    let Stats { events, .. } = collector.stats();
+    tool.events += events;
+    tool.lost += collector.stats().lost_total();
+    time
+}
+
+/// What the tracer's own threads did.
+#[derive(Default)]
+struct Tool {
+    busy: Duration,
+    time: Duration,
+    events: u64,
+    lost: u64,
+}
+
+impl fmt::Display for Tool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.busy.as_secs_f64() / self.time.as_secs_f64();
+        let events = self.events as f64 / PAIRS as f64;
+        write!(f, "tool: {share:.2} % of a core, {events:.0} events a slice, {} lost", self.lost)
+    }
+}
+
+/// Processor time of this process's threads with such a name.
+fn busy(name: &str) -> Duration {
+    let threads = fs::read_dir("/proc/self/task").expect("/proc");
+    let of_thread = |path: std::path::PathBuf| {
+        let comm = fs::read_to_string(path.join("comm")).ok().filter(|comm| comm.starts_with(name))?;
+        drop(comm);
+        let schedstat = fs::read_to_string(path.join("schedstat")).ok()?;
+        schedstat.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
+    };
+    threads.flatten().filter_map(|thread| of_thread(thread.path())).sum()
+}
