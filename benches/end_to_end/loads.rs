@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Where the traffic runs; the tracer's own threads go where the scheduler puts them.
+/// Where the traffic runs.
 const FIRST: usize = 1;
-/// For what crosses to another processor.
-const SECOND: usize = 0;
+/// For what crosses to another processor, and for the tracer's own threads: what they do is measured by itself.
+pub(crate) const SECOND: usize = 0;
 /// How often to look at the clock.
 const BATCH: u64 = 64;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! With the tracer and without, in turns.
 
-use crate::loads::{Load, nanoseconds_per_operation};
+use crate::loads::{Load, SECOND, nanoseconds_per_operation, pin};
 use std::fmt;
 use std::fs;
 use std::thread::{self, JoinHandle};
@@ -61,6 +61,8 @@ fn slice(load: &mut dyn Load) -> f64 {
 }
 
 fn traced(load: &mut dyn Load, granularity: Granularity, tool: &mut Tool) -> f64 {
+    // Threads begin where those that start them are.
+    pin(SECOND);
     let (mut collector, events) =
         LinuxCollector::builder().granularity(granularity).spawn().expect("tracing needs root");
     let folding: JoinHandle<()> = thread::Builder::new()

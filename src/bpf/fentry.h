@@ -90,15 +90,17 @@ static __always_inline void accepted(struct sock *sk)
 {
 	struct tcp_sock *tp;
 	struct sk_state *st;
+	struct caller caller;
 
-	if (!sk || current_is_kthread())
+	get_caller(&caller);
+	if (!sk || caller.is_kernel)
 		return;
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
 	st = tcp_state(sk, tp, TT_TCP_STATE);
 	if (st)
-		owner_is_current(st);
+		set_owner(st, &caller);
 }
 
 /* Before 6.10. */

@@ -80,29 +80,33 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }
 
-/*
- * Does the current process hold this socket's lock? State changes and receive work also run in interrupts
- * that hit a process at random, or in the peer's process on loopback; there the lock is not "owned". Kernel
- * threads do own it (MPTCP workers), hence the second half.
- */
-static __always_inline bool sk_is_used_by_current(struct sock *sk)
-{
-	return sk->sk_lock.owned && !current_is_kthread();
-}
-
 /* The current process uses this socket: it is the owner. Its name is read again after an exec. */
-static __always_inline void owner_is_current(struct sk_state *st)
+static __always_inline void set_owner(struct sk_state *st, const struct caller *caller)
 {
 	struct tt_conn *conn = &st->c.conn;
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
-	__u64 exec_id = current_exec_id();
 
-	if (conn->provenance == TT_SEEN && conn->owner.pid == pid && st->exec_id == exec_id &&
-	    conn->owner.start_ns == current_start_ns())
+	if (conn->provenance == TT_SEEN && conn->owner.pid == caller->pid && st->exec_id == caller->exec_id &&
+	    conn->owner.start_ns == caller->start_ns)
 		return;
 	current_process(&conn->owner);
 	conn->provenance = TT_SEEN;
-	st->exec_id = exec_id;
+	st->exec_id = caller->exec_id;
+}
+
+/*
+ * If the current process holds this socket's lock it is the owner. State changes and receive work also run in interrupts
+ * that hit a process at random, or in the peer's process on loopback; there the lock is not "owned". Kernel threads do
+ * own it (MPTCP workers), and do not count.
+ */
+static __always_inline void owner_if_locked(struct sk_state *st, struct sock *sk)
+{
+	struct caller caller;
+
+	if (!sk->sk_lock.owned)
+		return;
+	get_caller(&caller);
+	if (!caller.is_kernel)
+		set_owner(st, &caller);
 }
 
 /*
@@ -112,10 +116,12 @@ static __always_inline void owner_is_current(struct sk_state *st)
 static __always_inline __u32 actor_is_current(struct sk_state *st)
 {
 	struct tt_conn *conn = &st->c.conn;
+	struct caller caller;
 
-	if (!current_is_kthread()) {
-		owner_is_current(st);
-		return bpf_get_current_pid_tgid() >> 32;
+	get_caller(&caller);
+	if (!caller.is_kernel) {
+		set_owner(st, &caller);
+		return caller.pid;
 	}
 	if (conn->provenance == TT_UNKNOWN) {
 		the_kernel(&conn->owner);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The current process. In interrupt context it is a stranger: callers must know that they run in a system
- * call (a call hook), or that the socket is locked by its user (sk_is_used_by_current()).
+ * call (a call hook), or that the socket is locked by its user (owner_if_locked()).
  */
 #ifndef TCPTOP_TASK_H
 #define TCPTOP_TASK_H
@@ -46,31 +46,32 @@ static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 	return false;
 }
 
-/* Kernel threads use sockets too (MPTCP workers, NFS). io_uring workers are user processes. */
-static __always_inline bool current_is_kthread(void)
-{
-	if (use_task_btf)
-		return bpf_get_current_task_btf()->flags & PF_KTHREAD;
-	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
-}
+/* What every call asks about the current process: at once, because each helper costs more than all of the loads. */
+struct caller {
+	__u64 exec_id;	/* grows with each exec(2), which keeps the pid and changes the name */
+	__u64 start_ns; /* a pid alone may have been another's before */
+	__u32 pid;
+	bool is_kernel; /* its threads use sockets too (MPTCP workers, NFS). io_uring workers are user processes */
+};
 
-/*
- * Grows with each exec(2), which keeps the pid and changes the name. The same in all threads: they start with a copy,
- * and exec ends all but one.
- */
-static __always_inline __u64 current_exec_id(void)
+/* exec_id is the same in all threads: they start with a copy, and exec ends all but one. */
+static __always_inline void get_caller(struct caller *caller)
 {
-	if (use_task_btf)
-		return bpf_get_current_task_btf()->self_exec_id;
-	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), self_exec_id);
-}
+	struct task_struct *task;
 
-/* When the current process started: a pid alone may have been another's before. */
-static __always_inline __u64 current_start_ns(void)
-{
-	if (use_task_btf)
-		return bpf_get_current_task_btf()->group_leader->start_boottime;
-	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), group_leader, start_boottime);
+	if (use_task_btf) {
+		task = bpf_get_current_task_btf();
+		caller->exec_id = task->self_exec_id;
+		caller->start_ns = task->group_leader->start_boottime;
+		caller->pid = task->tgid;
+		caller->is_kernel = task->flags & PF_KTHREAD;
+	} else {
+		task = (struct task_struct *)bpf_get_current_task();
+		caller->exec_id = BPF_CORE_READ(task, self_exec_id);
+		caller->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+		caller->pid = BPF_CORE_READ(task, tgid);
+		caller->is_kernel = BPF_CORE_READ(task, flags) & PF_KTHREAD;
+	}
 }
 
 /* The kernel itself uses a socket: which of its threads happens to do so tells nobody anything. */

@@ -289,8 +289,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		begin_life(st, sk, tp, new_state, ch.now);
 	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
 		read_key(&st->c.conn, sk, tp);
-	if (sk_is_used_by_current(sk))
-		owner_is_current(st);
+	owner_if_locked(st, sk);
 	if (old_state == TCP_SYN_SENT)
 		st->active = 1;
 	if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)
@@ -372,8 +371,7 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	}
 	if (in->total == before)
 		return 0;
-	if (sk_is_used_by_current(sk))
-		owner_is_current(st);
+	owner_if_locked(st, sk);
 	read_quality(st, tp);
 	r.actor = st->c.conn.owner.pid;
 	begins = !st->moved_in;
@@ -495,14 +493,12 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 static __always_inline void tcp_call_in(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	struct sk_state *st;
+	struct sk_state *st = state_peek(sk);
+	struct caller caller;
+	struct tcp_sock *tp;
 	struct acct *in;
 
-	if (!tp || ret <= 0)
-		return;
-	st = state_peek(sk);
-	if (!st)
+	if (!st || ret <= 0)
 		return;
 	in = &st->c.acct[TT_IN];
 	/* Another reader of the same socket may have ended its call in between, so the mark alone tells nothing. */
@@ -515,7 +511,11 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	} else if (interval_ns) {
 		return;
 	}
-	r.actor = current_is_kthread() ? 0 : bpf_get_current_pid_tgid() >> 32;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	get_caller(&caller);
+	r.actor = caller.is_kernel ? 0 : caller.pid;
 	post_news(st, &r, share_of_call(tp, ret));
 }
 

@@ -85,15 +85,15 @@ int cgroup_recvmsg6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk)
+static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, const struct sk_state *st)
 {
-	__u64 thread = bpf_get_current_pid_tgid();
-	struct sk_state *st = state_peek(sk);
 	struct noted_peer *note;
+	__u64 thread;
 
 	/* Most sockets are connected and never noted: spare them the second look-up. A new one may have been. */
 	if (st && !st->noted)
 		return;
+	thread = bpf_get_current_pid_tgid();
 	note = bpf_map_lookup_elem(&noted_peers, &thread);
 	if (!note)
 		return;
@@ -105,15 +105,17 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk)
 static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, const bool understudy)
 {
 	struct peer peer = {};
+	struct sk_state *st;
 
 	if (turn_is_taken(direction == TT_OUT ? HOOK_UDP_OUT : HOOK_UDP_IN, understudy))
 		return;
-	take_noted_peer(&peer, sk);
+	st = state_peek(sk);
+	take_noted_peer(&peer, sk, st);
 	if (ret < 0)
 		return;
 	if (!peer.family)
 		peer_of_connected(&peer, sk, true);
-	udp_datagram(sk, direction, ret, &peer, true);
+	udp_bytes(sk, st, direction, ret, 1, &peer, true);
 }
 
 static __always_inline bool is_inet(struct sock *sk)
@@ -143,7 +145,7 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 		return 0;
 	if (sk->sk_protocol == IPPROTO_UDP) {
 		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
-			take_noted_peer(&ignored, sk);
+			take_noted_peer(&ignored, sk, state_peek(sk));
 		else
 			udp_call(sk, ret, TT_IN, understudy);
 	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {

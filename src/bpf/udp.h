@@ -49,16 +49,14 @@ static __always_inline bool is_peer(const struct tt_conn *conn, const struct pee
 	return conn->remote_port == peer->port && a[0] == b[0] && a[1] == b[1];
 }
 
-/* The state of a UDP socket. It is made with its first peer in it, so that all CPUs agree which one that is. */
-static __always_inline struct sk_state *udp_state(struct sock *sk, __u32 kind, const struct peer *peer,
+/* Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. */
+static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
 						  const bool typed)
 {
-	struct sk_state *st = typed ? state_peek(sk) : hash_peek(sk);
 	struct sk_state fresh = {};
 	struct tt_conn *conn = &fresh.c.conn;
+	struct sk_state *st;
 
-	if (st)
-		return st;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
 	conn->family = peer->family ?: conn->family;
 	conn->remote_port = peer->port;
@@ -137,15 +135,16 @@ static __always_inline struct counted *udp_flow(struct sk_state *st, const struc
 
 /*
  * Bytes of `packets` datagrams: of one, of several that one call sent (GSO) or received (GRO) as one, or of none, where
- * they are added to one that was counted before.
+ * they are added to one that was counted before. `st` is the state of the socket if it has one.
  */
-static __always_inline void udp_bytes(struct sock *sk, __u32 direction, __u64 bytes, __u32 packets,
-				      const struct peer *peer, const bool typed)
+static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
+				      __u32 packets, const struct peer *peer, const bool typed)
 {
 	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
-	struct sk_state *st = udp_state(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
 	struct counted *c;
 
+	if (!st)
+		st = udp_begin(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
 	if (!st)
 		return;
 	r.actor = actor_is_current(st);
@@ -167,7 +166,7 @@ static __always_inline void udp_bytes(struct sock *sk, __u32 direction, __u64 by
 static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
 					 const struct peer *peer, const bool typed)
 {
-	udp_bytes(sk, direction, bytes, 1, peer, typed);
+	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), direction, bytes, 1, peer, typed);
 }
 
 /*
@@ -181,7 +180,7 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
 		return;
 	peer_of_connected(&peer, sk, typed);
-	udp_bytes(sk, TT_OUT, bytes, 0, &peer, typed);
+	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), TT_OUT, bytes, 0, &peer, typed);
 }
 
 /*
