@@ -325,7 +325,7 @@ impl LinuxCollectorBuilder {
     }
 
     /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
-    /// with the kprobe backend also for how many sockets. Default: 16,384, about 300 bytes each.
+    /// with the kprobe backend also for how many sockets. Default: 16,384, about 700 bytes each.
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.max_sockets = sockets;
         self

@@ -45,9 +45,7 @@ fn main() {
             if is_wanted(&name) {
                 let found = ratio::measure(load().as_mut(), granularity);
                 println!("{name:<52} {:>22}   {target}", found.ratio.to_string());
-                if !found.tool.is_empty() {
-                    println!("    {}", found.tool);
-                }
+                println!("    {:.2?} without it; {}", found.without, found.tool);
             }
         }
     }

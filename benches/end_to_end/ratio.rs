@@ -11,6 +11,8 @@ use tcptop::{Granularity, LinuxCollector, NetworkCollector, Stats};
 const PAIRS: usize = 30;
 const SLICE: Duration = Duration::from_millis(60);
 const WARM_UP: Duration = Duration::from_millis(15);
+/// In which the kernel finishes what starting and stopping a tracer leaves behind.
+const REST: Duration = Duration::from_millis(20);
 
 /// A median and its quartiles.
 pub(crate) struct Ratio {
@@ -34,12 +36,14 @@ impl fmt::Display for Ratio {
 
 pub(crate) struct Measured {
     pub(crate) ratio: Ratio,
+    /// An operation without the tracer: this machine's alone.
+    pub(crate) without: Duration,
     /// What the tracer itself did meanwhile.
     pub(crate) tool: String,
 }
 
 pub(crate) fn measure(load: &mut dyn Load, granularity: Granularity) -> Measured {
-    let mut ratios = Vec::new();
+    let (mut ratios, mut baseline) = (Vec::new(), Vec::new());
     let mut tool = Tool::default();
     for pair in 0..PAIRS {
         // The other way round each time: what grows with time weighs on both.
@@ -51,11 +55,14 @@ pub(crate) fn measure(load: &mut dyn Load, granularity: Granularity) -> Measured
             (traced(load, granularity, &mut tool), without)
         };
         ratios.push(with / without);
+        baseline.push(without);
     }
-    Measured { ratio: Ratio::of(ratios), tool: tool.to_string() }
+    let without = Duration::from_nanos(Ratio::of(baseline).median as u64);
+    Measured { ratio: Ratio::of(ratios), without, tool: tool.to_string() }
 }
 
 fn slice(load: &mut dyn Load) -> f64 {
+    thread::sleep(REST);
     load.run(WARM_UP);
     nanoseconds_per_operation(load, SLICE)
 }
@@ -73,9 +80,8 @@ fn traced(load: &mut dyn Load, granularity: Granularity, tool: &mut Tool) -> f64
             }
         })
         .expect("a thread");
-    load.run(WARM_UP);
     let (begin, busy) = (Instant::now(), busy("tcptop-"));
-    let time = nanoseconds_per_operation(load, SLICE);
+    let time = slice(load);
     tool.busy += self::busy("tcptop-") - busy;
     tool.time += begin.elapsed();
     collector.stop().expect("stops");
