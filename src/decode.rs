@@ -17,7 +17,6 @@ use std::time::Duration;
 /// `enum tt_flags`.
 const HAS_TOTALS: u8 = 1;
 const ACTIVE: u8 = 2;
-const REST_WAITS: u8 = 4;
 
 /// Why a record is no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,10 +66,9 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
     }
 }
 
-/// Is it the record of an end, and a report of that connection may still be waiting?
-pub(crate) fn rest_waits(record: &[u8]) -> bool {
-    let is_end = kind(record) == Some(EventKind::Closed);
-    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.flags & REST_WAITS != 0)
+/// Is it the record of a connection's end?
+pub(crate) fn is_end(record: &[u8]) -> bool {
+    kind(record) == Some(EventKind::Closed)
 }
 
 /// Does the record of an end say that more or less was reported than moved?

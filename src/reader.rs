@@ -75,14 +75,14 @@ struct Sink<'s> {
     /// Lost here, in total: in the channel and by decoding.
     lost: LossTable,
     receiver_gone: bool,
-    /// A bank is being collected: the end of a connection with a report in it waits until that is done.
+    /// A bank is being collected: ends of connections wait until that is done, for reports of theirs may be in it.
     keeps_ends: bool,
     ends: Vec<Vec<u8>>,
 }
 
 impl Sink<'_> {
     fn record(&mut self, record: &[u8]) {
-        if self.keeps_ends && decode::rest_waits(record) {
+        if self.keeps_ends && decode::is_end(record) {
             return self.ends.push(record.to_vec());
         }
         match decode::event(record) {

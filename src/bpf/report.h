@@ -238,26 +238,20 @@ static __always_inline bool send_waiting(struct tt_transfer *waiting)
 }
 
 /*
- * At the end of a connection its reports should not wait: those in the bank in use are sent. Returns whether there may be
- * one in the other bank. The reader is about to collect that, and keeps the end back for so long. What processes have to
- * say whose reports are not the latest follows when the reader collects it.
+ * At the end of a connection its reports should not wait: those in the bank in use are sent. There may be more in the
+ * bank that the reader is about to collect: it keeps ends back for so long. What processes have to say whose reports are
+ * not the latest follows when the reader collects it.
  */
-static __always_inline bool flush(const struct counted *c)
+static __always_inline void flush(const struct counted *c)
 {
-	bool rest_waits = false;
 	struct tt_transfer *t;
 
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
-		const struct acct *a = &c->acct[i];
-
-		t = waiting_report(a);
+		t = waiting_report(&c->acct[i]);
 		if (t)
 			send_waiting(t);
-		else if (a->slot && a->slot >> 32 == current_epoch() - 1)
-			rest_waits = true;
 	}
-	return rest_waits;
 }
 
 /* A TCP state change, or the end of a socket (no states then). */
@@ -268,7 +262,6 @@ struct change {
 	__u8 old_state;
 	__u8 new_state;
 	bool has_totals;
-	bool rest_waits; /* see flush() */
 };
 
 static __always_inline void put_change(struct tt_state *s, const struct sk_state *st, const struct change *ch)
@@ -291,8 +284,7 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->error = ch->error;
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;
-	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0) |
-		   (ch->rest_waits ? TT_REST_WAITS : 0);
+	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0);
 	s->end = st->end;
 }
 

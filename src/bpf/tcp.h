@@ -150,7 +150,7 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 {
 	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
-	end.rest_waits = flush(&st->c);
+	flush(&st->c);
 	if (is_wanted(&st->c.conn))
 		emit_state(st, &end);
 }

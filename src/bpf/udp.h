@@ -196,11 +196,11 @@ static __always_inline void udp_end(struct sk_state *st)
 
 	if (!conn->socket || !is_wanted(conn))
 		return;
-	end.rest_waits = flush(&st->c);
+	flush(&st->c);
 	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
 	latest = bpf_map_lookup_elem(&udp_flows, &key);
-	if (latest && flush(latest))
-		end.rest_waits = true;
+	if (latest)
+		flush(latest);
 	/* This is about the socket, not about one of its flows. */
 	__builtin_memset(conn->remote_addr, 0, 16);
 	conn->remote_port = 0;

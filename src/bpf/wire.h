@@ -43,8 +43,6 @@ enum tt_end {
 enum tt_flags {
 	TT_HAS_TOTALS = 1,
 	TT_ACTIVE = 2, /* this end connected */
-	TT_REST_WAITS =
-		4, /* TT_CLOSED: a report of this connection is still in the bank that the reader left last */
 };
 
 struct tt_process {

@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, LossPlace, Protocol, TcpState};
+use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, LossPlace, Protocol, TcpState};
 
 /// A port of 127.0.0.1 on which nobody listens.
 fn closed_port() -> u16 {
@@ -183,6 +183,7 @@ fn the_local_port_is_known_to_the_end() {
 fn a_hundred_blocked_readers_are_a_hundred_receives() {
     const READERS: usize = 100;
     let mut trace = Trace::per_call();
+    let skipped_before = skipped_receives(&trace);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let l = listener.local_addr().unwrap().port();
     let mut ends = Vec::new();
@@ -200,20 +201,27 @@ fn a_hundred_blocked_readers_are_a_hundred_receives() {
     }
     let pids: Vec<u32> = children.iter().map(|child| child.pid).collect();
     children.into_iter().for_each(Child::wait);
-    for (index, (client, _)) in ends.iter().enumerate() {
-        let c = port(client);
-        let row = trace.until("10 bytes", |t| t.tcp(l, c).filter(|row| row.bytes_in == 10).cloned());
-        assert_eq!(row.pid(), Some(pids[index]));
-    }
     let received = |t: &Trace| {
         let events = t.seen.iter().filter(
             |e| matches!(e, CollectorEvent::TcpRecv(r) if r.connection.key.local_port == l && r.bytes == 10),
         );
         events.count()
     };
-    trace.until("100 receives", |t| (received(t) >= READERS).then_some(()));
+    let known = |t: &Trace| received(t) as u64 + skipped_receives(t) - skipped_before;
+    trace.until("100 receives", |t| (known(t) >= READERS as u64).then_some(()));
     trace.listen(Duration::from_millis(300));
-    assert_eq!(received(&trace), READERS, "each receive once");
+    assert!(received(&trace) <= READERS, "each receive once");
+    let rows = ends.iter().map(|(client, _)| trace.tcp(l, port(client)));
+    let seen = rows.zip(pids).filter_map(|(row, pid)| Some((row.filter(|row| row.bytes_in == 10)?, pid)));
+    assert_eq!(seen.inspect(|(row, pid)| assert_eq!(row.pid(), Some(*pid))).count(), received(&trace));
+}
+
+/// How many receives the kernel made without running a program: see
+/// [`threads_on_one_socket_add_up`](crate::udp::threads_on_one_socket_add_up). One hook counts as UDP what it may see of
+/// both.
+fn skipped_receives(trace: &Trace) -> u64 {
+    let stats = trace.collector.stats();
+    [EventKind::TcpRecv, EventKind::UdpRecv].map(|kind| stats.lost(kind, LossPlace::Hook)).iter().sum()
 }
 
 /// Many short connections; returns what each client port sent and received.

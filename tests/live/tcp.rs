@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP: every way to move bytes, and the exact numbers.
 
-use crate::harness::Trace;
+use crate::harness::{Trace, ports};
 use crate::net::{Child, cookie, get_option, port, recv, reset, send, set_option, tcp_pair, tell};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
-use tcptop::{Backend, ConnectionRecord, Feature, Provenance, TcpState, Visibility};
+use tcptop::{Backend, CollectorEvent, ConnectionRecord, Feature, Provenance, TcpState, Visibility};
 
 /// Ends both sides and returns their rows: client's, server's.
 pub(crate) fn finish(
@@ -354,4 +354,29 @@ fn a_long_stream_is_exact_and_quiet() {
     assert_eq!(sends.iter().map(|t| t.bytes).sum::<u64>(), total, "what is new adds up to the total");
     let most = took.as_millis() / 100 * 2 + 4;
     assert!(sends.len() as u128 <= most, "{} events in {took:?}", sends.len());
+}
+
+/// Connections that are busy all the time end at any moment of an interval: what they moved has been reported by then.
+#[test]
+fn an_end_is_the_last_event() {
+    let mut trace = Trace::start();
+    let mut pairs: Vec<_> = (0..50).map(|_| tcp_pair()).collect();
+    let ends: Vec<_> = pairs.iter().map(|(client, server)| (port(client), port(server))).collect();
+    for round in 0.. {
+        for (client, server) in &mut pairs {
+            client.write_all(&[1]).unwrap();
+            server.read_exact(&mut [0]).unwrap();
+        }
+        if round >= 50 && pairs.pop().is_none() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(4));
+    }
+    for (index, pair) in ends.into_iter().enumerate() {
+        let is_end = |e: &&CollectorEvent| matches!(e, CollectorEvent::Closed(_)) && ports(e) == pair;
+        trace.until("the end", |t| t.seen.iter().find(is_end).map(drop));
+        let before = trace.seen.iter().take_while(|e| !is_end(e)).filter(|e| ports(e) == pair);
+        let bytes = before.map(|e| if let CollectorEvent::TcpSend(t) = e { t.bytes } else { 0 });
+        assert_eq!(bytes.sum::<u64>(), 100 - index as u64);
+    }
 }
