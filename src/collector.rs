@@ -13,6 +13,7 @@ use crate::plan::Facts;
 use crate::reader::{self, Shared};
 use crate::record::ConnectionRecord;
 use crate::self_test;
+use crate::sink::Output;
 use crate::stats::Stats;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::fmt;
@@ -110,19 +111,19 @@ impl LinuxCollector {
         self.thread.is_some() && !self.shared.ended.load(Ordering::Acquire)
     }
 
-    fn end_thread(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.shared.stop.store(true, Ordering::Relaxed);
-            // The thread does not panic; if it did, there is nothing left to stop.
-            if thread.join().is_err() {
-                log::error!("the reader thread has panicked");
-            }
-        }
+    /// Starts like [`NetworkCollector::start`], but hands the events out many at once, without a channel between: for
+    /// those who have millions of them per second. The function is called on the collector's own thread, with some 256
+    /// events or what there is, and no more once [`stop`](NetworkCollector::stop) has returned. While it runs nothing is
+    /// read, and `stop` waits for it; what does not fit into the ring meanwhile is lost, and counted as
+    /// [`LossPlace::Ring`](crate::LossPlace). If it panics the collector ends.
+    ///
+    /// # Errors
+    /// Those of [`NetworkCollector::start`].
+    pub fn start_batches(&mut self, handler: impl FnMut(&[CollectorEvent]) + Send + 'static) -> Result<()> {
+        self.start_output(Output::batches(handler))
     }
-}
 
-impl NetworkCollector for LinuxCollector {
-    fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()> {
+    fn start_output(&mut self, output: Output) -> Result<()> {
         if self.is_running() {
             return Err(Error::AlreadyRunning);
         }
@@ -134,9 +135,25 @@ impl NetworkCollector for LinuxCollector {
         *shared.iterators() = prepare_bootstrap(self.config.bootstrap, &mut capabilities);
         let early = self_test(&session, &self.config, &mut capabilities)?;
         self.capabilities = Some(capabilities);
-        self.thread = Some(spawn_reader(session, self.config.clone(), early, tx, Arc::clone(&shared))?);
+        self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
         self.shared = shared;
         Ok(())
+    }
+
+    fn end_thread(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.shared.stop.store(true, Ordering::Relaxed);
+            // Of a panic in the user's function the panic hook has told. There is nothing left to stop.
+            if thread.join().is_err() {
+                log::error!("the reader thread has panicked");
+            }
+        }
+    }
+}
+
+impl NetworkCollector for LinuxCollector {
+    fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()> {
+        self.start_output(Output::Channel { tx, when_full: self.config.when_full })
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -236,7 +253,7 @@ fn spawn_reader(
     session: Session,
     config: Config,
     early: Vec<Vec<u8>>,
-    tx: Sender<CollectorEvent>,
+    output: Output,
     shared: Arc<Shared>,
 ) -> Result<JoinHandle<()>> {
     let (ready_tx, ready_rx) = bounded(1);
@@ -245,7 +262,7 @@ fn spawn_reader(
         .spawn(move || {
             // If nobody waits for the answer any more, there is nobody to tell.
             let ready = |result| drop(ready_tx.send(result));
-            reader::run(session, &config, early, tx, &shared, ready);
+            reader::run(session, &config, early, output, &shared, ready);
         })
         .map_err(Error::Thread)?;
     match ready_rx.recv() {
@@ -354,6 +371,30 @@ impl LinuxCollectorBuilder {
     pub fn build(self) -> Result<LinuxCollector> {
         self.config.check()?;
         Ok(LinuxCollector { config: self.config, capabilities: None, shared: Arc::default(), thread: None })
+    }
+
+    /// Builds and starts a collector that hands out events many at once: see [`LinuxCollector::start_batches`].
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use tcptop::{ConnectionTable, LinuxCollector};
+    ///
+    /// let mut table = ConnectionTable::new();
+    /// let collector = LinuxCollector::builder().spawn_batches(move |events| {
+    ///     events.iter().for_each(|event| table.apply(event));
+    /// })?;
+    /// # Ok::<(), tcptop::Error>(())
+    /// ```
+    pub fn spawn_batches(
+        self,
+        handler: impl FnMut(&[CollectorEvent]) + Send + 'static,
+    ) -> Result<LinuxCollector> {
+        let mut collector = self.build()?;
+        collector.start_batches(handler)?;
+        Ok(collector)
     }
 
     /// Builds and starts a collector with a channel of its own.

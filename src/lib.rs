@@ -59,6 +59,7 @@ mod plan;
 mod reader;
 mod record;
 mod self_test;
+mod sink;
 mod stats;
 mod table;
 mod wire;

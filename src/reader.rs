@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The reader thread: from the ring buffer to the channel.
+//! The reader thread: from the ring buffer to the sink.
 
-use crate::config::{Config, Granularity, WhenFull};
-use crate::decode::{self, Undecodable};
+use crate::config::{Config, Granularity};
 use crate::error::{Error, Result};
-use crate::event::{CollectorEvent, LossPlace, Lost};
 use crate::kernel::{Barrier, Iterators, Reader, Ring, Session};
-use crate::stats::{LossTable, Stats};
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
+use crate::sink::{Output, Sink};
+use crate::stats::Stats;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,17 +14,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
-const LOOK_EVERY: Duration = Duration::from_millis(4);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long it sleeps at most, and so how soon it sees that it shall stop.
 const SLEEP: Duration = Duration::from_millis(50);
+/// What epoll_wait(2) may be asked for.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 /// After so many looks at an empty ring it goes to sleep.
-const EMPTY_LOOKS: u32 = 25;
+const EMPTY_LOOKS: u32 = 50;
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
 const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
 /// Programs that the kernel has skipped are no news that could not wait.
 const LOOK_AT_HOOKS_EVERY: Duration = Duration::from_secs(1);
-/// How long to wait for room in the channel before looking whether to stop.
-const SEND_SLICE: Duration = Duration::from_millis(10);
 
 /// What the reader thread and the collector share.
 #[derive(Debug, Default)]
@@ -58,94 +57,13 @@ impl Shared {
         self.iterators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopping(&self) -> bool {
+    pub(crate) fn stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
 
-/// The channel's end, with everything that can happen to an event on its way there.
-struct Sink<'s> {
-    tx: Sender<CollectorEvent>,
-    when_full: WhenFull,
-    shared: &'s Shared,
-    /// Not yet added to the shared statistics, to take the lock once per look.
-    events: u64,
-    unknown_records: u64,
-    unbalanced: u64,
-    /// Lost here, in total: in the channel and by decoding.
-    lost: LossTable,
-    receiver_gone: bool,
-    /// A bank is being collected: ends of connections wait until that is done, for reports of theirs may be in it.
-    keeps_ends: bool,
-    ends: Vec<Vec<u8>>,
-}
-
-impl Sink<'_> {
-    fn record(&mut self, record: &[u8]) {
-        if self.keeps_ends && decode::is_end(record) {
-            return self.ends.push(record.to_vec());
-        }
-        match decode::event(record) {
-            Ok(event) => {
-                let milestone = decode::milestone(&event, record);
-                self.unbalanced += u64::from(decode::is_unbalanced(&event, record));
-                self.send(event);
-                milestone.into_iter().for_each(|event| self.send(event));
-            }
-            Err(Undecodable::UnknownKind) => self.unknown_records += 1,
-            Err(Undecodable::Malformed(kind)) => self.lost.add(kind, LossPlace::Decode, 1),
-        }
+    pub(crate) fn publish(&self, stats: &Stats) {
+        self.lock().clone_from(stats);
     }
-
-    /// The bank has been collected.
-    fn release_ends(&mut self) {
-        self.keeps_ends = false;
-        std::mem::take(&mut self.ends).iter().for_each(|record| self.record(record));
-    }
-
-    fn send(&mut self, event: CollectorEvent) {
-        let kind = event.kind();
-        match self.deliver(event) {
-            Delivery::Done => self.events += 1,
-            Delivery::Full => {
-                if let Some(kind) = kind {
-                    self.lost.add(kind, LossPlace::Channel, 1);
-                }
-            }
-            Delivery::ReceiverGone => self.receiver_gone = true,
-        }
-    }
-
-    fn deliver(&self, event: CollectorEvent) -> Delivery {
-        let mut event = match self.tx.try_send(event) {
-            Ok(()) => return Delivery::Done,
-            Err(TrySendError::Disconnected(_)) => return Delivery::ReceiverGone,
-            Err(TrySendError::Full(event)) => event,
-        };
-        while self.when_full == WhenFull::Wait && !self.shared.stopping() {
-            match self.tx.send_timeout(event, SEND_SLICE) {
-                Ok(()) => return Delivery::Done,
-                Err(SendTimeoutError::Disconnected(_)) => return Delivery::ReceiverGone,
-                Err(SendTimeoutError::Timeout(back)) => event = back,
-            }
-        }
-        Delivery::Full
-    }
-
-    /// Adds what was counted since the last call to the shared statistics.
-    fn publish(&mut self, kernel_losses: &LossTable) {
-        let mut stats = self.shared.lock();
-        stats.events += std::mem::take(&mut self.events);
-        stats.unknown_records += std::mem::take(&mut self.unknown_records);
-        stats.unbalanced += std::mem::take(&mut self.unbalanced);
-        stats.losses = self.lost.plus(kernel_losses);
-    }
-}
-
-enum Delivery {
-    Done,
-    Full,
-    ReceiverGone,
 }
 
 /// Runs until it shall stop or the receiver is gone; then detaches all programs and delivers what is left. `early` is
@@ -154,27 +72,17 @@ pub(crate) fn run(
     mut session: Session,
     config: &Config,
     early: Vec<Vec<u8>>,
-    tx: Sender<CollectorEvent>,
+    output: Output,
     shared: &Shared,
     ready: impl FnOnce(Result<()>),
 ) {
-    let sink = RefCell::new(Sink {
-        tx,
-        when_full: config.when_full,
-        shared,
-        events: 0,
-        unknown_records: 0,
-        unbalanced: 0,
-        lost: LossTable::default(),
-        receiver_gone: false,
-        keeps_ends: false,
-        ends: Vec::new(),
-    });
+    let _end = End(shared);
+    let sink = RefCell::new(Sink::new(output, shared));
     let ring = Ring::new(&session, |record| {
         let mut sink = sink.borrow_mut();
         sink.record(record);
         // What is in the ring when the collector stops is delivered too.
-        !sink.receiver_gone
+        !sink.is_receiver_gone()
     });
     let ring = match ring {
         Ok(ring) => ring,
@@ -186,58 +94,73 @@ pub(crate) fn run(
     };
     session.announce(Reader::Looking);
     ready(Ok(()));
-    early.iter().for_each(|record| sink.borrow_mut().record(record));
+    early.iter().for_each(|record| sink.borrow_mut().collected(record));
     drop(early);
     let mut empty_looks = 0;
-    while !shared.stopping() && !sink.borrow().receiver_gone {
+    while !shared.stopping() && !sink.borrow().is_receiver_gone() {
         let records = if empty_looks < EMPTY_LOOKS {
             if !ring.is_behind() {
                 thread::sleep(LOOK_EVERY);
             }
             ring.look()
         } else {
-            let records = sleep(&session, &ring);
+            let records = sleep(&session, &ring, sweeps.pause());
             session.announce(Reader::Looking);
             records
         };
-        let waiting = sweeps.run(&mut session, &sink);
-        empty_looks = if records + waiting > 0 { 0 } else { empty_looks.saturating_add(1) };
+        empty_looks = if records > 0 { 0 } else { empty_looks.saturating_add(1) };
+        sweeps.run(&mut session, &mut sink.borrow_mut());
     }
     finish(session, &ring, &sink, sweeps);
-    shared.iterators().take();
-    shared.ended.store(true, Ordering::Release);
+}
+
+/// What is left to do when the thread ends, also by a panic in the user's function.
+struct End<'s>(&'s Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.iterators().take();
+        self.0.ended.store(true, Ordering::Release);
+    }
 }
 
 /// Tells the kernel side that it must wake the reader from now on, looks once more for what came in between, and
 /// sleeps.
-fn sleep(session: &Session, ring: &Ring<'_>) -> usize {
+fn sleep(session: &Session, ring: &Ring<'_>, time: Duration) -> usize {
     session.announce(Reader::Asleep);
     match ring.look() {
-        0 => ring.wait(SLEEP),
+        0 => ring.wait(time),
         records => records,
     }
 }
 
 /// Everything that the programs have left behind. They are detached first, so that there is an end to it; where that
 /// takes the kernel too long, a look that has reached the end of the ring is the last one.
-fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, mut sweeps: Sweeps) {
+fn finish(mut session: Session, ring: &Ring<'_>, sink: &RefCell<Sink<'_>>, sweeps: Sweeps) {
     session.detach();
     for _bank in 0..2 {
         session.next_epoch();
         session.barrier().wait();
-        sink.borrow_mut().keeps_ends = true;
-        while !sink.borrow().receiver_gone {
+        sink.borrow_mut().keep_ends();
+        while !sink.borrow().is_receiver_gone() {
             ring.look();
+            sink.borrow_mut().flush();
             if !ring.is_behind() {
                 break;
             }
         }
-        session.collect_waiting(|record| sink.borrow_mut().record(record));
-        sink.borrow_mut().release_ends();
+        collect(&mut session, &mut sink.borrow_mut());
     }
     session.look_at_hooks();
-    sweeps.report_losses(&session, sink);
+    sink.borrow_mut().report_losses(&session.losses());
+    sink.borrow_mut().flush();
     sweeps.grace.end();
+}
+
+/// Takes what waits in the bank that the programs have left.
+fn collect(session: &mut Session, sink: &mut Sink<'_>) {
+    session.collect_waiting(|record| sink.collected(record));
+    sink.release_ends();
 }
 
 /// What the reader does once per interval.
@@ -246,7 +169,6 @@ struct Sweeps {
     next: Instant,
     next_look_at_hooks: Instant,
     grace: Grace,
-    reported: LossTable,
 }
 
 impl Sweeps {
@@ -257,24 +179,22 @@ impl Sweeps {
         };
         let grace = Grace::new(session.barrier())?;
         let now = Instant::now();
-        Ok(Self {
-            every,
-            next: now + every,
-            next_look_at_hooks: now + LOOK_AT_HOOKS_EVERY,
-            grace,
-            reported: LossTable::default(),
-        })
+        Ok(Self { every, next: now + every, next_look_at_hooks: now + LOOK_AT_HOOKS_EVERY, grace })
     }
 
-    /// Does what is due; returns how many reports had waited.
-    fn run(&mut self, session: &mut Session, sink: &RefCell<Sink<'_>>) -> usize {
-        let mut collected = 0;
+    /// For how long there is nothing to do here.
+    fn pause(&self) -> Duration {
+        if self.grace.is_running {
+            return LOOK_EVERY;
+        }
+        let until_next = self.next.saturating_duration_since(Instant::now());
+        until_next.clamp(SHORTEST_SLEEP, SLEEP)
+    }
+
+    /// Does what is due.
+    fn run(&mut self, session: &mut Session, sink: &mut Sink<'_>) {
         if self.grace.is_over() {
-            session.collect_waiting(|record| {
-                collected += 1;
-                sink.borrow_mut().record(record);
-            });
-            sink.borrow_mut().release_ends();
+            collect(session, sink);
         }
         let now = Instant::now();
         if self.next <= now && !self.grace.is_running {
@@ -283,32 +203,15 @@ impl Sweeps {
                 self.next_look_at_hooks = now + LOOK_AT_HOOKS_EVERY;
                 session.look_at_hooks();
             }
-            self.report_losses(session, sink);
+            sink.report_losses(&session.losses());
             if session.anything_waits() {
                 session.next_epoch();
-                self.grace.begin();
-                sink.borrow_mut().keeps_ends = self.grace.is_running;
+                if self.grace.begin() {
+                    sink.keep_ends();
+                }
             }
         }
-        collected
-    }
-
-    /// Publishes the counters, and reports as an event what was lost since the last time.
-    fn report_losses(&mut self, session: &Session, sink: &RefCell<Sink<'_>>) {
-        let kernel = session.losses();
-        let now = sink.borrow().lost.plus(&kernel);
-        for lost in decode::loss_reports(&self.reported, &now) {
-            self.report(lost, sink);
-        }
-        sink.borrow_mut().publish(&kernel);
-    }
-
-    /// A report that finds the channel full is made again the next time.
-    fn report(&mut self, lost: Lost, sink: &RefCell<Sink<'_>>) {
-        let delivered = sink.borrow().tx.try_send(CollectorEvent::Lost(lost));
-        if delivered.is_ok() {
-            self.reported.add(lost.kind, lost.place, lost.count);
-        }
+        sink.flush();
     }
 }
 
@@ -339,8 +242,10 @@ impl Grace {
         Ok(Self { ask, over, thread, is_running: false })
     }
 
-    fn begin(&mut self) {
+    /// False if that thread has ended, which it does not.
+    fn begin(&mut self) -> bool {
         self.is_running = self.ask.try_send(()).is_ok();
+        self.is_running
     }
 
     /// True once for each [`begin`](Self::begin).

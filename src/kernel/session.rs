@@ -227,8 +227,8 @@ pub(crate) struct Ring<'cb> {
 }
 
 /// So many records are taken at one look: a ring that fills as fast as it is read must not keep the reader from its
-/// other work.
-const RECORDS_PER_LOOK: usize = 16_384;
+/// other work, and batches of events shall stay in the processor's cache.
+const RECORDS_PER_LOOK: usize = 256;
 const EAGAIN: i32 = 11;
 
 impl<'cb> Ring<'cb> {

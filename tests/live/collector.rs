@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Starting and stopping, full channels, vanished receivers, and what is left in the kernel afterwards.
 
-use crate::harness::{Trace, builder, is_slow, lost_by_us, wanted_backend};
+use crate::harness::{Trace, builder, is_slow, lost_by_us, ports, wanted_backend};
 use crate::net::{port, recv, send, tcp_pair};
 use crossbeam_channel::bounded;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{Backend, CollectorEvent, Error, Granularity, LossPlace, NetworkCollector, WhenFull};
@@ -126,6 +126,56 @@ fn stop_loses_nothing_that_is_in_the_ring() {
     if trace.backend() != Backend::Kprobe {
         assert_eq!(calls(port(&client)), 2000);
     }
+}
+
+/// In batches come the same events, all of them by the time of the stop, and none later.
+#[test]
+fn batches_carry_the_same_events() {
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&received);
+    let mut collector = builder()
+        .granularity(Granularity::PerCall)
+        .spawn_batches(move |events| all.lock().unwrap().push(events.to_vec()))
+        .unwrap();
+    let (client, server) = tcp_pair();
+    let pair = (port(&server), port(&client));
+    for _ in 0..2000 {
+        assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
+    }
+    collector.stop().unwrap();
+    let batches = std::mem::take(&mut *received.lock().unwrap());
+    assert_eq!((send(&client, &[1; 3], 0), recv(&server, 3, 0)), (3, 3));
+    assert!(batches.iter().all(|batch| (1..=512).contains(&batch.len())), "neither empty nor endless");
+    assert!(batches.iter().any(|batch| batch.len() > 50), "what is there comes together");
+    let events = || batches.iter().flatten().filter(|event| ports(event) == pair);
+    assert!(events().any(|event| matches!(event, CollectorEvent::Opened(_))));
+    let bytes = events().map(|event| if let CollectorEvent::TcpRecv(t) = event { t.bytes } else { 0 });
+    assert_eq!(bytes.sum::<u64>(), 6000);
+    let stats = collector.stats();
+    assert_eq!(stats.events, batches.iter().map(Vec::len).sum::<usize>() as u64);
+    assert_eq!(lost_by_us(&stats), 0, "{stats:?}");
+    thread::sleep(Duration::from_millis(300));
+    assert!(received.lock().unwrap().is_empty(), "nothing comes after the stop");
+}
+
+/// A function that panics ends the collector, which leaves nothing in the kernel and can be started again.
+#[test]
+fn a_function_that_panics_ends_the_collector() {
+    let before = bpf_objects();
+    let mut collector = builder().spawn_batches(|_| panic!("as the test wants it")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while collector.is_running() {
+        assert!(Instant::now() < deadline, "still running");
+        drop(tcp_pair());
+        thread::sleep(Duration::from_millis(10));
+    }
+    nothing_left_but(&before);
+    collector.stop().unwrap();
+    let (tx, events) = bounded(1 << 16);
+    collector.start(tx).unwrap();
+    drop(tcp_pair());
+    collector.stop().unwrap();
+    assert!(events.iter().count() > 0);
 }
 
 /// Nobody drains the channel: what does not fit is dropped and counted, or waits; stop is prompt either way.

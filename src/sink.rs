@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where records go once they are read: decoded, into a channel or to a function.
+
+use crate::config::WhenFull;
+use crate::decode::{self, Undecodable};
+use crate::event::{CollectorEvent, LossPlace};
+use crate::reader::Shared;
+use crate::stats::{LossTable, Stats};
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use std::time::Duration;
+
+/// How long to wait for room in the channel before looking whether to stop.
+const SEND_SLICE: Duration = Duration::from_millis(10);
+/// That many events are still in the processor's cache when the function gets them.
+const BATCH: usize = 256;
+
+/// Where events go.
+pub(crate) enum Output {
+    /// One by one.
+    Channel { tx: Sender<CollectorEvent>, when_full: WhenFull },
+    /// Many at once.
+    Batches { handler: Handler, batch: Vec<CollectorEvent> },
+}
+
+type Handler = Box<dyn FnMut(&[CollectorEvent]) + Send>;
+
+impl Output {
+    pub(crate) fn batches(handler: impl FnMut(&[CollectorEvent]) + Send + 'static) -> Self {
+        Self::Batches { handler: Box::new(handler), batch: Vec::with_capacity(2 * BATCH) }
+    }
+}
+
+enum Delivery {
+    Done,
+    Full,
+    ReceiverGone,
+}
+
+/// The output's end at the reader, with everything that can happen to an event on its way there.
+pub(crate) struct Sink<'s> {
+    output: Output,
+    shared: &'s Shared,
+    /// Shared from time to time, not at each event.
+    stats: Stats,
+    /// Lost here, in total: in the channel and by decoding.
+    lost: LossTable,
+    /// Lost anywhere, as far as events have told it.
+    reported: LossTable,
+    receiver_gone: bool,
+    /// Ends of connections wait, for reports of theirs may be in the bank that is about to be collected.
+    keeps_ends: bool,
+    ends: Vec<Vec<u8>>,
+}
+
+impl<'s> Sink<'s> {
+    pub(crate) fn new(output: Output, shared: &'s Shared) -> Self {
+        Self {
+            output,
+            stats: shared.stats(),
+            shared,
+            lost: LossTable::default(),
+            reported: LossTable::default(),
+            receiver_gone: false,
+            keeps_ends: false,
+            ends: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_receiver_gone(&self) -> bool {
+        self.receiver_gone
+    }
+
+    /// Takes a record. Calls no function of the user's: it may panic, and libbpf may be among the callers.
+    pub(crate) fn record(&mut self, record: &[u8]) {
+        if self.keeps_ends && decode::is_end(record) {
+            return self.ends.push(record.to_vec());
+        }
+        match decode::event(record) {
+            Ok(event) => {
+                let milestone = decode::milestone(&event, record);
+                self.stats.unbalanced += u64::from(decode::is_unbalanced(&event, record));
+                self.send(event);
+                if let Some(event) = milestone {
+                    self.send(event);
+                }
+            }
+            Err(Undecodable::UnknownKind) => self.stats.unknown_records += 1,
+            Err(Undecodable::Malformed(kind)) => self.lost.add(kind, LossPlace::Decode, 1),
+        }
+    }
+
+    /// Takes a record that waited; many of them may come in one go.
+    pub(crate) fn collected(&mut self, record: &[u8]) {
+        self.record(record);
+        if matches!(&self.output, Output::Batches { batch, .. } if batch.len() >= BATCH) {
+            self.flush();
+        }
+    }
+
+    /// A bank is about to be collected.
+    pub(crate) fn keep_ends(&mut self) {
+        self.keeps_ends = true;
+    }
+
+    /// The bank has been collected.
+    pub(crate) fn release_ends(&mut self) {
+        self.keeps_ends = false;
+        std::mem::take(&mut self.ends).iter().for_each(|record| self.collected(record));
+    }
+
+    /// Hands out what makes a batch by now.
+    pub(crate) fn flush(&mut self) {
+        if let Output::Batches { handler, batch } = &mut self.output {
+            if !batch.is_empty() {
+                handler(batch);
+                batch.clear();
+            }
+        }
+    }
+
+    fn send(&mut self, event: CollectorEvent) {
+        let kind = event.kind();
+        match self.deliver(event) {
+            Delivery::Done => self.stats.events += 1,
+            Delivery::Full => {
+                if let Some(kind) = kind {
+                    self.lost.add(kind, LossPlace::Channel, 1);
+                }
+            }
+            Delivery::ReceiverGone => self.receiver_gone = true,
+        }
+    }
+
+    fn deliver(&mut self, event: CollectorEvent) -> Delivery {
+        let (tx, when_full) = match &mut self.output {
+            Output::Channel { tx, when_full } => (tx, *when_full),
+            Output::Batches { batch, .. } => {
+                batch.push(event);
+                return Delivery::Done;
+            }
+        };
+        let mut event = match tx.try_send(event) {
+            Ok(()) => return Delivery::Done,
+            Err(TrySendError::Disconnected(_)) => return Delivery::ReceiverGone,
+            Err(TrySendError::Full(event)) => event,
+        };
+        while when_full == WhenFull::Wait && !self.shared.stopping() {
+            match tx.send_timeout(event, SEND_SLICE) {
+                Ok(()) => return Delivery::Done,
+                Err(SendTimeoutError::Disconnected(_)) => return Delivery::ReceiverGone,
+                Err(SendTimeoutError::Timeout(back)) => event = back,
+            }
+        }
+        Delivery::Full
+    }
+
+    /// Shares the counters, and reports as events what was lost since the last time. A report that finds the channel
+    /// full is made again the next time.
+    pub(crate) fn report_losses(&mut self, kernel_losses: &LossTable) {
+        self.stats.losses = self.lost.plus(kernel_losses);
+        for lost in decode::loss_reports(&self.reported, &self.stats.losses) {
+            let event = CollectorEvent::Lost(lost);
+            let is_told = match &mut self.output {
+                Output::Channel { tx, .. } => tx.try_send(event).is_ok(),
+                Output::Batches { batch, .. } => {
+                    batch.push(event);
+                    true
+                }
+            };
+            if is_told {
+                self.reported.add(lost.kind, lost.place, lost.count);
+            }
+        }
+        self.shared.publish(&self.stats);
+    }
+}
