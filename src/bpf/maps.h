@@ -126,7 +126,7 @@ struct {
 } slots SEC(".maps");
 
 /* A variable, and so without a look-up; its map is shared memory, too. */
-struct tt_control control;
+struct tt_control control __attribute__((aligned(64)));
 
 /* State records for which the ring had no room, the latest of each connection; emptied by the reader in the
  * same way. */

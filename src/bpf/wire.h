@@ -135,16 +135,18 @@ struct tt_counters {
 	__u64 storage[TT_KINDS];
 };
 
-/* What waits in one of the two banks. */
+/* What waits in one of the two banks. In a cache line of its own, for all CPUs count here. */
 struct tt_bank {
 	__u32 used;   /* slots of it that may be in use: the first so many */
 	__u32 unsent; /* are there state records? */
+	__u8 pad[56];
 };
 
 /* Shared memory. Written by the reader, except that the kernel side notes here that it has woken it, and what waits. */
 struct tt_control {
 	__u32 reader; /* enum tt_reader */
 	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
+	__u8 pad[56]; /* the two words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
 };
 
@@ -161,5 +163,6 @@ _Static_assert(sizeof(struct tt_state) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_existing) == 160, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
+_Static_assert(sizeof(struct tt_control) == 3 * 64, "cache lines");
 
 #endif
