@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Where the traffic runs.
-const FIRST: usize = 1;
+pub(crate) const FIRST: usize = 1;
 /// For what crosses to another processor, and for the tracer's own threads: what they do is measured by itself.
 pub(crate) const SECOND: usize = 0;
 /// How often to look at the clock.

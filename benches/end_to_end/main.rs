@@ -13,12 +13,15 @@
 )]
 
 mod delay;
+mod existing;
+mod flood;
 mod loads;
+mod programs;
 mod ratio;
 
 use loads::{Churn, Load, PingPong, Stream, UdpBlast};
 use std::time::Duration;
-use tcptop::Granularity;
+use tcptop::{Backend, Granularity};
 
 type MakeLoad = fn() -> Box<dyn Load>;
 
@@ -55,5 +58,27 @@ fn main() {
         if is_wanted(name) {
             println!("{name:<52} {:>22}   p99 5 ms", how().to_string());
         }
+    }
+    let idle = "the tracer without traffic";
+    if is_wanted(idle) {
+        println!("{idle:<52} {:>22}   nothing to measure", ratio::idle());
+    }
+    let floods = [
+        ("events folded, one by one", flood::single as fn() -> flood::Flood, "8 M/s, 100 ns"),
+        ("events folded, in batches", flood::batches, "10 M/s, 15 ns"),
+    ];
+    for (name, how, target) in floods {
+        if is_wanted(name) {
+            println!("{name:<52} {:>22}   {target}", how().to_string());
+        }
+    }
+    let (find, memory) = ("100,000 sockets found", "100,000 connections, memory of the example");
+    if is_wanted(find) || is_wanted(memory) {
+        let crowd = existing::Crowd::new();
+        println!("{find:<52} {:>22}   100 ms, ss/15", crowd.find());
+        println!("{memory:<52} {:>22}   64 MiB", crowd.memory_of_example());
+    }
+    if is_wanted("programs") {
+        Backend::ALL.into_iter().for_each(programs::print);
     }
 }

@@ -92,6 +92,19 @@ fn traced(load: &mut dyn Load, granularity: Granularity, tool: &mut Tool) -> f64
     time
 }
 
+/// The share of a processor that the tracer takes while there is no traffic.
+pub(crate) fn idle() -> String {
+    let (mut collector, events) = LinuxCollector::builder().spawn().expect("tracing needs root");
+    // Until it sleeps.
+    thread::sleep(Duration::from_secs(1));
+    let (begin, before) = (Instant::now(), busy("tcptop-"));
+    thread::sleep(Duration::from_secs(4));
+    let share = (busy("tcptop-") - before).as_secs_f64() / begin.elapsed().as_secs_f64();
+    collector.stop().expect("stops");
+    drop(events);
+    format!("{:.3} % of a core", 100.0 * share)
+}
+
 /// What the tracer's own threads did.
 #[derive(Default)]
 struct Tool {
@@ -110,7 +123,7 @@ impl fmt::Display for Tool {
 }
 
 /// Processor time of this process's threads with such a name.
-fn busy(name: &str) -> Duration {
+pub(crate) fn busy(name: &str) -> Duration {
     let threads = fs::read_dir("/proc/self/task").expect("/proc");
     let of_thread = |path: std::path::PathBuf| {
         let comm = fs::read_to_string(path.join("comm")).ok().filter(|comm| comm.starts_with(name))?;

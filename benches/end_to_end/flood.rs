@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How fast the reader is: a BPF program fills the ring buffer of a collector as fast as a processor can, and a receiver
+//! folds what comes out of it into a table. None is lost: where the ring is full the program goes on later.
+
+use crate::loads::{FIRST, SECOND, pin};
+use crate::ratio::busy;
+use libbpf_cargo::SkeletonBuilder;
+use libbpf_rs::query::MapInfoIter;
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ObjectBuilder, ProgramInput};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tcptop::{
+    CollectorEvent, ConnectionTable, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, WhenFull,
+};
+
+const EVENTS: u64 = 20_000_000;
+
+pub(crate) struct Flood {
+    per_second: f64,
+    /// Processor time in user space and kernel of everything that deals with an event once it is in the ring.
+    each: Duration,
+    lost: u64,
+}
+
+impl fmt::Display for Flood {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { per_second, each, lost } = self;
+        write!(f, "{:.1} M/s, {each:.0?} each, {lost} lost", per_second / 1e6)
+    }
+}
+
+fn builder() -> LinuxCollectorBuilder {
+    pin(SECOND);
+    LinuxCollector::builder().ring_bytes(64 << 20).when_full(WhenFull::Wait)
+}
+
+/// Through the channel, to a thread of its own.
+pub(crate) fn single() -> Flood {
+    let (collector, events) = builder().spawn().expect("tracing needs root");
+    let folded = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&folded);
+    thread::Builder::new()
+        .name("tcptop-receiver".into())
+        .spawn(move || {
+            let mut table = ConnectionTable::new();
+            for event in events {
+                fold(&mut table, &event, &count);
+            }
+        })
+        .expect("a thread");
+    measure(collector, &folded)
+}
+
+/// Many at once, on the collector's own thread.
+pub(crate) fn batches() -> Flood {
+    let folded = Arc::new(AtomicU64::new(0));
+    let (mut table, count) = (ConnectionTable::new(), Arc::clone(&folded));
+    let collector = builder().spawn_batches(move |events| {
+        events.iter().for_each(|event| fold(&mut table, event, &count));
+    });
+    measure(collector.expect("tracing needs root"), &folded)
+}
+
+fn fold(table: &mut ConnectionTable, event: &CollectorEvent, count: &AtomicU64) {
+    table.apply(event);
+    if matches!(event, CollectorEvent::TcpSend(_)) {
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+fn measure(mut collector: LinuxCollector, folded: &AtomicU64) -> Flood {
+    let mut source = Source::new();
+    pin(FIRST);
+    let (begin, before) = (Instant::now(), busy("tcptop-"));
+    while source.flood() < EVENTS {}
+    while folded.load(Ordering::Relaxed) < EVENTS {
+        thread::sleep(Duration::from_micros(100));
+    }
+    let (time, busy) = (begin.elapsed(), busy("tcptop-") - before);
+    collector.stop().expect("stops");
+    let lost = collector.stats().lost_total();
+    Flood { per_second: EVENTS as f64 / time.as_secs_f64(), each: busy / EVENTS as u32, lost }
+}
+
+/// The program that fills the ring.
+struct Source {
+    object: Object,
+    progress: MapHandle,
+}
+
+impl Source {
+    fn new() -> Self {
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flood.bpf.o");
+        let include = |path: &str| format!("-I{}", package.join(path).display());
+        SkeletonBuilder::new()
+            .source(package.join("benches/end_to_end/flood.bpf.c"))
+            .obj(&object)
+            .clang_args([include("vmlinux"), include("src/bpf"), "-mcpu=v3".into()])
+            .build()
+            .expect("clang compiles it");
+        let mut open = ObjectBuilder::default().open_file(object).expect("it was just built");
+        let ring = MapInfoIter::default()
+            .filter(|map| map.ty == MapType::RingBuf && map.name == "events")
+            .max_by_key(|map| map.id)
+            .and_then(|map| MapHandle::from_map_id(map.id).ok())
+            .expect("the collector's ring");
+        let mut maps = open.maps_mut();
+        let mut events = maps.find(|map| map.name() == "events").expect("a map");
+        events.reuse_fd(std::os::fd::AsFd::as_fd(&ring)).expect("a ring like that");
+        drop(maps);
+        let object = open.load().expect("Linux 5.17");
+        let progress = object.maps().find(|map| map.name().to_string_lossy().ends_with(".bss"));
+        let progress = MapHandle::try_from(&progress.expect("variables")).expect("a map");
+        let nothing_yet = [EVENTS.to_ne_bytes(), [0; 8]].concat();
+        progress.update(&[0; 4], &nothing_yet, MapFlags::ANY).expect("room");
+        Self { object, progress }
+    }
+
+    /// Fills the ring; returns how many records that makes in all.
+    fn flood(&mut self) -> u64 {
+        let program = self.object.progs_mut().next().expect("one program");
+        program.test_run(ProgramInput::default()).expect("it runs");
+        let progress = self.progress.lookup(&[0; 4], MapFlags::ANY).ok().flatten().expect("variables");
+        u64::from_ne_bytes(*progress.last_chunk().expect("two words"))
+    }
+}
