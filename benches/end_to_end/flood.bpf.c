@@ -39,6 +39,15 @@ struct tt_transfer sample = {
 	.calls = 1,
 };
 
+static __always_inline struct tt_transfer *put(void)
+{
+	struct tt_transfer *t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
+
+	if (t)
+		*t = sample;
+	return t;
+}
+
 static long one(__u32 index, void *context)
 {
 	__u64 n = progress.written;
@@ -46,10 +55,9 @@ static long one(__u32 index, void *context)
 
 	if (n >= progress.wanted)
 		return 1;
-	t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
+	t = put();
 	if (!t)
 		return 1;
-	*t = sample;
 	t->conn.time = n;
 	t->conn.socket = n % CONNECTIONS + 1;
 	t->conn.remote_port = n % CONNECTIONS + 1;
@@ -64,5 +72,22 @@ SEC("syscall")
 int flood(void *context)
 {
 	bpf_loop(AT_ONCE, one, NULL, 0);
+	return 0;
+}
+
+static long one_of_many(__u32 index, void *context)
+{
+	struct tt_transfer *t = put();
+
+	if (t)
+		bpf_ringbuf_submit(t, BPF_RB_NO_WAKEUP);
+	return !t;
+}
+
+/* On several CPUs at once, into a ring that nobody reads. */
+SEC("syscall")
+int crowd(void *context)
+{
+	bpf_loop(AT_ONCE, one_of_many, NULL, 0);
 	return 0;
 }

@@ -5,12 +5,14 @@
 use crate::loads::{FIRST, SECOND, pin};
 use crate::ratio::busy;
 use libbpf_cargo::SkeletonBuilder;
+use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::query::MapInfoIter;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ObjectBuilder, ProgramInput};
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
@@ -18,6 +20,8 @@ use tcptop::{
 };
 
 const EVENTS: u64 = 20_000_000;
+/// How many records a run of the program writes.
+const AT_ONCE: u32 = 8192;
 
 pub(crate) struct Flood {
     per_second: f64,
@@ -73,7 +77,12 @@ fn fold(table: &mut ConnectionTable, event: &CollectorEvent, count: &AtomicU64) 
 }
 
 fn measure(mut collector: LinuxCollector, folded: &AtomicU64) -> Flood {
-    let mut source = Source::new();
+    let ring = MapInfoIter::default()
+        .filter(|map| map.ty == MapType::RingBuf && map.name == "events")
+        .max_by_key(|map| map.id)
+        .and_then(|map| MapHandle::from_map_id(map.id).ok())
+        .expect("the collector's ring");
+    let mut source = Source::into(&ring, "flood");
     pin(FIRST);
     let (begin, before) = (Instant::now(), busy("tcptop-"));
     while source.flood() < EVENTS {}
@@ -86,14 +95,38 @@ fn measure(mut collector: LinuxCollector, folded: &AtomicU64) -> Flood {
     Flood { per_second: EVENTS as f64 / time.as_secs_f64(), each: busy / EVENTS as u32, lost }
 }
 
+/// What a record costs the processor that writes it while as many others write into the same ring.
+pub(crate) fn crowd(processors: usize) -> Duration {
+    const RUNS: u32 = 16;
+    let size = (64 << 20) * processors.next_power_of_two() as u32;
+    let options = bpf_map_create_opts { sz: size_of::<bpf_map_create_opts>() as u64, ..Default::default() };
+    let ring = MapHandle::create(MapType::RingBuf, Some("crowd"), 0, 0, size, &options).expect("memory");
+    let ready = Barrier::new(processors);
+    let write = |processor| {
+        let mut source = Source::into(&ring, "crowd");
+        pin(processor);
+        ready.wait();
+        let begin = Instant::now();
+        (0..RUNS).for_each(|_| source.run());
+        begin.elapsed() / (RUNS * AT_ONCE)
+    };
+    let write = &write;
+    let all = thread::scope(|scope| {
+        let threads: Vec<_> = (0..processors).map(|n| scope.spawn(move || write(n))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).max()
+    });
+    all.expect("a processor")
+}
+
 /// The program that fills the ring.
 struct Source {
     object: Object,
+    program: &'static str,
     progress: MapHandle,
 }
 
 impl Source {
-    fn new() -> Self {
+    fn into(ring: &MapHandle, program: &'static str) -> Self {
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
         let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flood.bpf.o");
         let include = |path: &str| format!("-I{}", package.join(path).display());
@@ -104,27 +137,27 @@ impl Source {
             .build()
             .expect("clang compiles it");
         let mut open = ObjectBuilder::default().open_file(object).expect("it was just built");
-        let ring = MapInfoIter::default()
-            .filter(|map| map.ty == MapType::RingBuf && map.name == "events")
-            .max_by_key(|map| map.id)
-            .and_then(|map| MapHandle::from_map_id(map.id).ok())
-            .expect("the collector's ring");
         let mut maps = open.maps_mut();
         let mut events = maps.find(|map| map.name() == "events").expect("a map");
-        events.reuse_fd(std::os::fd::AsFd::as_fd(&ring)).expect("a ring like that");
+        events.reuse_fd(ring.as_fd()).expect("a ring like that");
         drop(maps);
         let object = open.load().expect("Linux 5.17");
         let progress = object.maps().find(|map| map.name().to_string_lossy().ends_with(".bss"));
         let progress = MapHandle::try_from(&progress.expect("variables")).expect("a map");
         let nothing_yet = [EVENTS.to_ne_bytes(), [0; 8]].concat();
         progress.update(&[0; 4], &nothing_yet, MapFlags::ANY).expect("room");
-        Self { object, progress }
+        Self { object, program, progress }
     }
 
-    /// Fills the ring; returns how many records that makes in all.
+    /// Writes some thousand records, if there is room.
+    fn run(&mut self) {
+        let program = self.object.progs_mut().find(|program| program.name() == self.program);
+        program.expect("a program").test_run(ProgramInput::default()).expect("it runs");
+    }
+
+    /// The same; returns how many records that makes in all.
     fn flood(&mut self) -> u64 {
-        let program = self.object.progs_mut().next().expect("one program");
-        program.test_run(ProgramInput::default()).expect("it runs");
+        self.run();
         let progress = self.progress.lookup(&[0; 4], MapFlags::ANY).ok().flatten().expect("variables");
         u64::from_ne_bytes(*progress.last_chunk().expect("two words"))
     }

@@ -72,6 +72,11 @@ fn main() {
             println!("{name:<52} {:>22}   {target}", how().to_string());
         }
     }
+    let crowd = "a record's way into the ring";
+    if is_wanted(crowd) {
+        let [alone, together] = [1, 2].map(flood::crowd);
+        println!("{crowd:<52} {:>22}", format!("{alone:.0?} alone, {together:.0?} beside another"));
+    }
     let (find, memory) = ("100,000 sockets found", "100,000 connections, memory of the example");
     if is_wanted(find) || is_wanted(memory) {
         let crowd = existing::Crowd::new();
