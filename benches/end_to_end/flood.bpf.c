@@ -6,6 +6,7 @@
 
 #define AT_ONCE	    8192
 #define CONNECTIONS 1000
+#define IPPROTO_TCP 6 /* include/uapi/linux/in.h */
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
