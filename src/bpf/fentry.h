@@ -98,7 +98,8 @@ static __always_inline void accepted(struct sock *sk)
 	tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	st = tcp_state(sk, tp, TT_TCP_STATE);
+	/* It may come out of the queue before the last step of its handshake, which gives it its identity, is done. */
+	st = sk->__sk_common.skc_state == TCP_SYN_RECV ? state_peek(sk) : tcp_state(sk, tp, TT_TCP_STATE);
 	if (st)
 		set_owner(st, &caller);
 }

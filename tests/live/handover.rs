@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::thread;
-use tcptop::{Backend, Feature, Provenance, TcpState, Visibility};
+use tcptop::{Backend, EventKind, Feature, LossPlace, Provenance, TcpState, Visibility};
 
 /// Room for one file descriptor beside a message.
 #[repr(C)]
@@ -252,19 +252,23 @@ fn contend(mut trace: Trace) {
     drop(server);
     assert_eq!(trace.closed(c, s).bytes_out, total);
     trace.listen(AFTERMATH);
+    trace.stop();
     let mut shares = BTreeMap::<u32, u64>::new();
     for t in trace.transfers().filter(|t| t.connection.key.local_port == c && t.bytes > 0) {
         *shares.entry(t.actor.expect("an actor").pid).or_default() += t.bytes;
     }
     assert_eq!(shares.values().sum::<u64>(), total);
     if trace.backend() != Backend::Kprobe {
-        assert_eq!(shares, expected);
+        // A send for which the kernel has run no program, which is counted, goes to whoever is the owner in the end.
+        let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
+        let strayed = expected.iter().map(|(pid, sent)| sent.saturating_sub(shares[pid])).sum::<u64>();
+        assert!(strayed <= 51 * skipped, "{shares:?} instead of {expected:?}, {skipped} skipped");
     }
 }
 
 #[test]
 fn shares_add_up_under_contention() {
-    contend(Trace::start());
+    contend(Trace::fresh());
 }
 
 #[test]
