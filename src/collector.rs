@@ -420,6 +420,7 @@ mod tests {
             storage: false,
             cookie: false,
             task_btf: false,
+            cast: false,
             fexit: Ok(()),
             kprobe: Ok(()),
             functions: Default::default(),

@@ -19,6 +19,8 @@ pub(crate) struct Facts {
     pub(crate) cookie: bool,
     /// Tracing programs get the current task with its type.
     pub(crate) task_btf: bool,
+    /// Programs may give an address a type.
+    pub(crate) cast: bool,
     /// A trampoline can be attached, or why not.
     pub(crate) fexit: Result<(), String>,
     /// A kprobe can be attached, or why not.
@@ -177,6 +179,7 @@ pub(crate) struct Plan {
     pub(crate) use_storage: bool,
     pub(crate) use_cookie: bool,
     pub(crate) use_task_btf: bool,
+    pub(crate) use_cast: bool,
     pub(crate) recvmsg_args: u32,
     /// The understudies of hooks in system calls are among the programs.
     pub(crate) calls_run_twice: bool,
@@ -200,6 +203,7 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_storage: facts.storage && backend != Backend::Kprobe,
         use_cookie: facts.cookie,
         use_task_btf: facts.task_btf,
+        use_cast: facts.cast,
         calls_run_twice: call_understudies && backend != Backend::Kprobe,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };

@@ -43,6 +43,11 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
+/* The helpers; whether the kernel has one that not all do is asked with CO-RE. */
+enum bpf_func_id {
+	BPF_FUNC_skc_to_tcp_sock = 137,
+};
+
 enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
@@ -272,6 +277,18 @@ struct sk_buff {
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
+};
+
+struct udphdr {
+	__be16 source;
+};
+
+struct iphdr {
+	__be32 saddr;
+};
+
+struct ipv6hdr {
+	struct in6_addr saddr;
 };
 
 struct msghdr {

@@ -9,7 +9,8 @@
 #include "tcp.h"
 #include "udp.h"
 
-#define SIN6_LEN_RFC2133 24 /* net/ipv6/udp.c: the least length of an IPv6 address */
+#define ETH_P_IPV6	 0x86dd /* include/uapi/linux/if_ether.h */
+#define SIN6_LEN_RFC2133 24	/* net/ipv6/udp.c: the least length of an IPv6 address */
 
 /* include/uapi/linux/in.h, in6.h */
 struct sockaddr_in {
@@ -95,7 +96,7 @@ static __always_inline void accepted(struct sock *sk)
 	get_caller(&caller);
 	if (!sk || caller.is_kernel)
 		return;
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = tcp_of(sk);
 	if (!tp)
 		return;
 	/* It may come out of the queue before the last step of its handshake, which gives it its identity, is done. */
@@ -123,14 +124,28 @@ int BPF_PROG(fexit_accept_2, struct sock *sk, void *arg, struct sock *child)
 /* The address a send names, as the kernel copied it. Left unknown where it names none. */
 static __always_inline void peer_of_msg(struct peer *peer, const void *name)
 {
-	struct sockaddr_in6 sa = {};
+	/* Volatile, for loads from arrays must not be merged. */
+	const volatile struct sockaddr_in6 *sa;
+	struct sockaddr_in6 copy = {};
+	__u32 a[4];
 
-	bpf_probe_read_kernel(&sa, sizeof(struct sockaddr_in), name);
-	if (sa.sin6_family == AF_INET || sa.sin6_family == AF_UNSPEC) {
-		peer_v4(peer, ((struct sockaddr_in *)&sa)->sin_addr, sa.sin6_port);
-	} else if (sa.sin6_family == AF_INET6) {
-		bpf_probe_read_kernel(&sa, sizeof(sa), name);
-		peer_v6(peer, sa.sin6_addr, sa.sin6_port);
+	if (use_cast) {
+		sa = CAST(struct sockaddr_in6, name);
+	} else {
+		bpf_probe_read_kernel(&copy, sizeof(struct sockaddr_in), name);
+		if (copy.sin6_family == AF_INET6)
+			bpf_probe_read_kernel(&copy, sizeof(copy), name);
+		sa = &copy;
+	}
+	if (sa->sin6_family == AF_INET || sa->sin6_family == AF_UNSPEC) {
+		/* sin_addr stands where this is. */
+		peer_v4(peer, sa->sin6_flowinfo, sa->sin6_port);
+	} else if (sa->sin6_family == AF_INET6) {
+		a[0] = sa->sin6_addr[0];
+		a[1] = sa->sin6_addr[1];
+		a[2] = sa->sin6_addr[2];
+		a[3] = sa->sin6_addr[3];
+		peer_v6(peer, a, sa->sin6_port);
 	}
 }
 
@@ -211,7 +226,25 @@ int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int 
 }
 
 /* The source of a received datagram, out of its headers. */
-static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
+static __always_inline void peer_of_skb_direct(struct peer *peer, struct sk_buff *skb)
+{
+	struct sk_buff *typed = CAST(struct sk_buff, skb);
+	unsigned char *head = typed->head;
+	struct udphdr *udp = CAST(struct udphdr, head + typed->transport_header);
+	void *ip = head + typed->network_header;
+	struct ipv6hdr *ip6;
+	__u32 a[4];
+
+	if (typed->protocol == bpf_htons(ETH_P_IPV6)) {
+		ip6 = CAST(struct ipv6hdr, ip);
+		READ_IN6(true, a, ip6, saddr);
+		peer_v6(peer, a, udp->source);
+	} else {
+		peer_v4(peer, CAST(struct iphdr, ip)->saddr, udp->source);
+	}
+}
+
+static __always_inline void peer_of_skb_read(struct peer *peer, struct sk_buff *skb)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
 	__u16 transport = BPF_CORE_READ(skb, transport_header);
@@ -220,13 +253,21 @@ static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
 	__u32 addr[4];
 
 	bpf_probe_read_kernel(&port, sizeof(port), head + transport);
-	if (BPF_CORE_READ(skb, protocol) == bpf_htons(0x86dd)) {
+	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IPV6)) {
 		bpf_probe_read_kernel(addr, 16, head + network + 8);
 		peer_v6(peer, addr, port);
 	} else {
 		bpf_probe_read_kernel(addr, 4, head + network + 12);
 		peer_v4(peer, addr[0], port);
 	}
+}
+
+static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
+{
+	if (use_cast)
+		peer_of_skb_direct(peer, skb);
+	else
+		peer_of_skb_read(peer, skb);
 }
 
 /*

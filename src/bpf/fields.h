@@ -32,6 +32,21 @@ enum {
  */
 #define FIELD(typed, ptr, field) ((typed) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
+/*
+ * An address as one of a kernel structure, to load its fields directly. Says nothing about what is there: a load from a
+ * wrong address reads zero. Unlike a helper it costs nothing, it is a move of the pointer.
+ */
+extern void *bpf_rdonly_cast(const void *address, __u32 btf_id) __ksym __weak;
+
+#define CAST(type, address) ((type *)bpf_rdonly_cast(address, bpf_core_type_id_kernel(type)))
+
+/*
+ * A field of a TCP socket (see tcp_of()). Before 5.9 nothing gives a socket that type for the verifier, and what is behind
+ * the part that all sockets have can only be read by helper.
+ */
+#define HAS_TCP_TYPE   bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_skc_to_tcp_sock)
+#define TCP(tp, field) (HAS_TCP_TYPE ? (tp)->field : BPF_CORE_READ(tp, field))
+
 static __always_inline bool is_v4_mapped(const __u32 *a)
 {
 	return a[0] == 0 && a[1] == 0 && a[2] == bpf_htonl(0xffff);

@@ -48,7 +48,7 @@ SEC("?tp_btf/tcp_probe")
 int BPF_PROG(tcp_segment_in, struct sock *sk)
 {
 	struct report r = { .direction = TT_OUT, .is_call = true };
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tp = tcp_of(sk);
 	struct sk_state *st;
 	__u64 before;
 

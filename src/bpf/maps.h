@@ -18,6 +18,7 @@ const volatile __u8 filter_protocol = 0;
 const volatile bool use_storage = true;	      /* socket storage in tracing programs: Linux 5.11 */
 const volatile bool use_cookie = true;	      /* socket cookies in tracing programs: Linux 5.12 */
 const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
+const volatile bool use_cast = true;	      /* bpf_rdonly_cast(): Linux 6.2 */
 const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
 const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */

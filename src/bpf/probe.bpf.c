@@ -6,6 +6,10 @@
 #include <vmlinux.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+
+#include "fields.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -41,6 +45,13 @@ SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(probe_cookie, struct sock *sk)
 {
 	sink = bpf_get_socket_cookie(sk);
+	return 0;
+}
+
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(probe_cast, struct sock *sk)
+{
+	sink = CAST(struct tcp_sock, sk)->srtt_us;
 	return 0;
 }
 

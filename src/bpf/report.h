@@ -158,7 +158,7 @@ static __always_inline bool join(struct counted *c, const struct report *r)
 }
 
 /* Lets the report wait; false if there is no room. Sums are added, for others may do so as soon as the slot is known. */
-static __always_inline bool wait(struct counted *c, const struct report *r)
+static __noinline bool wait(struct counted *c, const struct report *r)
 {
 	__u32 epoch = current_epoch();
 	struct tt_transfer *t;
@@ -193,18 +193,14 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 }
 
 /*
- * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and what
- * follows waits until the reader collects it; without one each call goes out. False if there was room nowhere.
+ * The first report after a pause, and the first of an interval: rare, and so out of the way of the others, whose
+ * instructions then share few cache lines.
  */
-static __always_inline bool post(struct counted *c, struct report *r)
+static __noinline bool post_new(struct counted *c, struct report *r)
 {
 	struct acct *a = &c->acct[r->direction & 1];
 	bool is_due;
 
-	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
-		return true;
-	if (interval_ns && join(c, r))
-		return true;
 	if (!r->now)
 		r->now = bpf_ktime_get_ns();
 	/* In a pause nothing was reported in an interval from its begin to its end. */
@@ -216,10 +212,21 @@ static __always_inline bool post(struct counted *c, struct report *r)
 }
 
 /*
+ * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and what
+ * follows waits until the reader collects it; without one each call goes out. False if there was room nowhere.
+ */
+static __always_inline bool post(struct counted *c, struct report *r)
+{
+	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
+		return true;
+	return (interval_ns && join(c, r)) || post_new(c, r);
+}
+
+/*
  * Sends a report that waits, unless it is empty; false if the ring has no room. It stays where it is, and empty, until
  * the reader collects it: another CPU may be adding to it, which is why what was sent is taken off and not overwritten.
  */
-static __always_inline bool send_waiting(struct tt_transfer *waiting)
+static __noinline bool send_waiting(struct tt_transfer *waiting)
 {
 	struct tt_transfer *t;
 
@@ -290,7 +297,7 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 
 /* A state record that finds no room in the ring is kept aside: the totals of a connection's end come no
  * second time. */
-static __always_inline void emit_state(struct sk_state *st, const struct change *ch)
+static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 {
 	const struct tt_conn *conn = &st->c.conn;
 	struct tt_life_key key = { .socket = conn->socket,

@@ -32,6 +32,16 @@ static __always_inline struct sk_state *hash_get(void *sk)
 	return hash_peek(sk) ?: hash_make(sk, &no_state);
 }
 
+/* A socket as the TCP socket that it is; NULL if it is none. Where hooks are, sockets are whole, no minisockets. */
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
+{
+	if (!use_cast && HAS_TCP_TYPE)
+		return bpf_skc_to_tcp_sock(sk);
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return NULL;
+	return use_cast ? CAST(struct tcp_sock, sk) : (struct tcp_sock *)sk;
+}
+
 /* The state of a socket if it has one. `sk` is a pointer whose type the verifier knows. */
 static __always_inline struct sk_state *state_peek(struct sock *sk)
 {
@@ -80,17 +90,23 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }
 
+/* Rare, and so out of the way. */
+static __noinline void read_owner(struct sk_state *st, __u64 exec_id)
+{
+	current_process(&st->c.conn.owner);
+	st->c.conn.provenance = TT_SEEN;
+	st->exec_id = exec_id;
+}
+
 /* The current process uses this socket: it is the owner. Its name is read again after an exec. */
 static __always_inline void set_owner(struct sk_state *st, const struct caller *caller)
 {
-	struct tt_conn *conn = &st->c.conn;
+	const struct tt_conn *conn = &st->c.conn;
 
 	if (conn->provenance == TT_SEEN && conn->owner.pid == caller->pid && st->exec_id == caller->exec_id &&
 	    conn->owner.start_ns == caller->start_ns)
 		return;
-	current_process(&conn->owner);
-	conn->provenance = TT_SEEN;
-	st->exec_id = caller->exec_id;
+	read_owner(st, caller->exec_id);
 }
 
 /*

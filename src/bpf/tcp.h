@@ -52,25 +52,25 @@ static __always_inline void read_totals(struct sk_state *st, struct sock *sk, st
 		out->reported = out->total;
 	if (!(st->known & KNOWN_IN) && !st->born)
 		in->reported = in->total;
-	st->seq_out = tp->write_seq - (__u32)out->total;
+	st->seq_out = TCP(tp, write_seq) - (__u32)out->total;
 	st->known = KNOWN_OUT | KNOWN_IN;
 }
 
 static __always_inline void read_quality(struct sk_state *st, struct tcp_sock *tp)
 {
-	st->c.rtt_us = tp->srtt_us >> 3;
-	st->c.acct[TT_OUT].packets = tp->segs_out;
-	st->c.acct[TT_IN].packets = tp->segs_in;
+	st->c.rtt_us = TCP(tp, srtt_us) >> 3;
+	st->c.acct[TT_OUT].packets = TCP(tp, segs_out);
+	st->c.acct[TT_IN].packets = TCP(tp, segs_in);
 }
 
 /* What is worth knowing in the end. The kernel's minimum is that of the last minutes (tcp_min_rtt_wlen). */
 static __always_inline void read_condition(struct sk_state *st, struct tcp_sock *tp)
 {
-	__u32 min_rtt = tp->rtt_min.s[0].v;
+	__u32 min_rtt = TCP(tp, rtt_min.s[0].v);
 
 	if (min_rtt != ~0U && (!st->min_rtt_us || min_rtt < st->min_rtt_us))
 		st->min_rtt_us = min_rtt;
-	st->retransmits = tp->total_retrans;
+	st->retransmits = TCP(tp, total_retrans);
 }
 
 /*
@@ -83,7 +83,7 @@ static __always_inline __u8 how_it_ends(struct sock *sk, struct tcp_sock *tp, in
 	int error = sk->sk_err;
 
 	if ((old_state == TCP_FIN_WAIT2 || old_state == TCP_LAST_ACK || old_state == TCP_CLOSING) &&
-	    tp->snd_una == tp->write_seq && (!error || sk->__sk_common.skc_flags & SOCK_DONE))
+	    TCP(tp, snd_una) == TCP(tp, write_seq) && (!error || sk->__sk_common.skc_flags & SOCK_DONE))
 		return TT_ORDERLY;
 	if (error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH)
 		return TT_TIMED_OUT;
@@ -101,7 +101,7 @@ static __always_inline __u64 read_written(struct sk_state *st, struct tcp_sock *
 {
 	volatile __u64 *total = &st->c.acct[TT_OUT].total;
 	__u64 before = *total;
-	__s32 more = tp->write_seq - st->seq_out - (__u32)before;
+	__s32 more = TCP(tp, write_seq) - st->seq_out - (__u32)before;
 
 	if (more <= 0)
 		return before;
@@ -116,12 +116,13 @@ static __always_inline __u64 read_written(struct sk_state *st, struct tcp_sock *
  */
 static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *tp, __u64 of_this_call)
 {
-	__u32 end = tp->write_seq;
-	__u64 sent = tp->bytes_sent - tp->bytes_retrans + (__u32)(end - tp->snd_nxt);
-	__u64 acked = tp->bytes_acked + (__u32)(end - tp->snd_una);
+	__u32 end = TCP(tp, write_seq);
+	__u64 sent = TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + (__u32)(end - TCP(tp, snd_nxt));
+	__u64 acked = TCP(tp, bytes_acked) + (__u32)(end - TCP(tp, snd_una));
 	struct acct *out = &st->c.acct[TT_OUT];
 
-	if (acked - sent > 1 || tp->write_seq != end)
+	barrier(); /* look again */
+	if (acked - sent > 1 || TCP(tp, write_seq) != end)
 		return false;
 	out->total = sent;
 	out->reported = sent - (of_this_call < sent ? of_this_call : sent);
@@ -264,15 +265,17 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 
 	if (sk->sk_protocol != IPPROTO_TCP || old_state == new_state)
 		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
 	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
 		st = state_get(sk);
-		if (st) {
-			conceive(st);
-			note_change(st, old_state, new_state);
+		if (!st) {
+			count_storage_loss(TT_TCP_STATE);
+			return 0;
 		}
+		conceive(st);
+		note_change(st, old_state, new_state);
 		return 0;
 	}
 	if (old_state == TCP_SYN_RECV && new_state == TCP_CLOSE) {
@@ -330,7 +333,7 @@ int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
 {
 	struct sk_state *st;
 
-	if (sk->sk_protocol != IPPROTO_TCP || !bpf_skc_to_tcp_sock(sk))
+	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	st = state_peek(sk);
 	if (st && st->changed[0] == old_state && st->changed[1] == new_state) {
@@ -355,7 +358,7 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	__u64 before;
 	bool begins; /* a call, with this chunk */
 
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = tcp_of(sk);
 	if (!tp)
 		return 0;
 	st = tcp_state(sk, tp, TT_TCP_RECV);
@@ -410,7 +413,7 @@ int BPF_PROG(tcp_chunk_in_2, struct sock *sk)
  */
 static __always_inline int socket_ends(struct sock *sk)
 {
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tp = tcp_of(sk);
 	struct sk_state *st;
 	__u64 now;
 
@@ -451,14 +454,14 @@ int BPF_PROG(tcp_destroy_2, struct sock *sk)
  */
 static __always_inline __u64 share_of_call(struct tcp_sock *tp, __u64 ret)
 {
-	return tp->inet_conn.icsk_ulp_ops ? ALL_NEWS : ret;
+	return TCP(tp, inet_conn.icsk_ulp_ops) ? ALL_NEWS : ret;
 }
 
 /* A send has returned `ret` > 0. Runs in the system call, after the lock was released. */
 static __always_inline void tcp_call_out(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_OUT, .calls = 1, .is_call = true };
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	struct tcp_sock *tp = tcp_of(sk);
 	__u64 reported, written;
 	struct sk_state *st;
 	struct acct *out;
@@ -511,7 +514,7 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	} else if (interval_ns) {
 		return;
 	}
-	tp = bpf_skc_to_tcp_sock(sk);
+	tp = tcp_of(sk);
 	if (!tp)
 		return;
 	get_caller(&caller);

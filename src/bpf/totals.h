@@ -13,19 +13,19 @@
  */
 static __always_inline __u64 written(struct sock *sk, struct tcp_sock *tp)
 {
-	__u32 unsent = tp->write_seq - tp->snd_nxt;
+	__u32 unsent = TCP(tp, write_seq) - TCP(tp, snd_nxt);
 	__u8 state = sk->__sk_common.skc_state;
 
 	if (unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING))
 		unsent--;
-	return tp->bytes_sent - tp->bytes_retrans + unsent;
+	return TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + unsent;
 }
 
 /* Bytes the program has read: what arrived in order, less what waits in the receive queue, less a FIN. */
 static __always_inline __u64 consumed(struct sock *sk, struct tcp_sock *tp)
 {
-	__u64 received = tp->bytes_received;
-	__u64 read = received - (__u32)(tp->rcv_nxt - tp->copied_seq);
+	__u64 received = TCP(tp, bytes_received);
+	__u64 read = received - (__u32)(TCP(tp, rcv_nxt) - TCP(tp, copied_seq));
 	__u64 payload = received - ((sk->__sk_common.skc_flags & SOCK_DONE) ? 1 : 0);
 
 	return read < payload ? read : payload;
@@ -37,7 +37,7 @@ static __always_inline __u64 consumed(struct sock *sk, struct tcp_sock *tp)
  */
 static __always_inline void read_key(struct tt_conn *conn, struct sock *sk, struct tcp_sock *tp)
 {
-	__u16 port = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	__u16 port = bpf_ntohs(TCP(tp, inet_conn.icsk_inet.inet_sport));
 
 	if (port)
 		conn->local_port = port;

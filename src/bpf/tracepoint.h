@@ -30,7 +30,7 @@ struct {
 	__type(value, struct noted_peer);
 } noted_peers SEC(".maps");
 
-static __always_inline void note_peer(struct bpf_sock_addr *ctx, const bool v6)
+static __always_inline void note_peer(struct bpf_sock_addr *ctx, __u32 kind, const bool v6)
 {
 	struct noted_peer note = { .socket = bpf_get_socket_cookie(ctx) };
 	__u64 thread = bpf_get_current_pid_tgid();
@@ -51,21 +51,22 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, const bool v6)
 	} else {
 		peer_v4(&note.peer, ctx->user_ip4, ctx->user_port);
 	}
-	bpf_map_update_elem(&noted_peers, &thread, &note, BPF_ANY);
+	if (bpf_map_update_elem(&noted_peers, &thread, &note, BPF_ANY))
+		count_storage_loss(kind);
 }
 
 /* The destination of an unconnected send; for IPv4 on an IPv6 socket the first one runs. */
 SEC("?cgroup/sendmsg4")
 int cgroup_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	note_peer(ctx, false);
+	note_peer(ctx, TT_UDP_SEND, false);
 	return 1;
 }
 
 SEC("?cgroup/sendmsg6")
 int cgroup_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	note_peer(ctx, true);
+	note_peer(ctx, TT_UDP_SEND, true);
 	return 1;
 }
 
@@ -74,14 +75,14 @@ int cgroup_sendmsg6(struct bpf_sock_addr *ctx)
 SEC("?cgroup/recvmsg4")
 int cgroup_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	note_peer(ctx, false);
+	note_peer(ctx, TT_UDP_RECV, false);
 	return 1;
 }
 
 SEC("?cgroup/recvmsg6")
 int cgroup_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	note_peer(ctx, true);
+	note_peer(ctx, TT_UDP_RECV, true);
 	return 1;
 }
 

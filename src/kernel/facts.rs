@@ -15,6 +15,8 @@ use std::mem::MaybeUninit;
 /// What a program can need of the kernel, each in a program of its own.
 const FEATURES: [&str; 5] =
     ["probe_typed_tracepoint", "probe_ring", "probe_storage", "probe_cookie", "probe_task"];
+/// Only where BTF has the function: a program that calls one that is not there spoils the load of all.
+const CAST: &str = "probe_cast";
 const FEXIT: &str = "probe_fexit";
 const KPROBE: &str = "probe_kprobe";
 
@@ -22,41 +24,29 @@ const KPROBE: &str = "probe_kprobe";
 pub(crate) fn collect() -> Facts {
     let _quiet = Quiet::new();
     let btf = Btf::from_vmlinux();
-    let (functions, tracepoints) = btf.map(|btf| listed(&btf)).unwrap_or_default();
-    let cgroup = cgroup();
-    let preemptible = host::is_preemptible();
+    let (functions, tracepoints) = btf.as_ref().map(listed).unwrap_or_default();
+    let can_cast = btf.is_ok_and(|btf| arguments(&btf, "bpf_rdonly_cast").is_some());
     // On most kernels everything loads: then one load, which reads all of BTF again, answers all questions.
-    let all = [FEATURES.as_slice(), &[FEXIT, KPROBE]].concat();
+    let cast: &[_] = if can_cast { &[CAST] } else { &[] };
+    let all = [FEATURES.as_slice(), cast, &[FEXIT, KPROBE]].concat();
     let together = with_loaded(&all, |skel| Ok((attach(skel, FEXIT), attach(skel, KPROBE))));
-    if let Ok((fexit, kprobe)) = together {
-        return Facts {
-            typed_tracepoints: Ok(()),
-            ring_buffer: true,
-            storage: true,
-            cookie: true,
-            task_btf: true,
-            fexit,
-            kprobe,
-            functions,
-            tracepoints,
-            cgroup,
-            preemptible,
-        };
-    }
-    let loads = |name| with_loaded(&[name], |_| Ok(()));
+    let all_load = together.is_ok();
+    let loads = |name| if all_load { Ok(()) } else { with_loaded(&[name], |_| Ok(())) };
     let attaches = |name| with_loaded(&[name], |skel| attach(skel, name));
+    let (fexit, kprobe) = together.unwrap_or_else(|_| (attaches(FEXIT), attaches(KPROBE)));
     Facts {
         typed_tracepoints: loads("probe_typed_tracepoint"),
         ring_buffer: loads("probe_ring").is_ok(),
         storage: loads("probe_storage").is_ok(),
         cookie: loads("probe_cookie").is_ok(),
         task_btf: loads("probe_task").is_ok(),
-        fexit: attaches(FEXIT),
-        kprobe: attaches(KPROBE),
+        cast: can_cast && loads(CAST).is_ok(),
+        fexit,
+        kprobe,
         functions,
         tracepoints,
-        cgroup,
-        preemptible,
+        cgroup: cgroup(),
+        preemptible: host::is_preemptible(),
     }
 }
 

@@ -144,6 +144,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.use_storage = plan.use_storage;
         rodata.use_cookie = plan.use_cookie;
         rodata.use_task_btf = plan.use_task_btf;
+        rodata.use_cast = plan.use_cast;
         rodata.chunks_are_calls = plan.backend == Backend::Kprobe;
         rodata.recvmsg_args = plan.recvmsg_args;
         rodata.calls_run_twice = plan.calls_run_twice;

@@ -31,6 +31,7 @@ fn everything() -> Facts {
         storage: true,
         cookie: true,
         task_btf: true,
+        cast: true,
         fexit: Ok(()),
         kprobe: Ok(()),
         functions: FUNCTIONS.into(),
@@ -148,9 +149,9 @@ fn without_cgroup2_only_the_peers_of_unconnected_udp_sockets_are_unseen() {
 fn kprobes_never_use_socket_storage_and_older_kernels_have_none() {
     assert!(!plan(Backend::Kprobe, &everything()).unwrap().use_storage);
     assert!(plan(Backend::Fentry, &everything()).unwrap().use_storage);
-    let old = Facts { storage: false, cookie: false, task_btf: false, ..everything() };
+    let old = Facts { storage: false, cookie: false, task_btf: false, cast: false, ..everything() };
     let plan_old = plan(Backend::Fentry, &old).unwrap();
-    assert!(!plan_old.use_storage && !plan_old.use_cookie && !plan_old.use_task_btf);
+    assert!(!plan_old.use_storage && !plan_old.use_cookie && !plan_old.use_task_btf && !plan_old.use_cast);
     let features = features(&plan_old, &names(&plan_old));
     assert!(features.contains(&(Feature::SocketCookie, Visibility::Unseen)));
     assert!(plan(Backend::Tracepoint, &old).unwrap_err().contains("5.11"));
