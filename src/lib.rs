@@ -80,6 +80,12 @@ pub use record::ConnectionRecord;
 pub use stats::{LossTable, Stats};
 pub use table::ConnectionTable;
 
+/// For this crate's benchmarks: the event in a record of its own kernel side. No part of the interface.
+#[doc(hidden)]
+pub fn decode(record: &[u8]) -> Option<CollectorEvent> {
+    decode::event(record).ok()
+}
+
 /// The examples in the README are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

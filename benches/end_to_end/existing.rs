@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A machine with 100,000 connections: how fast they are found, and how much memory the example takes for them.
 
+use crate::example;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,12 +59,7 @@ impl Crowd {
 
     /// The most memory that the example has resident while it shows them.
     pub(crate) fn memory_of_example(&self) -> String {
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--release", "--quiet", "--example", "tcptop"]);
-        assert!(build.status().is_ok_and(|status| status.success()), "the example builds");
-        let benchmark = std::env::current_exe().expect("/proc");
-        let target = benchmark.ancestors().nth(2).map(PathBuf::from).expect("target/release/deps/…");
-        let mut example = Command::new(target.join("examples/tcptop"))
+        let mut example = Command::new(example::path())
             .args(["--json", "--no-events", "--duration", "5"])
             .stdout(Stdio::null())
             .spawn()

@@ -3,14 +3,13 @@
 //! folds what comes out of it into a table. None is lost: where the ring is full the program goes on later.
 
 use crate::loads::{FIRST, SECOND, pin};
+use crate::object;
 use crate::ratio::busy;
-use libbpf_cargo::SkeletonBuilder;
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::query::MapInfoIter;
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ObjectBuilder, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ProgramInput};
 use std::fmt;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -127,16 +126,7 @@ struct Source {
 
 impl Source {
     fn into(ring: &MapHandle, program: &'static str) -> Self {
-        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let object = Path::new(env!("CARGO_TARGET_TMPDIR")).join("flood.bpf.o");
-        let include = |path: &str| format!("-I{}", package.join(path).display());
-        SkeletonBuilder::new()
-            .source(package.join("benches/end_to_end/flood.bpf.c"))
-            .obj(&object)
-            .clang_args([include("vmlinux"), include("src/bpf"), "-mcpu=v3".into()])
-            .build()
-            .expect("clang compiles it");
-        let mut open = ObjectBuilder::default().open_file(object).expect("it was just built");
+        let mut open = object::open("flood");
         let mut maps = open.maps_mut();
         let mut events = maps.find(|map| map.name() == "events").expect("a map");
         events.reuse_fd(ring.as_fd()).expect("a ring like that");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Traffic over loopback, each kind as expensive for a tracer as it gets: little work per call.
 
+use rustix::net::sockopt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -59,8 +60,11 @@ pub(crate) struct PingPong(TcpStream);
 impl PingPong {
     pub(crate) fn new() -> Self {
         let (client, mut server) = tcp_pair();
-        client.set_nodelay(true).expect("a TCP socket");
-        server.set_nodelay(true).expect("a TCP socket");
+        for end in [&client, &server] {
+            end.set_nodelay(true).expect("a TCP socket");
+            // Some congestion controls send at times of their own choice.
+            sockopt::set_tcp_congestion(end, "reno").expect("every kernel has it");
+        }
         thread::spawn(move || {
             pin(FIRST);
             let mut byte = [0];

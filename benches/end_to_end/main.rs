@@ -13,15 +13,20 @@
 )]
 
 mod delay;
+mod example;
 mod existing;
 mod flood;
 mod loads;
+mod many;
+mod nothing;
+mod object;
+mod others;
 mod programs;
 mod ratio;
 
 use loads::{Churn, Load, PingPong, Stream, UdpBlast};
 use std::time::Duration;
-use tcptop::{Backend, Granularity};
+use tcptop::{Backend, Granularity, LinuxCollector};
 
 type MakeLoad = fn() -> Box<dyn Load>;
 
@@ -39,7 +44,10 @@ fn main() {
     // What cargo and other harnesses pass on: --bench, and a name to select by.
     let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|part| name.contains(part.as_str()));
-    println!("{:<52} {:>22}   must reach", "what", "measured");
+    let (collector, _) = LinuxCollector::builder().spawn().expect("tracing needs root");
+    let backend = collector.capabilities().expect("it runs").backend;
+    drop(collector);
+    println!("backend {backend}\n{:<60} {:>22}   must reach", "what", "measured");
     for (name, load, by_default, per_call) in LOADS {
         for (mode, granularity, target) in
             [("default", DEFAULT, by_default), ("per call", Granularity::PerCall, per_call)]
@@ -47,21 +55,25 @@ fn main() {
             let name = format!("{name}, {mode}");
             if is_wanted(&name) {
                 let found = ratio::measure(load().as_mut(), granularity);
-                println!("{name:<52} {:>22}   {target}", found.ratio.to_string());
+                println!("{name:<60} {:>22}   {target}", found.ratio.to_string());
                 println!("    {:.2?} without it; {}", found.without, found.tool);
             }
+        }
+        let name = format!("{name}, programs that do nothing");
+        if is_wanted(&name) {
+            println!("{name:<60} {:>22}   the limit", ratio::floor(load().as_mut(), backend).to_string());
         }
     }
     for (name, how) in
         [("delay, rare events", delay::rare as fn() -> delay::Delay), ("delay, many events", delay::many)]
     {
         if is_wanted(name) {
-            println!("{name:<52} {:>22}   p99 5 ms", how().to_string());
+            println!("{name:<60} {:>22}   p99 5 ms", how().to_string());
         }
     }
     let idle = "the tracer without traffic";
     if is_wanted(idle) {
-        println!("{idle:<52} {:>22}   nothing to measure", ratio::idle());
+        println!("{idle:<60} {:>22}   nothing to measure", ratio::idle());
     }
     let floods = [
         ("events folded, one by one", flood::single as fn() -> flood::Flood, "8 M/s, 100 ns"),
@@ -69,21 +81,23 @@ fn main() {
     ];
     for (name, how, target) in floods {
         if is_wanted(name) {
-            println!("{name:<52} {:>22}   {target}", how().to_string());
+            println!("{name:<60} {:>22}   {target}", how().to_string());
         }
     }
     let crowd = "a record's way into the ring";
     if is_wanted(crowd) {
-        let [alone, together] = [1, 2].map(flood::crowd);
-        println!("{crowd:<52} {:>22}", format!("{alone:.0?} alone, {together:.0?} beside another"));
+        many::print(crowd);
     }
     let (find, memory) = ("100,000 sockets found", "100,000 connections, memory of the example");
     if is_wanted(find) || is_wanted(memory) {
         let crowd = existing::Crowd::new();
-        println!("{find:<52} {:>22}   100 ms, ss/15", crowd.find());
-        println!("{memory:<52} {:>22}   64 MiB", crowd.memory_of_example());
+        println!("{find:<60} {:>22}   100 ms, ss/15", crowd.find());
+        println!("{memory:<60} {:>22}   64 MiB", crowd.memory_of_example());
     }
     if is_wanted("programs") {
         Backend::ALL.into_iter().for_each(programs::print);
+    }
+    if is_wanted("other tools") {
+        others::print();
     }
 }

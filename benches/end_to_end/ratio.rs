@@ -2,11 +2,12 @@
 //! With the tracer and without, in turns.
 
 use crate::loads::{Load, SECOND, nanoseconds_per_operation, pin};
+use crate::nothing::Nothing;
 use std::fmt;
 use std::fs;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tcptop::{Granularity, LinuxCollector, NetworkCollector, Stats};
+use tcptop::{Backend, Granularity, LinuxCollector, NetworkCollector, Stats};
 
 const PAIRS: usize = 30;
 const SLICE: Duration = Duration::from_millis(60);
@@ -21,7 +22,7 @@ pub(crate) struct Ratio {
 }
 
 impl Ratio {
-    fn of(mut values: Vec<f64>) -> Self {
+    pub(crate) fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |part: usize| values[(values.len() - 1) * part / 4];
         Self { median: at(2), quartiles: [at(1), at(3)] }
@@ -43,25 +44,39 @@ pub(crate) struct Measured {
 }
 
 pub(crate) fn measure(load: &mut dyn Load, granularity: Granularity) -> Measured {
-    let (mut ratios, mut baseline) = (Vec::new(), Vec::new());
     let mut tool = Tool::default();
+    let (ratio, without) = alternate(load, |load| traced(load, granularity, &mut tool));
+    Measured { ratio, without, tool: tool.to_string() }
+}
+
+/// What programs that do nothing cost at the same hooks.
+pub(crate) fn floor(load: &mut dyn Load, backend: Backend) -> Ratio {
+    let with_nothing = |load: &mut dyn Load| {
+        let _attached = Nothing::attach(backend);
+        slice(load)
+    };
+    alternate(load, with_nothing).0
+}
+
+/// The ratio of slices with something to slices without, and how long an operation takes without.
+fn alternate(load: &mut dyn Load, mut slice_with: impl FnMut(&mut dyn Load) -> f64) -> (Ratio, Duration) {
+    let (mut ratios, mut baseline) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         // The other way round each time: what grows with time weighs on both.
         let (with, without) = if pair % 2 == 0 {
-            let with = traced(load, granularity, &mut tool);
+            let with = slice_with(load);
             (with, slice(load))
         } else {
             let without = slice(load);
-            (traced(load, granularity, &mut tool), without)
+            (slice_with(load), without)
         };
         ratios.push(with / without);
         baseline.push(without);
     }
-    let without = Duration::from_nanos(Ratio::of(baseline).median as u64);
-    Measured { ratio: Ratio::of(ratios), without, tool: tool.to_string() }
+    (Ratio::of(ratios), Duration::from_nanos(Ratio::of(baseline).median as u64))
 }
 
-fn slice(load: &mut dyn Load) -> f64 {
+pub(crate) fn slice(load: &mut dyn Load) -> f64 {
     thread::sleep(REST);
     load.run(WARM_UP);
     nanoseconds_per_operation(load, SLICE)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happens to an event after it was decoded: the channel and the table, without a kernel.
+//! What happens to a record after it was read: decoding, the channel and the table, without a kernel.
 //!
-//! `cargo bench --bench table`, as anybody.
+//! `cargo bench --bench events`, as anybody.
 
 #![allow(
     missing_docs,
@@ -18,40 +18,48 @@ use tcptop::{CollectorEvent, ConnectionTable, KernelTime};
 const CONNECTIONS: u64 = 100_000;
 const SECOND: u64 = 1_000_000_000;
 
-/// The `n`th event of traffic that takes all connections in turn. Events have no constructor, but a form as text.
-fn event(n: u64) -> CollectorEvent {
+/// The `n`th record of traffic that takes all connections in turn: a TCP send, as `src/bpf/wire.h` lays it out.
+fn record(n: u64) -> Vec<u8> {
     let (connection, round) = (n % CONNECTIONS, n / CONNECTIONS);
-    let process = serde_json::json!({
-        "pid": 1000 + connection % 50, "name": "server", "uid": 0, "start_time_ns": 1, "cgroup_id": 1,
-    });
-    let event = serde_json::json!({"TcpSend": {
-        "connection": {
-            "time": SECOND + n * 1_000,
-            "socket": connection + 1,
-            "since": SECOND,
-            "key": {
-                "protocol": "Tcp",
-                "local_addr": "10.0.0.1",
-                "local_port": 443,
-                "remote_addr": format!("10.1.{}.{}", connection >> 8 & 255, connection & 255),
-                "remote_port": 1024 + (connection >> 16),
-            },
-            "netns": 4_026_531_840_u32,
-            "owner": process,
-            "provenance": "Seen",
-        },
-        "actor": process,
-        "bytes": 1000 + connection,
-        "calls": 1,
-        "total_bytes": (1000 + connection) * (round + 1),
-        "total_packets": round + 1,
-        "rtt_us": 100,
-    }});
-    serde_json::from_value(event).expect("the form that `Serialize` gives it")
+    let mut process = Vec::new();
+    process.extend([1, 1].map(u64::to_ne_bytes).as_flattened());
+    process.extend([1000 + connection as u32 % 50, 0].map(u32::to_ne_bytes).as_flattened());
+    process.extend(b"server\0\0\0\0\0\0\0\0\0\0");
+
+    let mut bytes = Vec::new();
+    bytes.extend([0, 100].map(u32::to_ne_bytes).as_flattened());
+    bytes.extend([SECOND + n * 1_000, connection + 1, SECOND].map(u64::to_ne_bytes).as_flattened());
+    bytes.extend(&process);
+    bytes.extend(4_026_531_840_u32.to_ne_bytes());
+    bytes.extend([443, 1024 + (connection >> 16) as u16].map(u16::to_ne_bytes).as_flattened());
+    bytes.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend([10, 1, (connection >> 8) as u8, connection as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend([4, 6, 2, 0, 0, 0, 0, 0]);
+    bytes.extend(&process);
+    let each = 1000 + connection;
+    bytes.extend([each, each * (round + 1), round + 1].map(u64::to_ne_bytes).as_flattened());
+    bytes.extend([1, 0].map(u32::to_ne_bytes).as_flattened());
+    bytes
+}
+
+fn decode(record: &[u8]) -> CollectorEvent {
+    tcptop::decode(record).expect("a record like the kernel side's")
 }
 
 fn benchmarks(criterion: &mut Criterion) {
-    let events: Vec<CollectorEvent> = (0..2 * CONNECTIONS).map(event).collect();
+    let records: Vec<_> = (0..2 * CONNECTIONS).map(record).collect();
+    let mut group = criterion.benchmark_group("records");
+    group.throughput(Throughput::Elements(records.len() as u64));
+    group.bench_function("decode one", |b| {
+        b.iter(|| {
+            for record in &records {
+                black_box(decode(record));
+            }
+        });
+    });
+    group.finish();
+
+    let events: Vec<_> = records.iter().map(|record| decode(record)).collect();
     let mut table = ConnectionTable::new();
     events.iter().for_each(|event| table.apply(event));
     assert_eq!(table.len() as u64, CONNECTIONS, "each is a connection of its own");
