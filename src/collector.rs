@@ -2,8 +2,9 @@
 //! The collector: what users start and stop.
 
 use crate::bootstrap;
+use crate::builder::LinuxCollectorBuilder;
 use crate::capabilities::{Backend, Bootstrap, Capabilities, Feature, Visibility};
-use crate::config::{Config, Filter, Granularity, WhenFull};
+use crate::config::{Config, Filter};
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
 use crate::host;
@@ -15,7 +16,7 @@ use crate::record::ConnectionRecord;
 use crate::self_test;
 use crate::sink::Output;
 use crate::stats::Stats;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Sender, bounded};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -93,7 +94,11 @@ impl fmt::Debug for LinuxCollector {
 impl LinuxCollector {
     /// A builder with the default configuration.
     pub fn builder() -> LinuxCollectorBuilder {
-        LinuxCollectorBuilder { config: Config::default() }
+        LinuxCollectorBuilder::new()
+    }
+
+    pub(crate) fn new(config: Config) -> Self {
+        Self { config, capabilities: None, shared: Arc::default(), thread: None }
     }
 
     /// What the running (or last run) backend can see; none before the first start.
@@ -272,143 +277,6 @@ fn spawn_reader(
     }
 }
 
-/// Configures a [`LinuxCollector`].
-///
-/// # Examples
-/// ```no_run
-/// use std::time::Duration;
-/// use tcptop::{Granularity, LinuxCollector};
-///
-/// let (collector, events) = LinuxCollector::builder()
-///     .granularity(Granularity::Interval(Duration::from_secs(1)))
-///     .port(443)
-///     .spawn()?;
-/// # Ok::<(), tcptop::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct LinuxCollectorBuilder {
-    config: Config,
-}
-
-impl LinuxCollectorBuilder {
-    /// How often transfers are reported. Default: every 100 ms.
-    pub fn granularity(mut self, granularity: Granularity) -> Self {
-        self.config.granularity = granularity;
-        self
-    }
-
-    /// What happens when the channel is full. Default: the event is dropped and counted.
-    pub fn when_full(mut self, when_full: WhenFull) -> Self {
-        self.config.when_full = when_full;
-        self
-    }
-
-    /// Reports only connections that this process owns.
-    pub fn pid(mut self, pid: u32) -> Self {
-        self.config.filter.pid = Some(pid);
-        self
-    }
-
-    /// Reports only connections with this local or remote port.
-    pub fn port(mut self, port: u16) -> Self {
-        self.config.filter.port = Some(port);
-        self
-    }
-
-    /// Reports only this protocol.
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.config.filter.protocol = Some(protocol);
-        self
-    }
-
-    /// Uses this backend or none. Default: the best one that works.
-    pub fn backend(mut self, backend: Backend) -> Self {
-        self.config.backend = Some(backend);
-        self
-    }
-
-    /// Size of the ring buffer in bytes; rounded up to a power of two of pages. Default: 4 MiB, which holds about
-    /// 20,000 events.
-    pub fn ring_bytes(mut self, bytes: usize) -> Self {
-        self.config.ring_bytes = bytes;
-        self
-    }
-
-    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events. Default: 65,536.
-    pub fn channel_capacity(mut self, events: usize) -> Self {
-        self.config.channel_capacity = events;
-        self
-    }
-
-    /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
-    /// with the kprobe backend also for how many sockets. Default: 16,384, about 700 bytes each.
-    pub fn max_sockets(mut self, sockets: usize) -> Self {
-        self.config.max_sockets = sockets;
-        self
-    }
-
-    /// The best way to find existing connections that shall be used; where it does not work the next one is. Default:
-    /// iterators.
-    pub fn bootstrap(mut self, way: Bootstrap) -> Self {
-        self.config.bootstrap = way;
-        self
-    }
-
-    /// Whether each start tries out what it has attached: it moves known bytes over loopback, TCP and UDP, IPv4 and
-    /// IPv6, and looks whether they are reported. What is not is an incapability that [`Capabilities`] tells, instead
-    /// of a silence. Takes some milliseconds; the test's own sockets show up in no event. Default: no. Not done where
-    /// events are filtered by pid, port or protocol.
-    pub fn self_test(mut self, yes: bool) -> Self {
-        self.config.self_test = yes;
-        self
-    }
-
-    /// The collector, not started yet.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`].
-    pub fn build(self) -> Result<LinuxCollector> {
-        self.config.check()?;
-        Ok(LinuxCollector { config: self.config, capabilities: None, shared: Arc::default(), thread: None })
-    }
-
-    /// Builds and starts a collector that hands out events many at once: see [`LinuxCollector::start_batches`].
-    ///
-    /// # Errors
-    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
-    ///
-    /// # Examples
-    /// ```no_run
-    /// use tcptop::{ConnectionTable, LinuxCollector};
-    ///
-    /// let mut table = ConnectionTable::new();
-    /// let collector = LinuxCollector::builder().spawn_batches(move |events| {
-    ///     events.iter().for_each(|event| table.apply(event));
-    /// })?;
-    /// # Ok::<(), tcptop::Error>(())
-    /// ```
-    pub fn spawn_batches(
-        self,
-        handler: impl FnMut(&[CollectorEvent]) + Send + 'static,
-    ) -> Result<LinuxCollector> {
-        let mut collector = self.build()?;
-        collector.start_batches(handler)?;
-        Ok(collector)
-    }
-
-    /// Builds and starts a collector with a channel of its own.
-    ///
-    /// # Errors
-    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
-    pub fn spawn(self) -> Result<(LinuxCollector, Receiver<CollectorEvent>)> {
-        let (tx, rx) = bounded(self.config.channel_capacity);
-        let mut collector = self.build()?;
-        collector.start(tx)?;
-        Ok((collector, rx))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,11 +323,5 @@ mod tests {
         assert_eq!(collector.capabilities(), None);
         assert_eq!(collector.stats(), Stats::default());
         collector.stop().unwrap();
-    }
-
-    #[test]
-    fn a_wrong_configuration_is_refused_before_the_kernel_is_asked() {
-        let refused = LinuxCollector::builder().ring_bytes(0).spawn();
-        assert!(matches!(refused, Err(Error::InvalidConfig { .. })));
     }
 }

@@ -46,6 +46,7 @@
 //! The library never prints: what it has to say beyond errors goes to the [`log`] façade.
 
 mod bootstrap;
+mod builder;
 mod capabilities;
 mod collector;
 mod config;
@@ -64,11 +65,12 @@ mod stats;
 mod table;
 mod wire;
 
+pub use builder::LinuxCollectorBuilder;
 pub use capabilities::{
     Backend, Bootstrap, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown,
     Visibility,
 };
-pub use collector::{LinuxCollector, LinuxCollectorBuilder, NetworkCollector};
+pub use collector::{LinuxCollector, NetworkCollector};
 pub use config::{Granularity, WhenFull};
 pub use error::{Error, Result};
 pub use event::{

@@ -2,10 +2,13 @@
 //! The words of this crate: protocols, states, keys, processes and kernel time. Plain values; nothing here
 //! knows where they come from.
 
+mod process;
+
+pub use process::{Process, ProcessName, Provenance};
+
 use crate::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
-use std::ops::Deref;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
@@ -186,166 +189,6 @@ impl fmt::Display for ConnectionKey {
     }
 }
 
-/// A process name as the kernel keeps it (`comm` of the thread-group leader, at most 15 bytes), held inline so
-/// that events carry it without an allocation. Bytes that are not UTF-8 read as `?`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct ProcessName {
-    bytes: [u8; 16],
-}
-
-impl ProcessName {
-    /// The name in a kernel `comm` buffer, which ends at its first zero byte.
-    pub fn from_kernel(comm: [u8; 16]) -> Self {
-        let mut bytes = [0; 16];
-        let len = comm.iter().position(|&b| b == 0).unwrap_or(15).min(15);
-        let mut rest = &comm[..len];
-        let mut at = 0;
-        while !rest.is_empty() {
-            let valid = match std::str::from_utf8(rest) {
-                Ok(all) => all.len(),
-                Err(e) => e.valid_up_to(),
-            };
-            bytes[at..at + valid].copy_from_slice(&rest[..valid]);
-            at += valid;
-            rest = &rest[valid..];
-            if !rest.is_empty() {
-                bytes[at] = b'?';
-                at += 1;
-                rest = &rest[1..];
-            }
-        }
-        Self { bytes }
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(self.bytes.len());
-        // Only valid UTF-8 ever gets in.
-        std::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
-    }
-}
-
-impl From<&str> for ProcessName {
-    /// Keeps the first 15 bytes, as the kernel does.
-    fn from(name: &str) -> Self {
-        let mut comm = [0; 16];
-        for (to, from) in comm.iter_mut().zip(name.bytes().take(15)) {
-            *to = from;
-        }
-        Self::from_kernel(comm)
-    }
-}
-
-impl Deref for ProcessName {
-    type Target = str;
-    fn deref(&self) -> &str {
-        self.as_str()
-    }
-}
-
-impl PartialEq<str> for ProcessName {
-    fn eq(&self, other: &str) -> bool {
-        self.as_str() == other
-    }
-}
-
-impl PartialEq<&str> for ProcessName {
-    fn eq(&self, other: &&str) -> bool {
-        self.as_str() == *other
-    }
-}
-
-impl fmt::Display for ProcessName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl fmt::Debug for ProcessName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self.as_str(), f)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl serde::Serialize for ProcessName {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<'de> serde::Deserialize<'de> for ProcessName {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        Ok(Self::from(name.as_str()))
-    }
-}
-
-/// A process: always the thread-group leader, never a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub struct Process {
-    /// Process id (thread-group id) in the initial pid namespace; 0 for [the kernel itself](Self::is_kernel).
-    pub pid: u32,
-    /// `comm` of the thread-group leader.
-    pub name: ProcessName,
-    /// User id in the initial user namespace.
-    pub uid: u32,
-    /// When it started, nanoseconds since boot (CLOCK_BOOTTIME); with `pid` it names a process beyond pid reuse.
-    pub start_time_ns: u64,
-    /// Id of its cgroup in the unified hierarchy; 0 where unknown.
-    pub cgroup_id: u64,
-}
-
-impl Process {
-    /// A process of which only pid and name are known; the other fields are public and can be set.
-    pub fn new(pid: u32, name: impl Into<ProcessName>) -> Self {
-        Self { pid, name: name.into(), ..Self::default() }
-    }
-
-    /// Not a process but the kernel, which uses sockets for itself (NFS, MPTCP): pid 0, and the name `kernel`. Which of
-    /// its threads does that at a moment is chance.
-    pub fn is_kernel(&self) -> bool {
-        self.pid == 0
-    }
-}
-
-/// How the owner of a connection is known. An owner is never guessed: TCP changes state in interrupt context
-/// too, where the kernel's current process is a stranger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum Provenance {
-    /// Not known.
-    Unknown,
-    /// Found in /proc when tracing started.
-    Bootstrap,
-    /// Taken from the listening socket; the process that accepted has not used the connection yet.
-    Inherited,
-    /// Seen in a call on this very socket.
-    Seen,
-}
-
-impl Provenance {
-    /// Lower-case name: `unknown`, `bootstrap`, `inherited` or `seen`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Bootstrap => "bootstrap",
-            Self::Inherited => "inherited",
-            Self::Seen => "seen",
-        }
-    }
-}
-
-impl fmt::Display for Provenance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// A moment on the kernel's CLOCK_MONOTONIC, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
@@ -403,17 +246,6 @@ mod tests {
         }
         assert_eq!(TcpState::from_kernel(13), TcpState::Unknown(13));
         assert_eq!(TcpState::Unknown(13).to_string(), "unknown(13)");
-    }
-
-    #[test]
-    fn names_end_at_zero_and_survive_bytes_that_are_not_utf8() {
-        assert_eq!(ProcessName::from_kernel(*b"curl\0garbage....").as_str(), "curl");
-        assert_eq!(
-            ProcessName::from_kernel(*b"a\xffb\xc3\xa9c\xc3\0\0\0\0\0\0\0\0\0").as_str(),
-            "a?b\u{e9}c?"
-        );
-        assert_eq!(ProcessName::from_kernel([b'x'; 16]).as_str().len(), 15);
-        assert_eq!(ProcessName::from("a-very-long-process-name"), "a-very-long-pro");
     }
 
     #[test]
