@@ -92,20 +92,27 @@ impl Capabilities {
         self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
     }
 
-    /// Takes note of the self-test. What it did not see is no longer called exact.
+    /// Takes note of the self-test. What it did not see is no longer called exact, and no better than it was.
     pub(crate) fn learn(&mut self, checks: Vec<SelfCheck>) {
         for check in &checks {
-            if let SelfTestResult::Failed(why) = &check.result {
-                log::error!("{check}");
-                self.set(check.feature, Visibility::Limited(why.clone()));
-            }
+            let SelfTestResult::Failed(why) = &check.result else { continue };
+            log::error!("{check}");
+            let finding = format!("the self-test over {}: {why}", check.address);
+            let visibility = match self.visibility(check.feature) {
+                Visibility::Exact => Visibility::Limited(finding),
+                Visibility::Limited(known) => Visibility::Limited(format!("{known}; {finding}")),
+                Visibility::Unseen => Visibility::Unseen,
+            };
+            self.set(check.feature, visibility);
         }
         self.self_test = checks;
     }
 
     pub(crate) fn set(&mut self, feature: Feature, visibility: Visibility) {
-        self.features.retain(|(f, _)| *f != feature);
-        self.features.push((feature, visibility));
+        match self.features.iter_mut().find(|(known, _)| *known == feature) {
+            Some((_, of_it)) => *of_it = visibility,
+            None => self.features.push((feature, visibility)),
+        }
     }
 }
 
@@ -135,7 +142,8 @@ impl fmt::Display for SelfCheck {
 pub enum SelfTestResult {
     /// The events told of every byte.
     Passed,
-    /// They did not, in words. The feature is then no longer [`Visibility::Exact`].
+    /// They did not, in words. This is then a limit of the feature ([`Visibility::Limited`]), unless it is known to be
+    /// [`Visibility::Unseen`].
     Failed(String),
     /// It could not be tried, for instance because there is no IPv6 here.
     Skipped(String),
@@ -282,5 +290,63 @@ pub struct MissingProgram {
 impl fmt::Display for MissingProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.program, self.reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn capabilities(features: &[(Feature, Visibility)]) -> Capabilities {
+        Capabilities {
+            backend: Backend::Kprobe,
+            kernel: "6.1.0".into(),
+            features: features.to_vec(),
+            steps_down: Vec::new(),
+            missing_programs: Vec::new(),
+            bootstrap: Bootstrap::Procfs,
+            self_test: Vec::new(),
+        }
+    }
+
+    fn failed(feature: Feature, address: [u8; 4], why: &str) -> SelfCheck {
+        SelfCheck { feature, address: address.into(), result: SelfTestResult::Failed(why.into()) }
+    }
+
+    #[test]
+    fn what_a_self_test_has_missed_is_a_limit_and_never_an_improvement() {
+        use Visibility::{Exact, Limited, Unseen};
+        let known = || Limited("counted at the start of the call".into());
+        let before = [(Feature::TcpSend, Exact), (Feature::UdpSend, known()), (Feature::UdpRecv, Unseen)];
+        let mut can = capabilities(&before);
+        let missed = before.each_ref().map(|(feature, _)| failed(*feature, [127, 0, 0, 1], "no bytes"));
+        can.learn(missed.to_vec());
+        let after: Vec<_> = before.iter().map(|(feature, _)| can.visibility(*feature)).collect();
+        let finding = "the self-test over 127.0.0.1: no bytes";
+        let both = format!("counted at the start of the call; {finding}");
+        assert_eq!(after, [Limited(finding.into()), Limited(both), Unseen]);
+        assert_eq!(can.self_test, missed);
+        let order: Vec<_> = can.features.iter().map(|(feature, _)| *feature).collect();
+        assert_eq!(order, [Feature::TcpSend, Feature::UdpSend, Feature::UdpRecv], "each stays in its place");
+    }
+
+    #[test]
+    fn each_address_that_was_missed_is_told() {
+        let mut can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]);
+        can.learn(vec![
+            failed(Feature::UdpSend, [127, 0, 0, 1], "a"),
+            failed(Feature::UdpSend, [127, 0, 0, 2], "b"),
+        ]);
+        let text = can.visibility(Feature::UdpSend).to_string();
+        assert_eq!(text, "limited: the self-test over 127.0.0.1: a; the self-test over 127.0.0.2: b");
+    }
+
+    #[test]
+    fn what_passes_or_cannot_be_tried_changes_nothing() {
+        let mut can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]);
+        let results = [SelfTestResult::Passed, SelfTestResult::Skipped("no IPv6".into())];
+        let check = |result| SelfCheck { feature: Feature::UdpSend, address: [127, 0, 0, 1].into(), result };
+        can.learn(results.map(check).to_vec());
+        assert_eq!(can.visibility(Feature::UdpSend), Visibility::Exact);
     }
 }

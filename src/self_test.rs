@@ -174,11 +174,12 @@ fn judge(exchange: &Exchange, seen: Seen) -> [SelfCheck; 2] {
         let result = if got == wanted {
             SelfTestResult::Passed
         } else {
-            let [a, b] = wanted;
-            let [c, d] = got;
-            SelfTestResult::Failed(format!(
-                "the self-test moved {a} and {b} bytes, and events told of {c} and {d}"
-            ))
+            let ([a, b], [c, d]) = (wanted, got);
+            SelfTestResult::Failed(if got == [0, 0] {
+                format!("{a} and {b} bytes were moved, and no event told of them")
+            } else {
+                format!("{a} and {b} bytes were moved, and events told of {c} and {d}")
+            })
         };
         SelfCheck { feature, address: exchange.address, result }
     })
@@ -187,6 +188,7 @@ fn judge(exchange: &Exchange, seen: Seen) -> [SelfCheck; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capabilities::{Backend, Bootstrap, Capabilities, Visibility};
 
     fn exchange() -> Exchange {
         Exchange { protocol: Protocol::Udp, address: Ipv4Addr::LOCALHOST.into(), client: 7, server: 8 }
@@ -205,8 +207,27 @@ mod tests {
             SelfTestResult::Failed(text) => text,
             other => panic!("{other:?}"),
         };
-        assert!(text(send).ends_with("moved 1201 and 803 bytes, and events told of 1201 and 0"));
-        assert!(text(recv).ends_with("moved 803 and 1201 bytes, and events told of 0 and 1201"));
+        assert_eq!(text(send), "1201 and 803 bytes were moved, and events told of 1201 and 0");
+        assert_eq!(text(recv), "803 and 1201 bytes were moved, and events told of 0 and 1201");
+    }
+
+    #[test]
+    fn a_hook_that_never_fires_is_a_limit_that_says_so() {
+        let mut can = Capabilities {
+            backend: Backend::Fentry,
+            kernel: "6.1.0".into(),
+            features: vec![(Feature::UdpSend, Visibility::Exact), (Feature::UdpRecv, Visibility::Exact)],
+            steps_down: Vec::new(),
+            missing_programs: Vec::new(),
+            bootstrap: Bootstrap::Procfs,
+            self_test: Vec::new(),
+        };
+        let without_sends = Seen { client: [0, 803], server: [0, 1201] };
+        can.learn(judge(&exchange(), without_sends).to_vec());
+        let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event told of them";
+        assert_eq!(can.visibility(Feature::UdpSend), Visibility::Limited(limit.into()));
+        assert_eq!(can.visibility(Feature::UdpRecv), Visibility::Exact);
+        assert!(can.self_test[0].has_failed() && !can.self_test[1].has_failed());
     }
 
     #[test]
