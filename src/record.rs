@@ -39,8 +39,9 @@ pub struct ConnectionRecord {
     pub first_seen: KernelTime,
     /// Time of the latest event.
     pub last_seen: KernelTime,
-    /// Traffic from before tracing started is missing from a total. A record out of /proc is partial until events
-    /// have brought the kernel's own totals of both directions.
+    /// Traffic from before tracing started is missing from a total, or may be. A TCP record out of /proc is partial
+    /// until events have brought the kernel's own totals of both directions; one of a UDP socket that existed before
+    /// stays so.
     pub is_partial: bool,
     /// The connection has ended.
     pub is_closed: bool,

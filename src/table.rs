@@ -5,6 +5,7 @@ mod bootstrap;
 mod counter;
 mod entry;
 mod gone;
+mod older;
 mod order;
 mod place;
 mod rate;
@@ -17,6 +18,7 @@ use entry::{Direction, Entry};
 use gone::Gone;
 use place::{Flow, Place};
 use rate::Window;
+use std::collections::HashMap;
 use std::time::Duration;
 use store::Store;
 
@@ -33,7 +35,8 @@ use store::Store;
 /// - An owner that is not known in an event does not replace one that is; of two the better known stays (see
 ///   [`Provenance`]), and of two seen in calls the later one: a socket may be handed to another process.
 /// - Listening sockets are no connections.
-/// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions.
+/// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions. A UDP record
+///   is if its socket, with a peer or without, is one that bootstrap has found: what it moved before is not known.
 /// - [`CollectorEvent::Lost`] changes nothing.
 ///
 /// # Limits
@@ -66,6 +69,8 @@ pub struct ConnectionTable {
     evicted: u64,
     /// Rows of /proc that proved to belong to another connection than the one that had claimed them.
     misplaced: Vec<ConnectionRecord>,
+    /// Open UDP sockets that are older than the tracer, and the walk that found each.
+    older: HashMap<u64, KernelTime>,
 }
 
 impl Default for ConnectionTable {
@@ -87,6 +92,7 @@ impl ConnectionTable {
             max_connections: 65_536,
             evicted: 0,
             misplaced: Vec::new(),
+            older: HashMap::new(),
         }
     }
 
@@ -134,8 +140,9 @@ impl ConnectionTable {
             // Made of state changes, which come just before.
             CollectorEvent::Opened(_) | CollectorEvent::ConnectFailed(_) | CollectorEvent::Lost(_) => {}
         }
-        while let Some(row) = self.misplaced.pop() {
-            self.merge_row(row);
+        if !self.misplaced.is_empty() {
+            let rows = std::mem::take(&mut self.misplaced);
+            self.merge_bootstrap(rows);
         }
     }
 
@@ -237,6 +244,7 @@ impl ConnectionTable {
             return self.end(slot, info.time);
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
+        self.older.remove(&info.socket);
         let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
         for slot in flows {
             if let Some(entry) = self.store.get_mut(slot) {
@@ -278,6 +286,9 @@ impl ConnectionTable {
         let slot = self.store.insert(entry);
         if let Some(row) = row {
             self.claim(slot, row);
+        }
+        if info.key.protocol == Protocol::Udp {
+            self.mark_if_older(slot, info);
         }
         if let Some(time) = ended {
             self.end(slot, time);

@@ -7,7 +7,8 @@
 
 use super::ConnectionTable;
 use super::entry::Entry;
-use super::place::{Place, is_unconnected, unconnected_keys};
+use super::older::Found;
+use super::place::{Flow, Place, is_unconnected, unconnected_keys};
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
@@ -32,21 +33,23 @@ impl ConnectionTable {
     ///   known) makes the row its own.
     ///
     /// A UDP socket without a peer stays a row of its own beside the flows of this socket, until the socket is closed;
-    /// its owner stands in for that of a flow whose own is not known.
+    /// its owner stands in for that of a flow whose own is not known, and all its flows are partial.
     ///
     /// A row of UDP whose socket carries no traffic before it is closed stays: the kernel reports nothing about it.
     pub fn merge_bootstrap(&mut self, records: impl IntoIterator<Item = ConnectionRecord>) {
-        let mut owners = false;
+        let (mut owners, mut without_id) = (false, Found::new());
         for record in records {
             owners |= is_unconnected(&record.key) && record.owner.is_some();
+            self.note_row(&record, &mut without_id);
             self.merge_row(record);
         }
+        self.mark_flows_at(&without_id);
         if owners {
             self.name_owners_of_flows();
         }
     }
 
-    pub(super) fn merge_row(&mut self, mut row: ConnectionRecord) {
+    fn merge_row(&mut self, mut row: ConnectionRecord) {
         if !is_connection(&row) {
             return;
         }
@@ -89,8 +92,11 @@ impl ConnectionTable {
     }
 
     pub(super) fn claim(&mut self, slot: u32, row: ConnectionRecord) {
-        if let Some(entry) = self.store.get_mut(slot) {
-            entry.claim(row);
+        let Some(entry) = self.store.get_mut(slot) else { return };
+        let (is_partial, walk) = (row.is_partial, row.last_seen);
+        entry.claim(row);
+        if let (Some(Flow::Udp { socket, .. }), true) = (entry.flow, is_partial) {
+            self.mark_flows_of(socket, walk);
         }
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Entry {
     pub(super) closed_at: Option<KernelTime>,
     /// The row of /proc that this connection was found to be; needed again if that proves wrong.
     pub(super) claimed: Option<Box<ConnectionRecord>>,
+    /// The walk that found its UDP socket: what moved before is missing.
+    pub(super) older: Option<KernelTime>,
     out: Counter,
     r#in: Counter,
     owner_time: KernelTime,
@@ -57,6 +59,7 @@ impl Entry {
             flow,
             closed_at: None,
             claimed: None,
+            older: None,
             out: Counter::default(),
             r#in: Counter::default(),
             owner_time: KernelTime(0),
@@ -69,6 +72,19 @@ impl Entry {
 
     pub(super) fn is_open(&self) -> bool {
         self.closed_at.is_none()
+    }
+
+    /// Whether its socket cannot be one that a walk at this time has found.
+    pub(super) fn ended_before(&self, walk: KernelTime) -> bool {
+        !self.is_idle && self.closed_at.is_some_and(|end| end < walk)
+    }
+
+    /// A walk at this time has found the UDP socket of this flow.
+    pub(super) fn found_by(&mut self, walk: KernelTime) {
+        if !self.ended_before(walk) {
+            self.older = Some(self.older.map_or(walk, |known| known.min(walk)));
+            self.publish();
+        }
     }
 
     /// A UDP flow that has been silent for so long counts as ended. Returns whether that is new.
@@ -193,6 +209,9 @@ impl Entry {
         if self.record.provenance == Provenance::Bootstrap && self.owner_time > end {
             (self.record.owner, self.record.provenance) = (None, Provenance::Unknown);
         }
+        if self.older.take_if(|walk| *walk > end).is_some() {
+            self.publish();
+        }
         let wrong = self.claimed.take_if(|row| row.last_seen > end)?;
         self.record.first_seen = self.since;
         self.publish();
@@ -261,7 +280,7 @@ impl Entry {
         let both_known = self.out.known && self.r#in.known;
         let is_partial = match self.record.key.protocol {
             Protocol::Tcp => !self.born && !both_known,
-            Protocol::Udp => self.claimed.as_ref().is_some_and(|row| row.is_partial),
+            Protocol::Udp => self.older.is_some(),
         };
         let record = &mut self.record;
         (record.bytes_out, record.packets_out) = (self.out.bytes(), self.out.packets());

@@ -243,3 +243,133 @@ fn a_dual_stack_socket_lends_its_owner_to_its_ipv4_flows() {
     table.apply(&closed(info(key, 1700), Totals::default()));
     assert!(table.records().all(|r| r.is_closed));
 }
+
+/// The flows of events and whether they are partial, with the row merged at every possible point: the same for all.
+fn partial_flows(row: &ConnectionRecord, events: &[CollectorEvent]) -> Vec<(std::net::IpAddr, bool)> {
+    let run = |at: usize| {
+        let mut table = table(&events[..at]);
+        table.merge_bootstrap([row.clone()]);
+        events[at..].iter().for_each(|event| table.apply(event));
+        let flows = table.records().filter(|r| r.key.remote_port != 0);
+        let mut all: Vec<_> = flows.map(|r| (r.key.remote_addr, r.is_partial)).collect();
+        all.sort_unstable();
+        all
+    };
+    let first = run(0);
+    (1..=events.len()).for_each(|at| assert_eq!(run(at), first, "merged after {at} events"));
+    first
+}
+
+/// The same row as /proc shows it, and as the kernel does, with the socket's id.
+fn without_and_with_id(row: ConnectionRecord) -> [ConnectionRecord; 2] {
+    [row.clone(), ConnectionRecord { socket: Some(1), ..row }]
+}
+
+/// What may have moved before tracing began between this socket and any peer is in no total.
+#[test]
+fn flows_of_a_udp_socket_that_is_older_than_the_tracer_are_partial() {
+    let before_and_after = [send(udp(2, 1400), 1, 1), recv(owned(udp(3, 1600), 60, Seen), 1, 1)];
+    let all = [(ip(2), true), (ip(3), true)];
+    for row in without_and_with_id(unconnected(1500, 50)) {
+        assert_eq!(partial_flows(&row, &before_and_after), all);
+        let [first, second] = before_and_after.clone();
+        assert_eq!(
+            partial_flows(&row, &[first.clone(), second.clone(), udp_closed(1700)]),
+            all,
+            "to the end"
+        );
+        assert_eq!(partial_flows(&row, &[first, udp_closed(1700), second]), all, "a late event");
+    }
+}
+
+#[test]
+fn flows_of_a_udp_socket_that_ended_before_the_walk_or_is_another_one_are_whole() {
+    for row in without_and_with_id(unconnected(1500, 50)) {
+        let ended = [send(udp(2, 1400), 1, 1), udp_closed(1450)];
+        let row = ConnectionRecord { socket: row.socket.map(|_| 2), ..row };
+        assert_eq!(partial_flows(&row, &ended), [(ip(2), false)], "it cannot be the one that was found");
+        let elsewhere = ConnectionRecord { netns: 8, ..row };
+        assert_eq!(partial_flows(&elsewhere, &[send(udp(2, 1600), 1, 1)]), [(ip(2), false)]);
+    }
+    let other = ConnectionRecord { socket: Some(2), ..unconnected(1500, 50) };
+    assert_eq!(partial_flows(&other, &[send(udp(2, 1600), 1, 1)]), [(ip(2), false)], "SO_REUSEPORT");
+}
+
+#[test]
+fn the_next_udp_socket_on_the_port_has_whole_flows() {
+    for row in without_and_with_id(unconnected(1500, 50)) {
+        let mut table = ConnectionTable::new();
+        table.merge_bootstrap([row]);
+        table.apply(&send(udp(2, 1600), 1, 1));
+        table.apply(&udp_closed(1700));
+        table.apply(&send(ConnectionInfo { socket: 2, since: KernelTime(1800), ..udp(3, 1801) }, 1, 1));
+        let partial = [2, 3].map(|peer| table.get(&udp_key(peer)).map(|r| r.is_partial));
+        assert_eq!(partial, [Some(true), Some(false)]);
+    }
+}
+
+/// A flow is forgotten when it has been silent for long; what is missing in it stays missing.
+#[test]
+fn a_partial_udp_flow_is_partial_again_when_it_comes_back() {
+    let connected = row(udp_key(2), 1500, 50);
+    for row in without_and_with_id(unconnected(1500, 50)).into_iter().chain(without_and_with_id(connected)) {
+        let mut table = ConnectionTable::new();
+        table.merge_bootstrap([row]);
+        table.apply(&send(udp(2, 1600), 1, 1));
+        for seconds in [200, 300] {
+            table.snapshot(KernelTime(seconds * SECOND));
+        }
+        assert!(table.get(&udp_key(2)).is_none());
+        table.apply(&send(udp(2, 301 * SECOND), 1, 2));
+        assert_eq!(table.get(&udp_key(2)).map(|r| r.is_partial), Some(true));
+    }
+}
+
+/// A receive whose peer is not known looks like the socket itself. The other flows are as old as that one.
+#[test]
+fn a_flow_without_a_peer_takes_the_row_and_the_others_stay_partial() {
+    let nobody = info(unconnected(1500, 0).key, 1600);
+    for row in without_and_with_id(unconnected(1500, 50)) {
+        let events = [send(udp(2, 1400), 1, 1), recv(nobody, 9, 9), send(udp(3, 1601), 1, 1)];
+        assert_eq!(partial_flows(&row, &events), [(ip(2), true), (ip(3), true)]);
+        let mut table = table(&events);
+        table.merge_bootstrap([row]);
+        assert!(table.records().all(|r| r.is_partial));
+    }
+}
+
+/// By its id a socket is known also when it has been connected since, and so has another address.
+#[test]
+fn an_older_udp_socket_that_connects_later_has_partial_flows() {
+    let any = ConnectionKey::new(Protocol::Udp, [0, 0, 0, 0].into(), 5000, [0, 0, 0, 0].into(), 0);
+    let row = ConnectionRecord { socket: Some(1), ..row(any, 1500, 50) };
+    assert_eq!(partial_flows(&row, &[send(udp(2, 1600), 1, 1)]), [(ip(2), true)]);
+}
+
+#[test]
+fn a_udp_row_that_is_whole_makes_no_flow_partial() {
+    let whole = ConnectionRecord { is_partial: false, ..unconnected(1500, 50) };
+    for row in without_and_with_id(whole) {
+        assert_eq!(partial_flows(&row, &[send(udp(2, 1600), 1, 1)]), [(ip(2), false)]);
+    }
+}
+
+#[test]
+fn a_dual_stack_socket_that_is_older_has_partial_ipv4_flows() {
+    let any = "::".parse().unwrap();
+    let key = ConnectionKey::new(Protocol::Udp, any, 53, any, 0);
+    let flow = ConnectionKey::new(Protocol::Udp, any, 53, "::ffff:10.0.0.9".parse().unwrap(), 1234);
+    for row in without_and_with_id(row(key, 1500, 50)) {
+        assert_eq!(partial_flows(&row, &[recv(info(flow, 1600), 1, 1)]), [(ip(9), true)]);
+    }
+}
+
+/// Which of the workers it was is not known, but all of them are older.
+#[test]
+fn flows_of_workers_that_share_a_port_are_partial() {
+    let mut table = ConnectionTable::new();
+    table.apply(&send(udp(2, 1600), 1, 1));
+    table.merge_bootstrap([unconnected(1500, 50), unconnected(1500, 51)]);
+    table.apply(&send(udp(3, 1601), 1, 1));
+    assert!(table.records().all(|r| r.is_partial), "{table:#?}");
+}
