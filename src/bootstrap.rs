@@ -9,6 +9,9 @@ mod diag;
 mod namespaces;
 mod owners;
 mod sockets;
+mod ways;
+
+pub(crate) use ways::Finding;
 
 use crate::capabilities::Bootstrap;
 use crate::decode;
@@ -17,42 +20,54 @@ use crate::kernel::Iterators;
 use crate::model::{KernelTime, Process, Protocol, Provenance};
 use crate::record::ConnectionRecord;
 use crate::wire::{tt_existing, tt_holder};
+use namespaces::LeftOut;
 use sockets::Socket;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use ways::{Attempt, first_that_works};
 
 /// A connection and the number of its socket's inode, by which its owner is found.
 type Found = (u64, ConnectionRecord);
 
-/// The connections of this machine by the best way that works, of this one and the ones after it.
+/// This, or in words why not.
+type Told<T> = Result<T, String>;
+
+/// Loads the iterators if they are wanted, and finds out which way there will be.
+pub(crate) fn prepare(wanted: Bootstrap, use_cookie: bool) -> (Told<Iterators>, Finding) {
+    let iterators = match wanted {
+        Bootstrap::Iterators => Iterators::load(use_cookie),
+        _ => Err("iterators are not wanted".into()),
+    };
+    let are_loaded = || iterators.as_ref().map(drop).map_err(String::clone);
+    let is_there = || diag::read(0).map(drop);
+    let attempts: [Attempt<'_, ()>; 2] =
+        [(Bootstrap::Iterators, &are_loaded), (Bootstrap::SockDiag, &is_there)];
+    let (_, finding) = first_that_works(wanted, attempts);
+    (iterators, finding)
+}
+
+/// The connections of this machine by the best way that works, of this one and the ones after it; and which way that
+/// was.
 ///
 /// The time in the records is from before the first look: an event with a later time knows more. Keys may repeat (UDP
 /// sockets with SO_REUSEPORT, namespaces).
 pub(crate) fn existing_connections(
-    way: Bootstrap,
-    iterators: Option<&Iterators>,
-) -> Result<Vec<ConnectionRecord>> {
+    wanted: Bootstrap,
+    iterators: &Told<Iterators>,
+) -> Result<(Vec<ConnectionRecord>, Finding)> {
     let began = KernelTime::now();
-    let by_iterators = iterators.filter(|_| way == Bootstrap::Iterators).map(iterate);
-    let mut all = by_iterators.and_then(found_or_logged);
-    if all.is_none() && way != Bootstrap::Procfs {
-        all = found_or_logged(by_sock_diag());
-    }
-    let (found, owners) = match all {
+    let by_iterators = || iterators.as_ref().map_err(String::clone).and_then(iterate);
+    let attempts: [Attempt<'_, All>; 2] =
+        [(Bootstrap::Iterators, &by_iterators), (Bootstrap::SockDiag, &by_sock_diag)];
+    let (all, mut finding) = first_that_works(wanted, attempts);
+    let All { found, owners, left_out } = match all {
         Some(all) => all,
         None => from_proc()?,
     };
-    Ok(found.into_iter().map(|found| owned(found, &owners, began)).collect())
-}
-
-fn found_or_logged(all: std::result::Result<All, String>) -> Option<All> {
-    all.inspect_err(|reason| log::warn!("existing connections have to be found otherwise: {reason}")).ok()
-}
-
-/// Whether sock_diag works here, and if not, why.
-pub(crate) fn try_sock_diag() -> std::result::Result<(), String> {
-    diag::read(0).map(drop)
+    finding.limits.extend(left_out.limits());
+    finding.limits.iter().for_each(|limit| log::info!("existing connections: {limit}"));
+    Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), finding))
 }
 
 fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> ConnectionRecord {
@@ -62,11 +77,17 @@ fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> Con
     ConnectionRecord { owner, provenance, first_seen: began, last_seen: began, ..record }
 }
 
-type All = (Vec<Found>, HashMap<u64, Process>);
+/// What one way has found.
+struct All {
+    found: Vec<Found>,
+    owners: HashMap<u64, Process>,
+    left_out: LeftOut,
+}
 
-fn iterate(iterators: &Iterators) -> std::result::Result<All, String> {
+fn iterate(iterators: &Iterators) -> Told<All> {
     let mut found = Vec::new();
-    for records in namespaces::in_each(|| iterators.sockets()) {
+    let (looks, left_out) = namespaces::in_each(|| iterators.sockets());
+    for records in looks {
         found.extend(records?.chunks(size_of::<tt_existing>()).filter_map(decode::existing));
     }
     let mut owners = HashMap::new();
@@ -74,31 +95,33 @@ fn iterate(iterators: &Iterators) -> std::result::Result<All, String> {
         owners::assign(&mut owners, process, &[inode]);
     }
     owners.remove(&sockets::NO_FILE);
-    Ok((found, owners))
+    Ok(All { found, owners, left_out })
 }
 
-fn by_sock_diag() -> std::result::Result<All, String> {
+fn by_sock_diag() -> Told<All> {
     let mut found = Vec::new();
-    for sockets in namespaces::in_each(|| diag::read(netns())) {
+    let (looks, left_out) = namespaces::in_each(|| diag::read(netns()));
+    for sockets in looks {
         found.extend(sockets?);
     }
-    with_holders(found).map_err(|e| e.to_string())
+    with_holders(found, left_out).map_err(|e| e.to_string())
 }
 
 fn from_proc() -> Result<All> {
     let mut found = Vec::new();
-    for (netns, sockets) in namespaces::in_each(|| (netns(), sockets::read())) {
+    let (looks, left_out) = namespaces::in_each(|| (netns(), sockets::read()));
+    for (netns, sockets) in looks {
         found.extend(sockets?.iter().map(|socket| partial(socket, netns)));
     }
-    with_holders(found)
+    with_holders(found, left_out)
 }
 
 /// Adds the owners by a walk over /proc.
-fn with_holders(found: Vec<Found>) -> Result<All> {
+fn with_holders(found: Vec<Found>, left_out: LeftOut) -> Result<All> {
     let inodes: HashSet<u64> =
         found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE).collect();
     let owners = owners::find(&inodes)?;
-    Ok((found, owners))
+    Ok(All { found, owners, left_out })
 }
 
 fn partial(socket: &Socket, netns: u32) -> Found {

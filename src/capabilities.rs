@@ -79,7 +79,9 @@ pub struct Capabilities {
     pub steps_down: Vec<StepDown>,
     /// Single programs of the running backend that could not be loaded or attached.
     pub missing_programs: Vec<MissingProgram>,
-    /// How connections that are older than the tracer are found.
+    /// How connections that are older than the tracer are found; once
+    /// [`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing) was called, how it has found them the last
+    /// time. Why it is not a better way is among the limits of [`Feature::Existing`].
     pub bootstrap: Bootstrap,
     /// What the self-test has found; empty if it was not asked for
     /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
@@ -87,6 +89,20 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Some that say nothing.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            backend: Backend::Kprobe,
+            kernel: "6.1.0".into(),
+            features: Vec::new(),
+            steps_down: Vec::new(),
+            missing_programs: Vec::new(),
+            bootstrap: Bootstrap::default(),
+            self_test: Vec::new(),
+        }
+    }
+
     /// How well this feature is seen.
     pub fn visibility(&self, feature: Feature) -> Visibility {
         self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
@@ -191,7 +207,7 @@ pub enum Feature {
     AcceptOwner,
     /// Socket ids are the kernel's socket cookies.
     SocketCookie,
-    /// Connections that are older than the tracer, with their totals
+    /// Connections that are older than the tracer, with their totals, in all network namespaces
     /// ([`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing)).
     Existing,
 }
@@ -298,15 +314,7 @@ mod tests {
     use super::*;
 
     fn capabilities(features: &[(Feature, Visibility)]) -> Capabilities {
-        Capabilities {
-            backend: Backend::Kprobe,
-            kernel: "6.1.0".into(),
-            features: features.to_vec(),
-            steps_down: Vec::new(),
-            missing_programs: Vec::new(),
-            bootstrap: Bootstrap::Procfs,
-            self_test: Vec::new(),
-        }
+        Capabilities { features: features.to_vec(), ..Capabilities::of_nothing() }
     }
 
     fn failed(feature: Feature, address: [u8; 4], why: &str) -> SelfCheck {

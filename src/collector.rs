@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The collector: what users start and stop.
 
-use crate::bootstrap;
+use crate::bootstrap::{self, Finding};
 use crate::builder::LinuxCollectorBuilder;
-use crate::capabilities::{Backend, Bootstrap, Capabilities, Feature, Visibility};
+use crate::capabilities::{Backend, Capabilities, Feature, Visibility};
 use crate::config::{Config, Filter};
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
 use crate::host;
-use crate::kernel::{self, Iterators, LoadError, Session};
+use crate::kernel::{self, LoadError, Session};
 use crate::model::Protocol;
 use crate::plan::Facts;
 use crate::reader::{self, Shared};
@@ -19,8 +19,8 @@ use crate::stats::Stats;
 use crossbeam_channel::{Sender, bounded};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// Where the kernel describes its types.
@@ -47,9 +47,11 @@ pub trait NetworkCollector {
     /// [`start`](Self::start) and give the result to
     /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
     ///
-    /// A started collector asks the kernel's iterators, which know the totals of TCP. Where they are not to be had, and
-    /// before the start, sock_diag(7) is asked, and last /proc, whose records are partial;
-    /// [`Capabilities::bootstrap`] says which way it is.
+    /// A running collector asks the kernel's iterators, which know the totals of TCP. Where they are not to be had, and
+    /// while it does not run, sock_diag(7) is asked, and last /proc, whose records are partial. Of a started collector
+    /// [`Capabilities::bootstrap`] says afterwards which way it was, and the limit of [`Feature::Existing`] why it was
+    /// not a better one, and how many network namespaces could not be entered. Blocks for as long as the search takes:
+    /// milliseconds, or a second where there are many processes and it has to look at all their files in /proc.
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -78,6 +80,7 @@ pub trait NetworkCollector {
 pub struct LinuxCollector {
     config: Config,
     capabilities: Option<Capabilities>,
+    existing: Mutex<Option<Finding>>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -98,12 +101,23 @@ impl LinuxCollector {
     }
 
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, capabilities: None, shared: Arc::default(), thread: None }
+        Self { config, capabilities: None, existing: Mutex::default(), shared: Arc::default(), thread: None }
     }
 
-    /// What the running (or last run) backend can see; none before the first start.
+    /// What the running (or last run) backend can see; none before the first start. About existing connections it says
+    /// what is to be expected, and after [`bootstrap_existing`](NetworkCollector::bootstrap_existing) what that has
+    /// found to be so.
     pub fn capabilities(&self) -> Option<Capabilities> {
-        self.capabilities.clone()
+        let mut capabilities = self.capabilities.clone()?;
+        if let Some(finding) = self.existing().as_ref() {
+            finding.tell(&mut capabilities);
+        }
+        Some(capabilities)
+    }
+
+    /// How existing connections were found in this run, the last time. Nobody panics while holding it.
+    fn existing(&self) -> MutexGuard<'_, Option<Finding>> {
+        self.existing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counters of this run, or of the last one. Updated a few times per second.
@@ -137,9 +151,13 @@ impl LinuxCollector {
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
         let mut capabilities = session.capabilities.clone();
-        *shared.iterators() = prepare_bootstrap(self.config.bootstrap, &mut capabilities);
+        let use_cookie = capabilities.visibility(Feature::SocketCookie) != Visibility::Unseen;
+        let (iterators, finding) = bootstrap::prepare(self.config.bootstrap, use_cookie);
+        finding.tell(&mut capabilities);
+        *shared.iterators() = iterators;
         let early = self_test(&session, &self.config, &mut capabilities)?;
         self.capabilities = Some(capabilities);
+        *self.existing() = None;
         self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
         self.shared = shared;
         Ok(())
@@ -167,8 +185,9 @@ impl NetworkCollector for LinuxCollector {
     }
 
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
-        let mut found =
-            bootstrap::existing_connections(self.config.bootstrap, self.shared.iterators().as_ref())?;
+        let (mut found, finding) =
+            bootstrap::existing_connections(self.config.bootstrap, &self.shared.iterators())?;
+        *self.existing() = Some(finding);
         if let Some(can) = &self.capabilities {
             let cookies = can.visibility(Feature::SocketCookie);
             let udp_only = |protocol| protocol == Protocol::Udp && can.backend == Backend::Kprobe;
@@ -194,35 +213,6 @@ fn self_test(session: &Session, config: &Config, capabilities: &mut Capabilities
     let (checks, others) = self_test::run(session)?;
     capabilities.learn(checks);
     Ok(others)
-}
-
-/// Finds out how existing connections can be found, and loads iterators if that is it.
-fn prepare_bootstrap(way: Bootstrap, capabilities: &mut Capabilities) -> Option<Iterators> {
-    let use_cookie = capabilities.visibility(Feature::SocketCookie) != Visibility::Unseen;
-    let mut reasons = Vec::new();
-    if way == Bootstrap::Iterators {
-        match Iterators::load(use_cookie) {
-            Ok(iterators) => {
-                capabilities.bootstrap = Bootstrap::Iterators;
-                capabilities.set(Feature::Existing, Visibility::Exact);
-                return Some(iterators);
-            }
-            Err(reason) => reasons.push(reason),
-        }
-    }
-    if way != Bootstrap::Procfs {
-        match bootstrap::try_sock_diag() {
-            Ok(()) => {
-                capabilities.bootstrap = Bootstrap::SockDiag;
-                capabilities.set(Feature::Existing, Visibility::Exact);
-                return None;
-            }
-            Err(reason) => reasons.push(reason),
-        }
-    }
-    let limit = std::iter::once("out of /proc, without totals".to_owned()).chain(reasons);
-    capabilities.set(Feature::Existing, Visibility::Limited(limit.collect::<Vec<_>>().join("; ")));
-    None
 }
 
 /// Says in the user's terms what forbids tracing, before the kernel says it in its own.

@@ -26,16 +26,30 @@ const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
 /// Programs that the kernel has skipped are no news that could not wait.
 const LOOK_AT_HOOKS_EVERY: Duration = Duration::from_secs(1);
 
+/// Why there are no iterators without a thread.
+const NOT_RUNNING: &str = "iterators are only there while the collector runs";
+
 /// What the reader thread and the collector share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Shared {
     /// The collector wants the thread to end.
     pub(crate) stop: AtomicBool,
     /// The thread has ended, or is about to.
     pub(crate) ended: AtomicBool,
     stats: Mutex<Stats>,
-    /// There while the thread runs.
-    iterators: Mutex<Option<Iterators>>,
+    /// There while the thread runs; else in words why not.
+    iterators: Mutex<Result<Iterators, String>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            stop: AtomicBool::default(),
+            ended: AtomicBool::default(),
+            stats: Mutex::default(),
+            iterators: Mutex::new(Err(NOT_RUNNING.into())),
+        }
+    }
 }
 
 impl Shared {
@@ -53,7 +67,7 @@ impl Shared {
     }
 
     /// Iterators over what exists already. Nobody panics while holding them.
-    pub(crate) fn iterators(&self) -> MutexGuard<'_, Option<Iterators>> {
+    pub(crate) fn iterators(&self) -> MutexGuard<'_, Result<Iterators, String>> {
         self.iterators.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,7 +133,7 @@ struct End<'s>(&'s Shared);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.iterators().take();
+        *self.0.iterators() = Err(NOT_RUNNING.into());
         self.0.ended.store(true, Ordering::Release);
     }
 }

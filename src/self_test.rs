@@ -188,7 +188,7 @@ fn judge(exchange: &Exchange, seen: Seen) -> [SelfCheck; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::{Backend, Bootstrap, Capabilities, Visibility};
+    use crate::capabilities::{Capabilities, Visibility};
 
     fn exchange() -> Exchange {
         Exchange { protocol: Protocol::Udp, address: Ipv4Addr::LOCALHOST.into(), client: 7, server: 8 }
@@ -213,15 +213,10 @@ mod tests {
 
     #[test]
     fn a_hook_that_never_fires_is_a_limit_that_says_so() {
-        let mut can = Capabilities {
-            backend: Backend::Fentry,
-            kernel: "6.1.0".into(),
-            features: vec![(Feature::UdpSend, Visibility::Exact), (Feature::UdpRecv, Visibility::Exact)],
-            steps_down: Vec::new(),
-            missing_programs: Vec::new(),
-            bootstrap: Bootstrap::Procfs,
-            self_test: Vec::new(),
-        };
+        let mut can = Capabilities::of_nothing();
+        for feature in [Feature::UdpSend, Feature::UdpRecv] {
+            can.set(feature, Visibility::Exact);
+        }
         let without_sends = Seen { client: [0, 803], server: [0, 1201] };
         can.learn(judge(&exchange(), without_sends).to_vec());
         let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event told of them";

@@ -1,60 +1,110 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The network namespaces of this machine. Socket tables and iterators show the namespace of the thread that asks.
 //!
-//! Not found are namespaces in which no process lives and which have no name, and those of processes that this one may
-//! not look at.
+//! Not found are namespaces in which no process lives and which have no name.
 
 use crate::host;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+/// Where it was not looked, and why: the latest reason of several.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    namespaces: usize,
+    not_entered: Option<io::Error>,
+    /// Their namespaces are not known.
+    processes: usize,
+    not_shown: Option<io::Error>,
+}
+
+impl LeftOut {
+    fn not_entered(&mut self, why: io::Error) {
+        self.namespaces += 1;
+        self.not_entered = Some(why);
+    }
+
+    fn not_shown(&mut self, why: io::Error) {
+        self.processes += 1;
+        self.not_shown = Some(why);
+    }
+
+    /// In words, if there is anything.
+    pub(super) fn limits(&self) -> impl Iterator<Item = String> {
+        let not_entered = self.not_entered.as_ref();
+        let not_shown = self.not_shown.as_ref();
+        not_entered
+            .map(|why| format!("network namespaces that cannot be entered: {} ({why})", self.namespaces))
+            .into_iter()
+            .chain(not_shown.map(|why| {
+                format!("processes whose network namespace is not shown: {} ({why})", self.processes)
+            }))
+    }
+}
+
 /// Runs `look` once in each network namespace, this thread's own first.
 ///
 /// The others are entered by a thread of their own, which takes CAP_SYS_ADMIN: without it there is only the own one.
-pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> Vec<T> {
+/// Which namespace another user's process is in shows only to CAP_SYS_PTRACE.
+pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut) {
     let mut found = vec![look()];
-    let others = others();
+    let (others, mut left_out) = others();
     if others.is_empty() {
-        return found;
+        return (found, left_out);
     }
-    let look = &look;
-    let rest = thread::scope(|scope| scope.spawn(move || visit(&others, look)).join());
-    // It does not panic unless `look` does; then the own namespace is what there is.
-    found.extend(rest.unwrap_or_default());
-    found
+    let visit = || others.iter().map(|namespace| visit(namespace, &look)).collect::<Vec<_>>();
+    match on_another_thread(visit) {
+        Ok(looks) => looks.into_iter().for_each(|look| match look {
+            Ok(there) => found.push(there),
+            Err(e) => left_out.not_entered(e),
+        }),
+        Err(e) => others.iter().for_each(|_| left_out.not_entered(e.kind().into())),
+    }
+    (found, left_out)
 }
 
-fn visit<T>(namespaces: &[File], look: &impl Fn() -> T) -> Vec<T> {
-    let enter = |namespace: &File| match move_into_link_name_space(
-        namespace.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    ) {
-        Ok(()) => Some(look()),
-        Err(e) => {
-            log::debug!("connections of a network namespace are not known: {e}");
-            None
-        }
-    };
-    namespaces.iter().filter_map(enter).collect()
+fn visit<T>(namespace: &File, look: &impl Fn() -> T) -> io::Result<T> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    Ok(look())
+}
+
+/// It does not panic unless `work` does.
+fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("tcptop-netns".into()).spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| io::Error::other("the thread has panicked"))
+    })
 }
 
 /// Every namespace but our own, once.
-fn others() -> Vec<File> {
-    let mut found = BTreeMap::new();
+fn others() -> (Vec<File>, LeftOut) {
+    let (mut found, mut left_out) = (BTreeMap::new(), LeftOut::default());
     for path in processes().into_iter().chain(host::named_network_namespaces()) {
-        let Some(inode) = inode(&path) else { continue };
-        found.entry(inode).or_insert(path);
+        match inode(&path) {
+            Ok(inode) => drop(found.entry(inode).or_insert(path)),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_shown(e),
+            // A process that has ended.
+            Err(_) => {}
+        }
     }
-    if let Some(own) = inode(Path::new("/proc/thread-self/ns/net")) {
+    if let Ok(own) = inode(Path::new("/proc/thread-self/ns/net")) {
         found.remove(&own);
     }
-    // One that has ended in between has no connections any more.
-    found.into_values().filter_map(|path| File::open(path).ok()).collect()
+    let mut files = Vec::new();
+    for path in found.into_values() {
+        match File::open(path) {
+            Ok(file) => files.push(file),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_entered(e),
+            // One that has ended in between has no connections any more.
+            Err(_) => {}
+        }
+    }
+    (files, left_out)
 }
 
 fn processes() -> Vec<PathBuf> {
@@ -64,6 +114,32 @@ fn processes() -> Vec<PathBuf> {
     processes.map(|process| process.path().join("ns/net")).collect()
 }
 
-fn inode(path: &Path) -> Option<u64> {
-    fs::metadata(path).ok().map(|namespace| namespace.ino())
+fn inode(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|namespace| namespace.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_out_is_counted_and_told_with_the_reason() {
+        let mut left_out = LeftOut::default();
+        assert_eq!(left_out.limits().count(), 0);
+        for _ in 0..3 {
+            left_out.not_entered(ErrorKind::PermissionDenied.into());
+        }
+        let entered = "network namespaces that cannot be entered: 3 (permission denied)";
+        assert_eq!(left_out.limits().collect::<Vec<_>>(), [entered]);
+        left_out.not_shown(ErrorKind::PermissionDenied.into());
+        let shown = "processes whose network namespace is not shown: 1 (permission denied)";
+        assert_eq!(left_out.limits().collect::<Vec<_>>(), [entered, shown]);
+    }
+
+    #[test]
+    fn a_look_that_panics_is_a_look_that_was_not_taken() {
+        assert_eq!(on_another_thread(|| 5).unwrap(), 5);
+        let quiet = std::panic::catch_unwind(|| on_another_thread(|| std::panic::resume_unwind(Box::new(5))));
+        assert!(quiet.unwrap().is_err());
+    }
 }

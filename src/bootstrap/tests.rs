@@ -23,12 +23,18 @@ fn key_of(socket: &TcpStream) -> ConnectionKey {
     key(Protocol::Tcp, socket.local_addr().unwrap(), socket.peer_addr().unwrap())
 }
 
+fn no_iterators() -> Told<Iterators> {
+    Err("the test has none".into())
+}
+
+fn from_proc_alone() -> Vec<ConnectionRecord> {
+    let (found, finding) = existing_connections(Bootstrap::Procfs, &no_iterators()).unwrap();
+    assert_eq!(finding.way, Bootstrap::Procfs);
+    found
+}
+
 fn find(key: ConnectionKey) -> Vec<ConnectionRecord> {
-    existing_connections(Bootstrap::Procfs, None)
-        .unwrap()
-        .into_iter()
-        .filter(|record| record.key == key)
-        .collect()
+    from_proc_alone().into_iter().filter(|record| record.key == key).collect()
 }
 
 /// The kernel's answer to a close or shutdown may take a moment: a FIN is acknowledged with a delay, and a child that
@@ -179,7 +185,31 @@ fn one_look_at_many_sockets_finds_them_all() {
     let peer = server.local_addr().unwrap();
     let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     sockets.iter().for_each(|socket| socket.connect(peer).unwrap());
-    let found = existing_connections(Bootstrap::Procfs, None).unwrap();
+    let found = from_proc_alone();
     let ours = found.iter().filter(|record| record.key.remote_port == peer.port());
     assert_eq!(ours.filter(|record| record.pid() == Some(std::process::id())).count(), sockets.len());
+}
+
+#[test]
+fn without_iterators_the_next_way_is_taken_and_the_reason_is_told() {
+    let (client, _server) = tcp_pair("127.0.0.1", "127.0.0.1");
+    let (found, finding) = existing_connections(Bootstrap::Iterators, &no_iterators()).unwrap();
+    assert!(found.iter().any(|record| record.key == key_of(&client)));
+    assert_ne!(finding.way, Bootstrap::Iterators);
+    assert_eq!(finding.limits[0], "the test has none");
+    // A kernel without INET_DIAG says so.
+    assert_eq!(
+        finding.way == Bootstrap::Procfs,
+        finding.limits.iter().any(|limit| limit.starts_with("sock_diag"))
+    );
+}
+
+#[test]
+fn what_is_prepared_is_what_was_wanted_or_less() {
+    let (iterators, finding) = prepare(Bootstrap::Procfs, true);
+    assert!(iterators.is_err());
+    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, Vec::new()));
+    let (_, finding) = prepare(Bootstrap::SockDiag, true);
+    assert_ne!(finding.way, Bootstrap::Iterators);
+    assert_eq!(finding.way == Bootstrap::Procfs, finding.limits.len() == 1);
 }

@@ -24,6 +24,8 @@ mod net;
 mod owner;
 mod paths;
 mod reasons;
+mod refusal;
+mod refused;
 mod scenarios;
 mod tcp;
 mod udp;

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What works, and what is told, where the kernel refuses a part.
+
+use crate::harness::Trace;
+use crate::net::{Child, hear, port, recv, run, send, tcp_pair, tell};
+use crate::refusal::{ITERATORS, NETLINK, without, without_cap_sys_admin};
+use tcptop::{Bootstrap, ConnectionRecord, Feature, NetworkCollector, Visibility};
+
+/// The row of a TCP connection, if it was found.
+fn row(found: &[ConnectionRecord], local: u16, remote: u16) -> Option<&ConnectionRecord> {
+    found.iter().find(|row| (row.key.local_port, row.key.remote_port) == (local, remote))
+}
+
+/// What is said about existing connections: the way, and its limits. Not those of this machine, which may hide a process
+/// from everybody (a sandbox its first one).
+fn told(trace: &Trace) -> (Bootstrap, Vec<String>) {
+    let limits = match trace.sees(Feature::Existing) {
+        Visibility::Exact => Vec::new(),
+        Visibility::Limited(limits) => limits.split("; ").map(str::to_owned).collect(),
+        other => panic!("{other:?}"),
+    };
+    let hidden = |limit: &String| limit.starts_with("processes whose network namespace is not shown: ");
+    (trace.capabilities().bootstrap, limits.into_iter().filter(|limit| !hidden(limit)).collect())
+}
+
+/// Existing connections are found without iterators, and without sock_diag too; which way it was is told, and why.
+#[test]
+fn each_way_to_find_connections_is_followed_by_the_next_and_told() {
+    let trace = Trace::start();
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    assert_eq!((send(&client, &[1; 90], 0), recv(&server, 90, 0)), (90, 90));
+    let look = || {
+        let found = trace.collector.bootstrap_existing().unwrap();
+        let row = row(&found, c, s).expect("it is found in every way");
+        assert_eq!(row.pid(), Some(std::process::id()));
+        (row.is_partial, row.bytes_out)
+    };
+    assert_eq!(look(), (false, 90));
+    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+
+    assert_eq!(without(&[ITERATORS], look), (false, 90));
+    let (way, limits) = told(&trace);
+    assert_eq!((way, limits.len()), (Bootstrap::SockDiag, 1), "{limits:?}");
+    assert!(limits[0].starts_with("an iterator cannot begin"), "{limits:?}");
+
+    assert_eq!(without(&[ITERATORS, NETLINK], look), (true, 0));
+    let (way, limits) = told(&trace);
+    assert_eq!((way, limits.len()), (Bootstrap::Procfs, 3), "{limits:?}");
+    assert_eq!(limits[0], "out of /proc, without totals");
+    assert!(limits[1].starts_with("an iterator") && limits[2].starts_with("sock_diag"), "{limits:?}");
+
+    assert_eq!(look(), (false, 90));
+    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()), "it is what the latest call has found");
+}
+
+/// A started collector that was stopped says what is left to it.
+#[test]
+fn after_the_stop_there_are_no_iterators_and_that_is_told() {
+    let mut trace = Trace::fresh();
+    let (client, server) = tcp_pair();
+    trace.stop();
+    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()), "nothing was looked for");
+    let found = trace.collector.bootstrap_existing().unwrap();
+    assert!(row(&found, port(&client), port(&server)).is_some());
+    let limit = "iterators are only there while the collector runs".to_owned();
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, vec![limit]));
+}
+
+/// Who may not enter network namespaces learns how many there are beside its own.
+#[test]
+fn network_namespaces_that_cannot_be_entered_are_counted() {
+    let mut child = Child::fork(|parent| {
+        // SAFETY: moves this process into a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        run("ip link set lo up");
+        let (client, server) = tcp_pair();
+        tell(parent, port(&client).into());
+        tell(parent, port(&server).into());
+        hear(parent);
+    });
+    let (c, s) = (child.hear() as u16, child.hear() as u16);
+    let trace = Trace::start();
+    let look = || row(&trace.collector.bootstrap_existing().unwrap(), c, s).is_some();
+    assert!(look());
+    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+    assert!(!without_cap_sys_admin(look));
+    let (way, limits) = told(&trace);
+    assert_eq!((way, limits.len()), (Bootstrap::Iterators, 1), "{limits:?}");
+    let count = limits[0].strip_prefix("network namespaces that cannot be entered: ").expect(&limits[0]);
+    let count: u32 = count.split(' ').next().unwrap().parse().unwrap();
+    assert!(count >= 1, "{limits:?}");
+    assert!(look());
+    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+    child.tell(1);
+    child.wait();
+}
