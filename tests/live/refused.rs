@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What works, and what is told, where the kernel refuses a part.
 
-use crate::harness::Trace;
+use crate::collector::{bpf_objects, nothing_left_but};
+use crate::harness::{Trace, builder};
 use crate::net::{Child, hear, port, recv, run, send, tcp_pair, tell};
-use crate::refusal::{ITERATORS, NETLINK, without, without_cap_sys_admin};
-use tcptop::{Bootstrap, ConnectionRecord, Feature, NetworkCollector, Visibility};
+use crate::refusal::{ITERATORS, NETLINK, Refused, without, without_cap_sys_admin, without_program};
+use tcptop::{Bootstrap, Capabilities, ConnectionRecord, Feature, NetworkCollector, Visibility};
 
 /// The row of a TCP connection, if it was found.
 fn row(found: &[ConnectionRecord], local: u16, remote: u16) -> Option<&ConnectionRecord> {
@@ -94,4 +95,40 @@ fn network_namespaces_that_cannot_be_entered_are_counted() {
     assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
     child.tell(1);
     child.wait();
+}
+
+/// A program that the kernel does not load, or does not attach, is left out and named, and all others do their work.
+#[test]
+fn one_failing_program_never_sinks_the_others() {
+    let usual = Trace::start().capabilities();
+    // What was found of existing connections may have been told since.
+    let seen = |can: &Capabilities| {
+        Feature::ALL.map(|feature| (feature != Feature::Existing).then(|| can.visibility(feature)))
+    };
+    for (what, reason) in [(Refused::Load, "cannot be loaded"), (Refused::Attach, "cannot be attached")] {
+        let mut trace = without_program(what, "tcp_destroy_2", || Trace::with(builder()));
+        let can = trace.capabilities();
+        assert_eq!((can.backend, seen(&can)), (usual.backend, seen(&usual)), "{what:?}");
+        let missing: Vec<_> =
+            can.missing_programs.iter().filter(|m| !usual.missing_programs.contains(m)).collect();
+        assert_eq!(missing.len(), 1, "{missing:?}");
+        assert_eq!(missing[0].program, "tcp_destroy_2");
+        assert!(missing[0].reason.contains(reason), "{}", missing[0]);
+        let (client, server) = tcp_pair();
+        let (c, s) = (port(&client), port(&server));
+        assert_eq!((send(&client, &[1; 70], 0), recv(&server, 70, 0)), (70, 70));
+        drop((client, server));
+        assert_eq!((trace.closed(c, s).bytes_out, trace.closed(s, c).bytes_in), (70, 70));
+    }
+}
+
+/// Without a program that everything rests on nothing runs: the reason names it, and nothing is left in the kernel.
+#[test]
+fn without_an_essential_program_the_start_fails_and_says_so() {
+    let before = bpf_objects();
+    for what in [Refused::Load, Refused::Attach] {
+        let error = without_program(what, "tcp_chunk_in", || builder().spawn().map(drop)).unwrap_err();
+        assert!(error.to_string().contains("program tcp_chunk_in: cannot be"), "{error}");
+    }
+    nothing_left_but(&before);
 }
