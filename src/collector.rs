@@ -120,7 +120,7 @@ impl LinuxCollector {
         self.existing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counters of this run, or of the last one. Updated a few times per second.
+    /// Counters of this run, or of the last one. Updated ten times per second, or more often if the interval is shorter.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }

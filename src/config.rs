@@ -14,8 +14,10 @@ pub enum Granularity {
     /// One event per call.
     PerCall,
     /// At most one event per socket (UDP: and peer) and direction in this time, but one per call for processes that
-    /// use a socket in turn with another one. The first bytes after a pause are reported at once, every byte no later
-    /// than this long after it moved (plus a few milliseconds), and the end at once.
+    /// use a socket in turn with another one, and more where the ring overflows or there are more sockets than
+    /// [`max_sockets`](crate::LinuxCollectorBuilder::max_sockets). The first bytes after a pause are reported at once,
+    /// every byte no later than this long after it moved (plus a few milliseconds). State changes, ends and losses do
+    /// not wait for it: they come at once, or where the ring had no room for them within 0.2 seconds.
     Interval(Duration),
 }
 

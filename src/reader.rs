@@ -3,9 +3,10 @@
 
 use crate::config::{Config, Granularity};
 use crate::error::{Error, Result};
+use crate::event::{EventKind, LossPlace};
 use crate::kernel::{Barrier, Iterators, Reader, Ring, Session};
 use crate::sink::{Output, Sink};
-use crate::stats::Stats;
+use crate::stats::{LossTable, Stats};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,8 @@ const SLEEP: Duration = Duration::from_millis(50);
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 /// After so many looks at an empty ring it goes to sleep.
 const EMPTY_LOOKS: u32 = 50;
+/// Losses, statistics, and whether state records wait: at least so often, however long the interval is.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
 const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
 /// Programs that the kernel has skipped are no news that could not wait.
@@ -177,23 +180,35 @@ fn collect(session: &mut Session, sink: &mut Sink<'_>) {
     sink.release_ends();
 }
 
-/// What the reader does once per interval.
+/// What the reader does from time to time.
 struct Sweeps {
-    every: Duration,
-    next: Instant,
-    next_look_at_hooks: Instant,
+    /// Reports that wait.
+    collect: Timer,
+    /// Everything else, which must not wait for a long interval.
+    housekeeping: Timer,
+    look_at_hooks: Timer,
     grace: Grace,
+    /// How many state records have found no room in the ring, as of the last look.
+    set_aside: u64,
+    /// Some of them have not been collected.
+    states_wait: bool,
 }
 
 impl Sweeps {
     fn new(config: &Config, session: &Session) -> Result<Self> {
-        let every = match config.granularity {
+        let interval = match config.granularity {
             Granularity::PerCall => PER_CALL_SWEEP,
             Granularity::Interval(every) => every,
         };
-        let grace = Grace::new(session.barrier())?;
         let now = Instant::now();
-        Ok(Self { every, next: now + every, next_look_at_hooks: now + LOOK_AT_HOOKS_EVERY, grace })
+        Ok(Self {
+            collect: Timer::new(interval, now),
+            housekeeping: Timer::new(interval.min(HOUSEKEEPING), now),
+            look_at_hooks: Timer::new(LOOK_AT_HOOKS_EVERY, now),
+            grace: Grace::new(session.barrier())?,
+            set_aside: 0,
+            states_wait: false,
+        })
     }
 
     /// For how long there is nothing to do here.
@@ -201,8 +216,8 @@ impl Sweeps {
         if self.grace.is_running {
             return LOOK_EVERY;
         }
-        let until_next = self.next.saturating_duration_since(Instant::now());
-        until_next.clamp(SHORTEST_SLEEP, SLEEP)
+        let next = self.collect.next.min(self.housekeeping.next);
+        next.saturating_duration_since(Instant::now()).clamp(SHORTEST_SLEEP, SLEEP)
     }
 
     /// Does what is due.
@@ -211,21 +226,69 @@ impl Sweeps {
             collect(session, sink);
         }
         let now = Instant::now();
-        if self.next <= now && !self.grace.is_running {
-            self.next = now + self.every;
-            if self.next_look_at_hooks <= now {
-                self.next_look_at_hooks = now + LOOK_AT_HOOKS_EVERY;
-                session.look_at_hooks();
-            }
-            sink.report_losses(&session.losses());
-            if session.anything_waits() {
-                session.next_epoch();
-                if self.grace.begin() {
-                    sink.keep_ends();
-                }
-            }
+        if self.housekeeping.is_due(now) {
+            self.keep_house(now, session, sink);
+        }
+        if !self.grace.is_running && (self.states_wait || self.collect.is_due(now)) {
+            self.leave_bank(now, session, sink);
         }
         sink.flush();
+    }
+
+    fn keep_house(&mut self, now: Instant, session: &mut Session, sink: &mut Sink<'_>) {
+        if self.look_at_hooks.is_due(now) {
+            session.look_at_hooks();
+        }
+        let losses = session.losses();
+        sink.report_losses(&losses);
+        let set_aside = set_aside(&losses);
+        self.states_wait |= set_aside > self.set_aside;
+        self.set_aside = set_aside;
+    }
+
+    /// State records that wait bring forward the collection of all that waits. So they come after the reports of their
+    /// connection as ever; that some reports then come early, where the ring was full, is the lesser evil.
+    fn leave_bank(&mut self, now: Instant, session: &mut Session, sink: &mut Sink<'_>) {
+        self.collect.restart(now);
+        self.states_wait = false;
+        if session.anything_waits() {
+            session.next_epoch();
+            if self.grace.begin() {
+                sink.keep_ends();
+            }
+        }
+    }
+}
+
+/// The kernel side counts a state record as lost in the ring before it puts it aside. So one that is counted here is in
+/// the bank that is in use, or will be when the programs that run have ended, which the collection waits for.
+fn set_aside(losses: &LossTable) -> u64 {
+    [EventKind::TcpStateChange, EventKind::Closed].map(|kind| losses.get(kind, LossPlace::Ring)).iter().sum()
+}
+
+/// Something that is due again and again.
+#[derive(Clone, Copy, Debug)]
+struct Timer {
+    every: Duration,
+    next: Instant,
+}
+
+impl Timer {
+    fn new(every: Duration, now: Instant) -> Self {
+        Self { every, next: now + every }
+    }
+
+    /// If so, the next time is a period from now.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.next <= now;
+        if is_due {
+            self.restart(now);
+        }
+        is_due
+    }
+
+    fn restart(&mut self, now: Instant) {
+        self.next = now + self.every;
     }
 }
 
@@ -272,5 +335,38 @@ impl Grace {
     fn end(self) {
         drop(self.ask);
         drop(self.thread.join());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_is_due_once_per_period_and_can_be_put_off() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut timer = Timer::new(second, start);
+        assert!(!timer.is_due(start) && !timer.is_due(start + second / 2));
+        assert!(timer.is_due(start + 5 * second / 4) && !timer.is_due(start + 2 * second));
+        timer.restart(start + 2 * second);
+        assert!(!timer.is_due(start + 5 * second / 2) && timer.is_due(start + 3 * second));
+    }
+
+    #[test]
+    fn state_records_that_found_no_room_were_set_aside_and_nothing_else_was() {
+        let mut losses = LossTable::default();
+        losses.add(EventKind::TcpSend, LossPlace::Ring, 1);
+        losses.add(EventKind::Closed, LossPlace::Storage, 2);
+        losses.add(EventKind::Opened, LossPlace::Channel, 4);
+        assert_eq!(set_aside(&losses), 0);
+        losses.add(EventKind::Closed, LossPlace::Ring, 8);
+        losses.add(EventKind::TcpStateChange, LossPlace::Ring, 16);
+        assert_eq!(set_aside(&losses), 24);
+    }
+
+    #[test]
+    fn iterators_are_only_there_with_a_thread() {
+        let shared = Shared::default();
+        assert!(shared.iterators().as_ref().is_err_and(|why| why.contains("while the collector runs")));
     }
 }

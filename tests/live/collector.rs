@@ -272,25 +272,6 @@ fn a_forced_backend_runs_or_says_why_not() {
     }
 }
 
-/// The default granularity reports the first bytes at once and the last within an interval, without another call.
-#[test]
-fn the_last_bytes_are_reported_though_the_socket_falls_silent() {
-    let mut trace = Trace::with(builder().granularity(Granularity::Interval(Duration::from_millis(200))));
-    let (client, server) = tcp_pair();
-    let (c, s) = (port(&client), port(&server));
-    for _ in 0..10 {
-        assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
-    }
-    trace.until("100 bytes out", |t| t.tcp(c, s).filter(|r| r.bytes_out == 100).map(drop));
-    trace.until("100 bytes in", |t| t.tcp(s, c).filter(|r| r.bytes_in == 100).map(drop));
-    trace.listen(Duration::from_millis(500));
-    let of = |p: u16| trace.transfers().filter(move |t| t.connection.key.local_port == p && t.bytes > 0);
-    for p in [c, s] {
-        assert!((1..=4).contains(&of(p).count()), "{:#?}", of(p).collect::<Vec<_>>());
-        assert_eq!(of(p).map(|t| t.bytes).sum::<u64>(), 100);
-    }
-}
-
 /// The self-test moves bytes that events must tell of: on this kernel it passes, or says that there is no IPv6. Its own
 /// sockets show up in no event and in no row.
 #[test]

@@ -262,7 +262,7 @@ fn a_connection_that_is_accepted_at_once_is_one_connection() {
 }
 
 /// Many short connections; returns what each client port sent and received.
-fn churn(count: usize) -> (u16, HashMap<u16, (u64, u64)>) {
+pub(crate) fn churn(count: usize) -> (u16, HashMap<u16, (u64, u64)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let l = listener.local_addr().unwrap().port();
     let server = thread::spawn(move || {
@@ -290,7 +290,7 @@ fn churn(count: usize) -> (u16, HashMap<u16, (u64, u64)>) {
 }
 
 /// The sums over a port's connections in the table, on both ends, must be what was moved, and all must be closed.
-fn check_churn(trace: &Trace, l: u16, expected: &HashMap<u16, (u64, u64)>, count: usize) {
+pub(crate) fn check_churn(trace: &Trace, l: u16, expected: &HashMap<u16, (u64, u64)>, count: usize) {
     let mut ends = [HashMap::<u16, (u64, u64)>::new(), HashMap::new()];
     let mut rows = [0, 0];
     for r in trace.table.records().filter(|r| r.key.protocol == Protocol::Tcp) {
@@ -347,7 +347,7 @@ fn short_connections_are_all_there() {
     assert_eq!(lost_by_us(&stats), 0, "{stats:?}");
 }
 
-fn ended(trace: &Trace, l: u16) -> usize {
+pub(crate) fn ended(trace: &Trace, l: u16) -> usize {
     let of_ours = |e: &&CollectorEvent| {
         matches!(e, CollectorEvent::Closed(_)) && {
             let (a, b) = crate::harness::ports(e);

@@ -19,6 +19,7 @@ mod ends;
 mod existing;
 mod handover;
 mod harness;
+mod intervals;
 mod lifecycle;
 mod net;
 mod owner;
