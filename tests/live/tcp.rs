@@ -5,7 +5,7 @@ use crate::harness::{Trace, ports};
 use crate::net::{Child, cookie, get_option, port, recv, reset, send, set_option, tcp_pair, tell};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
@@ -60,6 +60,26 @@ fn send_500_receive_1000() {
     assert_eq!((client_row.key.remote_port, server_row.key.remote_port), (s, c));
     if trace.sees(Feature::SocketCookie) != Visibility::Unseen {
         assert_eq!((client_row.socket, server_row.socket), (Some(ids.0), Some(ids.1)));
+    }
+}
+
+/// TCP over IPv6: the same numbers and owners, under the addresses of IPv6.
+#[test]
+fn ipv6_connections_are_shown_as_ipv6() {
+    let mut trace = Trace::start();
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let (c, s) = (port(&client), port(&server));
+    client.write_all(&[1; 500]).unwrap();
+    server.read_exact(&mut [0; 500]).unwrap();
+    server.write_all(&[2; 1000]).unwrap();
+    client.read_exact(&mut [0; 1000]).unwrap();
+    let (client_row, server_row) = finish(&mut trace, client, server);
+    assert_eq!((moved(&client_row), moved(&server_row)), ((500, 1000), (1000, 500)));
+    for (row, local, remote) in [(client_row, c, s), (server_row, s, c)] {
+        assert_eq!(row.key.to_string(), format!("tcp [::1]:{local} -> [::1]:{remote}"));
+        assert_eq!((row.pid(), row.provenance), (Some(std::process::id()), Provenance::Seen));
     }
 }
 
