@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: flows by socket and peer.
 
-use crate::harness::{Answer, Trace, answer, builder, is_slow};
-use crate::net::{connect, cookie, recv, send, sockaddr};
+use crate::harness::{Answer, Trace, absent, answer, builder, is_slow};
+use crate::net::{connect, cookie, recv, send, sockaddr, socket_of};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
@@ -241,19 +241,14 @@ fn ping() {
     assert_eq!(recv(&raw, 100, 0), 28);
 }
 
-/// One SCTP association with 33 bytes; a kernel without SCTP says so, and then there is nothing to see.
+/// One SCTP association with 33 bytes, where the kernel has SCTP.
 fn sctp() {
-    let open = || {
-        // SAFETY: makes a socket of our own.
-        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP) };
-        // SAFETY: the file descriptor is new.
-        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }).ok_or_else(std::io::Error::last_os_error)
-    };
+    let open = || socket_of(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP);
     let listener = match open() {
         Ok(listener) => TcpListener::from(listener),
         Err(e) => {
-            println!("no SCTP on this kernel: {e}");
-            return assert_eq!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT));
+            assert_eq!(e, -(libc::EPROTONOSUPPORT as isize));
+            return absent(47, "a kernel without SCTP");
         }
     };
     // SAFETY: our own socket, and no memory.
