@@ -2,46 +2,66 @@
 //! A machine with 100,000 connections: how fast they are found, and how much memory the example takes for them.
 
 use crate::example;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{ConnectionRecord, LinuxCollector, NetworkCollector};
 
-const PAIRS: usize = 50_000;
-/// An address has 28,000 ports to connect from.
-const PAIRS_PER_ADDRESS: usize = 10_000;
+/// No process may have open as many files as there are sockets here, not even root's everywhere.
+const HOLDERS: usize = 6;
+const PAIRS_EACH: usize = 8_400;
+/// What makes this program one of them.
+pub(crate) const HOLD: &str = "--hold";
 const TIMES: usize = 5;
 
-/// Both ends of many connections.
-pub(crate) struct Crowd(Vec<(TcpStream, TcpStream)>);
+/// Processes with both ends of many connections; they end with their standard input.
+pub(crate) struct Crowd(Vec<(Child, ChildStdin)>);
+
+/// What such a process does.
+pub(crate) fn hold() {
+    let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let pair = |_| {
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
+        (client, listener.accept().expect("a connection").0)
+    };
+    let pairs: Vec<_> = (0..PAIRS_EACH).map(pair).collect();
+    println!("{}", pairs.len());
+    drop(std::io::stdin().read(&mut [0]));
+}
 
 impl Crowd {
     pub(crate) fn new() -> Self {
-        let files = Some(3 * PAIRS as u64);
-        setrlimit(Resource::Nofile, Rlimit { current: files, maximum: files }).expect("root may do that");
-        let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let pair = |n: usize| {
-            let address = Ipv4Addr::new(127, 0, 2, (n / PAIRS_PER_ADDRESS) as u8 + 1);
-            let client = TcpStream::connect((address, port)).expect("a connection");
-            (client, listener.accept().expect("a connection").0)
+        let holder = |_| {
+            let mut command = Command::new(std::env::current_exe().expect("/proc"));
+            let piped = command.arg(HOLD).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = piped.spawn().expect("this program");
+            let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+            let mut ready = String::new();
+            BufReader::new(output).read_line(&mut ready).expect("it says how many");
+            assert_eq!(ready.trim(), PAIRS_EACH.to_string());
+            (child, input)
         };
-        Self((0..PAIRS).map(pair).collect())
+        Self((0..HOLDERS).map(holder).collect())
+    }
+
+    fn has(&self, found: &ConnectionRecord) -> bool {
+        self.0.iter().any(|(child, _)| found.pid() == Some(child.id()))
     }
 
     /// How fast the collector finds them and their owner, beside `ss -tnp`.
     pub(crate) fn find(&self) -> String {
         let (mut collector, events) = LinuxCollector::builder().spawn().expect("tracing needs root");
-        let ours = |found: &ConnectionRecord| found.pid() == Some(std::process::id());
         let (mut by_us, mut by_ss) = (Vec::new(), Vec::new());
         for _ in 0..TIMES {
             let begin = Instant::now();
             let found = collector.bootstrap_existing().expect("iterators");
             by_us.push(begin.elapsed());
-            assert!(found.iter().filter(|found| ours(found)).count() >= 2 * self.0.len(), "all are found");
+            let of_crowd = found.iter().filter(|found| self.has(found)).count();
+            assert_eq!(of_crowd, 2 * PAIRS_EACH * HOLDERS, "all are found, with their owners");
             let begin = Instant::now();
             let ss = Command::new("ss").arg("-tnp").stdout(Stdio::null()).status();
             by_ss.extend(ss.is_ok().then(|| begin.elapsed()));
@@ -72,5 +92,14 @@ impl Crowd {
             thread::sleep(Duration::from_millis(20));
         }
         format!("{} MiB", peak / 1024)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for (mut child, input) in self.0.drain(..) {
+            drop(input);
+            child.wait().expect("a child");
+        }
     }
 }

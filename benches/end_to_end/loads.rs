@@ -5,8 +5,8 @@ use rustix::net::sockopt;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,8 +42,11 @@ fn repeat(time: Duration, mut operation: impl FnMut()) -> u64 {
 
 /// Machines with one processor have no other choice.
 pub(crate) fn pin(cpu: usize) {
+    // As it was at the start: who is pinned sees one.
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    let processors = PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));
     let mut set = CpuSet::new();
-    set.set(cpu.min(thread::available_parallelism().map_or(1, usize::from) - 1));
+    set.set(cpu.min(processors - 1));
     sched_setaffinity(None, &set).expect("a processor to run on");
 }
 
