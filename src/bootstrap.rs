@@ -19,10 +19,9 @@ use crate::error::{Error, Result};
 use crate::kernel::Iterators;
 use crate::model::{KernelTime, Process, Protocol, Provenance};
 use crate::record::ConnectionRecord;
-use crate::wire::{tt_existing, tt_holder};
+use foldhash::{HashMap, HashSet};
 use namespaces::LeftOut;
 use sockets::Socket;
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use ways::{Attempt, first_that_works};
@@ -86,14 +85,20 @@ struct All {
 
 fn iterate(iterators: &Iterators) -> Told<All> {
     let mut found = Vec::new();
-    let (looks, left_out) = namespaces::in_each(|| iterators.sockets());
-    for records in looks {
-        found.extend(records?.chunks(size_of::<tt_existing>()).filter_map(decode::existing));
+    let (looks, left_out) = namespaces::in_each(|| {
+        let mut here = Vec::new();
+        iterators.sockets(|record| here.extend(decode::existing(record)))?;
+        Ok::<_, String>(here)
+    });
+    for here in looks {
+        found.append(&mut here?);
     }
-    let mut owners = HashMap::new();
-    for (inode, process) in iterators.holders()?.chunks(size_of::<tt_holder>()).filter_map(decode::holder) {
-        owners::assign(&mut owners, process, &[inode]);
-    }
+    let mut owners = HashMap::default();
+    iterators.holders(|record| {
+        if let Some((inode, process)) = decode::holder(record) {
+            owners::assign(&mut owners, process, &[inode]);
+        }
+    })?;
     owners.remove(&sockets::NO_FILE);
     Ok(All { found, owners, left_out })
 }

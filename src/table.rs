@@ -15,10 +15,10 @@ use crate::event::{Closed, CollectorEvent, ConnectionInfo, StateChange, Transfer
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 use entry::{Direction, Entry};
+use foldhash::HashMap;
 use gone::Gone;
 use place::{Flow, Place};
 use rate::Window;
-use std::collections::HashMap;
 use std::time::Duration;
 use store::Store;
 
@@ -92,7 +92,7 @@ impl ConnectionTable {
             max_connections: 65_536,
             evicted: 0,
             misplaced: Vec::new(),
-            older: HashMap::new(),
+            older: HashMap::default(),
         }
     }
 

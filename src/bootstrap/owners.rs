@@ -8,9 +8,9 @@ use super::unreadable;
 use crate::error::Result;
 use crate::host;
 use crate::model::{Process, ProcessName};
+use foldhash::{HashMap, HashSet};
 use procfs::process::{self, Status};
 use procfs::{FromBufRead, ProcError, ProcResult, ProcessCGroups};
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -21,7 +21,7 @@ use std::path::{Component, Path, PathBuf};
 ///
 /// Processes come and go during the walk, and those of other users are closed to us: neither is an error.
 pub(super) fn find(inodes: &HashSet<u64>) -> Result<HashMap<u64, Process>> {
-    let mut owners = HashMap::new();
+    let mut owners = HashMap::default();
     if inodes.is_empty() {
         return Ok(owners);
     }
@@ -157,7 +157,7 @@ struct Cgroups {
 
 impl Cgroups {
     fn new(mount: Option<PathBuf>) -> Self {
-        Self { mount, ids: HashMap::new() }
+        Self { mount, ids: HashMap::default() }
     }
 
     /// 0 where it is not known: nothing is mounted, or the cgroup has been removed or is out of our sight.
@@ -209,7 +209,7 @@ mod tests {
         for order in
             [[manager, server, twin, child], [child, twin, server, manager], [twin, child, manager, server]]
         {
-            let mut owners = HashMap::new();
+            let mut owners = HashMap::default();
             for holder in order {
                 assign(&mut owners, holder, &[7]);
             }

@@ -3,6 +3,7 @@
 
 use super::Quiet;
 use super::skel::ExistingSkelBuilder;
+use crate::wire::{tt_existing, tt_holder};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Iter, Link};
 use std::io::{ErrorKind, Read};
@@ -37,38 +38,37 @@ impl Iterators {
         Ok(Self { tcp: link("existing_tcp")?, udp: link("existing_udp")?, holders: link("existing_holder")? })
     }
 
-    /// Records (`tt_existing`) of the TCP and UDP sockets in the calling thread's network namespace.
-    pub(crate) fn sockets(&self) -> Result<Vec<u8>, String> {
-        let mut records = Vec::new();
-        read(&self.tcp, &mut records)?;
-        read(&self.udp, &mut records)?;
-        Ok(records)
+    /// Hands out records (`tt_existing`) of the TCP and UDP sockets in the calling thread's network namespace.
+    pub(crate) fn sockets(&self, mut record: impl FnMut(&[u8])) -> Result<(), String> {
+        read(&self.tcp, size_of::<tt_existing>(), &mut record)?;
+        read(&self.udp, size_of::<tt_existing>(), &mut record)
     }
 
-    /// Records (`tt_holder`) of the sockets among the files of all processes in the caller's pid namespace.
-    pub(crate) fn holders(&self) -> Result<Vec<u8>, String> {
-        let mut records = Vec::new();
-        read(&self.holders, &mut records)?;
-        Ok(records)
+    /// Hands out records (`tt_holder`) of the sockets among the files of all processes in the caller's pid namespace.
+    pub(crate) fn holders(&self, mut record: impl FnMut(&[u8])) -> Result<(), String> {
+        read(&self.holders, size_of::<tt_holder>(), &mut record)
     }
 }
 
 /// As much as the kernel hands out at once (bpf_seq_read()).
 const PIECE: usize = 32 << 10;
 
-fn read(link: &Link, records: &mut Vec<u8>) -> Result<(), String> {
+/// Records of this size, piece by piece, so that only what is made of them takes memory. A piece may end in the middle
+/// of a record.
+fn read(link: &Link, size: usize, record: &mut dyn FnMut(&[u8])) -> Result<(), String> {
     let mut iterator = Iter::new(link).map_err(|e| format!("an iterator cannot begin: {e}"))?;
+    let (mut piece, mut kept) = (vec![0; PIECE + size], 0);
     loop {
-        let begin = records.len();
-        records.resize(begin + PIECE, 0);
-        let read = iterator.read(&mut records[begin..]);
-        records.truncate(begin + read.as_ref().map_or(0, |&n| n));
-        match read {
+        let end = match iterator.read(&mut piece[kept..]) {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            Ok(read) => kept + read,
             // It has looked at a million objects and found nothing to show, or a signal came.
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
             Err(e) => return Err(format!("an iterator cannot be read: {e}")),
-        }
+        };
+        let whole = end - end % size;
+        piece[..whole].chunks_exact(size).for_each(&mut *record);
+        piece.copy_within(whole..end, 0);
+        kept = end - whole;
     }
 }

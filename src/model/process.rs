@@ -14,9 +14,18 @@ pub struct ProcessName {
 impl ProcessName {
     /// The name in a kernel `comm` buffer, which ends at its first zero byte.
     pub fn from_kernel(comm: [u8; 16]) -> Self {
+        let len = length(&comm).min(15);
+        // All at once, because every event has two names: what follows the end is zero.
+        let name = u128::from_le_bytes(comm) & ((1 << (8 * len)) - 1);
+        if name & (u128::MAX / 0xff * 0x80) == 0 {
+            return Self { bytes: name.to_le_bytes() };
+        }
+        Self::with_question_marks(&comm[..len])
+    }
+
+    fn with_question_marks(name: &[u8]) -> Self {
         let mut bytes = [0; 16];
-        let len = comm.iter().position(|&b| b == 0).unwrap_or(15).min(15);
-        let mut rest = &comm[..len];
+        let mut rest = name;
         let mut at = 0;
         while !rest.is_empty() {
             let valid = match std::str::from_utf8(rest) {
@@ -37,10 +46,14 @@ impl ProcessName {
 
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        let len = self.bytes.iter().position(|&b| b == 0).unwrap_or(self.bytes.len());
         // Only valid UTF-8 ever gets in.
-        std::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+        std::str::from_utf8(&self.bytes[..length(&self.bytes)]).unwrap_or_default()
     }
+}
+
+/// How many bytes there are before the first zero.
+fn length(bytes: &[u8; 16]) -> usize {
+    bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len())
 }
 
 impl From<&str> for ProcessName {

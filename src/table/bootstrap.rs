@@ -37,7 +37,7 @@ impl ConnectionTable {
     ///
     /// A row of UDP whose socket carries no traffic before it is closed stays: the kernel reports nothing about it.
     pub fn merge_bootstrap(&mut self, records: impl IntoIterator<Item = ConnectionRecord>) {
-        let (mut owners, mut without_id) = (false, Found::new());
+        let (mut owners, mut without_id) = (false, Found::default());
         for record in records {
             owners |= is_unconnected(&record.key) && record.owner.is_some();
             self.note_row(&record, &mut without_id);

@@ -4,7 +4,8 @@
 
 use super::place::Place;
 use crate::model::{ConnectionKey, KernelTime};
-use std::collections::{HashMap, VecDeque};
+use foldhash::HashMap;
+use std::collections::VecDeque;
 
 /// Late events are late by one interval of the collector, or by the time of a walk; some 100 bytes each.
 const REMEMBERED: usize = 4096;

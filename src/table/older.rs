@@ -11,7 +11,7 @@ use super::place::{Flow, Place, is_unconnected, unconnected_keys};
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Protocol};
 use crate::record::ConnectionRecord;
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 /// Where unconnected sockets without an id were found, in which network namespace, and by which walk.
 pub(super) type Found = HashMap<ConnectionKey, Vec<(u32, KernelTime)>>;

@@ -34,10 +34,12 @@ impl Window {
 /// Bytes of the latest window, by bucket.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rate {
-    /// Bucket number n (time divided by the bucket's length) is at n modulo [`KEPT`].
-    buckets: [u64; KEPT],
-    /// Time of the latest bytes.
+    /// Bucket number n (time divided by the bucket's length) is at n modulo [`KEPT`]. None while nothing has moved: of
+    /// many connections most are idle.
+    buckets: Option<Box<[u64; KEPT]>>,
+    /// Time of the latest bytes, and the number of their bucket.
     latest: KernelTime,
+    number: u64,
 }
 
 impl Rate {
@@ -46,40 +48,43 @@ impl Rate {
         if bytes == 0 {
             return;
         }
-        self.advance(time, window);
-        if let Some(place) = self.place(window.number(time), window) {
-            let bucket = &mut self.buckets[place];
-            *bucket = bucket.saturating_add(bytes);
+        let number = window.number(time);
+        self.advance(time, number);
+        if let (Some(place), Some(buckets)) = (self.place(number), &mut self.buckets) {
+            buckets[place] = buckets[place].saturating_add(bytes);
         }
     }
 
     /// Bytes per second over the window that ends at `now`, or at the latest bytes if they are later.
     pub(super) fn per_second(&self, now: KernelTime, window: Window) -> f64 {
+        let Some(buckets) = &self.buckets else { return 0.0 };
         let now = now.max(self.latest);
+        let newest = window.number(now);
         let leaving = (now.0 % window.bucket_ns) as f64 / window.bucket_ns as f64;
         let mut bytes = 0.0;
         for age in 0..KEPT {
-            let number = window.number(now).checked_sub(age as u64);
-            let Some(place) = number.and_then(|number| self.place(number, window)) else { continue };
+            let number = newest.checked_sub(age as u64);
+            let Some(place) = number.and_then(|number| self.place(number)) else { continue };
             let weight = if age == BUCKETS { 1.0 - leaving } else { 1.0 };
-            bytes += self.buckets[place] as f64 * weight;
+            bytes += buckets[place] as f64 * weight;
         }
         bytes / window.seconds()
     }
 
-    /// Empties the buckets between the latest bytes and this time, if that is later.
-    fn advance(&mut self, time: KernelTime, window: Window) {
-        let number = window.number(time);
-        let steps = number.saturating_sub(window.number(self.latest)).min(KEPT as u64);
+    /// Empties the buckets between the latest bytes and this time, whose bucket has this number, if that is later.
+    fn advance(&mut self, time: KernelTime, number: u64) {
+        let buckets = self.buckets.get_or_insert_default();
+        let steps = number.saturating_sub(self.number).min(KEPT as u64);
         for step in 0..steps {
-            self.buckets[bucket_of(number - step)] = 0;
+            buckets[bucket_of(number - step)] = 0;
         }
         self.latest = self.latest.max(time);
+        self.number = self.number.max(number);
     }
 
     /// Where this bucket is, if it is one of those that are kept.
-    fn place(&self, number: u64, window: Window) -> Option<usize> {
-        let age = window.number(self.latest).checked_sub(number)?;
+    fn place(&self, number: u64) -> Option<usize> {
+        let age = self.number.checked_sub(number)?;
         (age < KEPT as u64).then(|| bucket_of(number))
     }
 }

@@ -5,7 +5,7 @@ use super::entry::Entry;
 use super::order::{Order, Ticket};
 use super::place::{Flow, Place};
 use crate::model::ConnectionKey;
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 /// Entries with their indices. Slots are numbered and used again; several entries of one socket or key form a chain.
 #[derive(Clone, Debug, Default)]
