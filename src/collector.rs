@@ -32,7 +32,9 @@ pub trait NetworkCollector {
     /// missed, or with the reason why it cannot be.
     ///
     /// # Errors
-    /// Everything in [`Error`] but [`Error::Proc`].
+    /// Everything in [`Error`] but [`Error::InvalidConfig`], which the
+    /// [builder](crate::LinuxCollectorBuilder::build) has ruled out. [`Error::Proc`] if /proc does not tell which
+    /// capabilities the calling thread has.
     fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()>;
 
     /// Stops, delivers what is already in the ring buffer as far as the channel has room, and closes the channel.
@@ -63,7 +65,11 @@ pub trait NetworkCollector {
 /// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
 /// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: the thread has ended when
 /// `drop` returns, within 200 ms, and every program is detached; only the fentry backend's may take the kernel a second
-/// or two, which then goes on without the caller. If the receiver is dropped, the collector ends by itself.
+/// or two, which then goes on without the caller.
+///
+/// If the receiver is dropped, the collector ends by itself, as soon as it has an event or a loss to tell: the channel
+/// shows only to who sends that nobody receives. On an idle machine, or with a filter that lets nothing pass, it runs until
+/// then; to end it at once, stop or drop it.
 ///
 /// # Examples
 /// ```no_run
@@ -125,7 +131,7 @@ impl LinuxCollector {
         self.shared.stats()
     }
 
-    /// Is it tracing? False before the start, after the stop, and when the receiver is gone.
+    /// Is it tracing? False before the start, after the stop, and once it has found that the receiver is gone.
     pub fn is_running(&self) -> bool {
         self.thread.is_some() && !self.shared.ended.load(Ordering::Acquire)
     }

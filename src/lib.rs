@@ -40,7 +40,7 @@
 //! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. Tested on 5.10 to 7.3.
 //!
 //! # Features
-//! - `serde`: `Serialize` and `Deserialize` for events and records, `Serialize` for capabilities.
+//! - `serde`: `Serialize` and `Deserialize` for events, records and statistics, `Serialize` for capabilities.
 //! - `vendored`: builds libelf and zlib from source; `static`: links them statically.
 //!
 //! The library never prints: what it has to say beyond errors goes to the [`log`] façade.

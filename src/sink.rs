@@ -161,7 +161,11 @@ impl<'s> Sink<'s> {
         for lost in decode::loss_reports(&self.reported, &self.stats.losses) {
             let event = CollectorEvent::Lost(lost);
             let is_told = match &mut self.output {
-                Output::Channel { tx, .. } => tx.try_send(event).is_ok(),
+                Output::Channel { tx, .. } => {
+                    let sent = tx.try_send(event);
+                    self.receiver_gone |= matches!(sent, Err(TrySendError::Disconnected(_)));
+                    sent.is_ok()
+                }
                 Output::Batches { batch, .. } => {
                     batch.push(event);
                     true
@@ -172,5 +176,49 @@ impl<'s> Sink<'s> {
             }
         }
         self.shared.publish(&self.stats);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{EventKind, Lost};
+    use crossbeam_channel::bounded;
+
+    fn losses(count: u64) -> LossTable {
+        let mut losses = LossTable::default();
+        losses.add(EventKind::UdpSend, LossPlace::Ring, count);
+        losses
+    }
+
+    fn lost(count: u64) -> CollectorEvent {
+        CollectorEvent::Lost(Lost::new(EventKind::UdpSend, LossPlace::Ring, count))
+    }
+
+    #[test]
+    fn a_loss_for_which_the_channel_had_no_room_is_told_the_next_time() {
+        let shared = Shared::default();
+        let (tx, rx) = bounded(1);
+        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Drop }, &shared);
+        sink.report_losses(&losses(2));
+        sink.report_losses(&losses(5));
+        assert_eq!(shared.stats().lost_total(), 5, "the statistics know it at once");
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [lost(2)]);
+        sink.report_losses(&losses(5));
+        sink.report_losses(&losses(5));
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [lost(3)]);
+        assert!(!sink.is_receiver_gone());
+    }
+
+    #[test]
+    fn a_loss_that_nobody_receives_shows_that_the_receiver_is_gone() {
+        let shared = Shared::default();
+        let (tx, rx) = bounded(1);
+        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Wait }, &shared);
+        drop(rx);
+        sink.report_losses(&losses(0));
+        assert!(!sink.is_receiver_gone(), "there was nothing to send");
+        sink.report_losses(&losses(1));
+        assert!(sink.is_receiver_gone());
     }
 }
