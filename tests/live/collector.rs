@@ -4,11 +4,15 @@
 use crate::harness::{Trace, builder, is_slow, lost_by_us, ports, wanted_backend};
 use crate::net::{port, recv, send, tcp_pair};
 use crossbeam_channel::bounded;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{Backend, CollectorEvent, Error, Granularity, LossPlace, NetworkCollector, WhenFull};
+use tcptop::{
+    Backend, CollectorEvent, ConnectionKey, ConnectionTable, Error, Granularity, KernelTime, LossPlace,
+    NetworkCollector, Protocol, WhenFull,
+};
 
 /// Ids of all BPF programs and links in the kernel, by bpf(2).
 pub(crate) fn bpf_objects() -> (Vec<u32>, Vec<u32>) {
@@ -79,6 +83,47 @@ impl Drop for Load {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.drain(..).for_each(|t| t.join().unwrap());
     }
+}
+
+/// The calls of the examples in the README and in the documentation of the crate, which are only compiled there: what was
+/// there before, events as they come, and a row for each connection.
+#[test]
+fn the_examples_of_the_documentation_run() {
+    const COUNT: usize = 10;
+    let older = tcp_pair();
+    assert_eq!((send(&older.0, &[1; 30], 0), recv(&older.1, 30, 0)), (30, 30));
+    let (mut collector, events) = builder().spawn().unwrap();
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap(collector.bootstrap_existing().unwrap());
+    let younger: Vec<_> = (0..COUNT).map(|_| tcp_pair()).collect();
+    for (client, server) in &younger {
+        assert_eq!((send(client, &[1; 500], 0), recv(server, 500, 0)), (500, 500));
+    }
+    // Of each connection come at least two changes of state and what they mean, of both ends.
+    for event in events.iter().take(4 * COUNT) {
+        table.apply(&event);
+    }
+    let key = |(client, server): &(TcpStream, TcpStream)| {
+        let [local, remote] = [client, server].map(|socket| socket.local_addr().unwrap());
+        ConnectionKey::new(Protocol::Tcp, local.ip(), local.port(), remote.ip(), remote.port())
+    };
+    let is_told =
+        |table: &ConnectionTable, pair| table.get(&key(pair)).is_some_and(|row| row.bytes_out == 500);
+    while !younger.iter().all(|pair| is_told(&table, pair)) {
+        table.apply(&events.recv_timeout(Duration::from_secs(20)).unwrap());
+    }
+    collector.stop().unwrap();
+    events.iter().for_each(|event| table.apply(&event));
+    let rows = table.snapshot(KernelTime::now());
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let told = |pair| {
+        let row = rows.iter().find(|row| row.key == key(pair)).expect("a row");
+        assert_eq!(row.process_name().unwrap_or_default(), name.trim_end());
+        assert!(row.rtt_us.is_some() && !row.is_partial && !row.is_closed, "{row:?}");
+        (row.bytes_in, row.bytes_out)
+    };
+    assert_eq!(told(&older), (0, 30));
+    younger.iter().for_each(|pair| assert_eq!(told(pair), (0, 500)));
 }
 
 /// Stop and drop under full load end promptly, detach everything, and can be followed by another start.
