@@ -86,6 +86,21 @@ fn out_of_proc_a_connection_is_partial_until_its_next_event() {
     older_than_the_tracer(Bootstrap::Procfs);
 }
 
+/// A UDP socket from before may have talked to anybody, so its flows are partial, whoever the peer is. Those of a socket
+/// that is younger are not.
+#[test]
+fn flows_of_an_older_udp_socket_are_partial() {
+    let mut trace = Trace::start();
+    let older = UdpSocket::bind("127.0.0.1:0").unwrap();
+    trace.table.merge_bootstrap(trace.collector.bootstrap_existing().unwrap());
+    let younger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let [old, young] = [&older, &younger].map(|socket| socket.local_addr().unwrap());
+    assert_eq!(older.send_to(&[1; 40], young).unwrap(), 40);
+    assert_eq!(younger.recv_from(&mut [0; 99]).unwrap(), (40, old));
+    assert!(trace.udp(old.port(), young.port(), 0, 40).is_partial);
+    assert!(!trace.udp(young.port(), old.port(), 40, 0).is_partial);
+}
+
 /// All ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.
 #[test]
 fn every_way_finds_what_proc_lists() {
