@@ -12,6 +12,7 @@
     reason = "a test that cannot go on shall say where"
 )]
 
+mod audit;
 mod cli;
 mod collector;
 mod datagrams;
