@@ -101,7 +101,9 @@ fn a_report_that_is_missing_or_there_twice_is_found() {
     let ends = [(port(&client), port(&server)), (port(&server), port(&client))];
     assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
     drop((client, server));
-    ends.iter().for_each(|&(local, remote)| drop(trace.closed(local, remote)));
+    for (local, remote) in ends {
+        trace.closed(local, remote);
+    }
     let is_report = |event: &CollectorEvent| {
         let bytes = match event {
             CollectorEvent::TcpSend(t) | CollectorEvent::TcpRecv(t) => t.bytes,

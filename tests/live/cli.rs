@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The example program as a user meets it: its JSON, its ends, and what it says when it cannot work.
+//! The example program as a user meets it: its JSON, its options, its ends, and what it says when it cannot work.
+
+mod json;
+mod options;
 
 use crate::collector::{bpf_objects, nothing_left_but};
 use crate::harness::wanted_backend;
-use crate::net::{Child, hear, tell};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, Output, Stdio};
@@ -53,6 +54,12 @@ impl Drop for Running {
 impl Running {
     /// Returns when tracing is live.
     fn start(arguments: &[&str]) -> (Self, Value) {
+        let (running, start) = Self::start_text(arguments);
+        (running, json(&start))
+    }
+
+    /// The same without --json.
+    fn start_text(arguments: &[&str]) -> (Self, String) {
         let mut process = tcptop(arguments).spawn().unwrap();
         let lines = process.stdout.take().map(BufReader::new);
         let mut running = Self { process, lines };
@@ -60,10 +67,10 @@ impl Running {
         (running, start)
     }
 
-    fn line(&mut self) -> Option<Value> {
+    fn line(&mut self) -> Option<String> {
         let mut text = String::new();
         self.lines.as_mut()?.read_line(&mut text).unwrap();
-        (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
+        (!text.is_empty()).then_some(text)
     }
 
     fn signal(&self, signal: i32) {
@@ -77,7 +84,13 @@ impl Running {
     }
 
     /// The rest of its lines, its exit status, and what it wrote to stderr.
-    fn finish(mut self) -> (Vec<Value>, i32, String) {
+    fn finish(self) -> (Vec<Value>, i32, String) {
+        let (lines, code, errors) = self.finish_text();
+        (lines.iter().map(|line| json(line)).collect(), code, errors)
+    }
+
+    /// The same without --json.
+    fn finish_text(mut self) -> (Vec<String>, i32, String) {
         let lines = std::iter::from_fn(|| self.line()).collect();
         let mut errors = String::new();
         self.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
@@ -86,117 +99,12 @@ impl Running {
     }
 }
 
+fn json(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
+}
+
 fn is(value: &Value, name: &str) -> bool {
     value["type"] == name
-}
-
-/// What both ends moved: 1,000,003 bytes out and 500,009 in over TCP; over UDP 100 datagrams of 10 bytes to each of two
-/// peers from one unconnected socket, which the peers answer with 7.
-fn exchange() -> (u32, u32, u16, u16, u16, [u16; 2]) {
-    let mut server = Child::fork(|parent| {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let peers = [UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap()];
-        tell(parent, listener.local_addr().unwrap().port().into());
-        peers.iter().for_each(|p| tell(parent, p.local_addr().unwrap().port().into()));
-        let (mut socket, _) = listener.accept().unwrap();
-        socket.read_exact(&mut vec![0; 1_000_003]).unwrap();
-        socket.write_all(&vec![2; 500_009]).unwrap();
-        for _ in 0..50 {
-            for peer in &peers {
-                let (n, from) = peer.recv_from(&mut [0; 100]).unwrap();
-                assert_eq!(n, 10);
-                peer.send_to(&[1; 7], from).unwrap();
-            }
-        }
-        hear(parent);
-    });
-    let l = server.hear() as u16;
-    let peers = [server.hear() as u16, server.hear() as u16];
-    let mut client = Child::fork(|parent| {
-        let mut stream = TcpStream::connect(("127.0.0.1", l)).unwrap();
-        let sender = UdpSocket::bind("0.0.0.0:0").unwrap();
-        tell(parent, stream.local_addr().unwrap().port().into());
-        tell(parent, sender.local_addr().unwrap().port().into());
-        stream.write_all(&vec![1; 1_000_003]).unwrap();
-        stream.read_exact(&mut vec![0; 500_009]).unwrap();
-        for _ in 0..50 {
-            for peer in peers {
-                sender.send_to(&[1; 10], ("127.0.0.1", peer)).unwrap();
-                assert_eq!(sender.recv_from(&mut [0; 100]).unwrap().0, 7);
-            }
-        }
-        hear(parent);
-    });
-    let (c, u) = (client.hear() as u16, client.hear() as u16);
-    let pids = (client.pid, server.pid);
-    client.tell(1);
-    client.wait();
-    server.tell(1);
-    server.wait();
-    (pids.0, pids.1, l, c, u, peers)
-}
-
-/// The promise of the README: both ends of every connection, to the byte, with the right processes.
-#[test]
-fn both_ends_are_exact() {
-    let (running, start) = Running::start(&["--json"]);
-    assert!(is(&start, "start") && start["capabilities"].is_object(), "{start}");
-    if let Some(backend) = wanted_backend() {
-        assert_eq!(start["backend"], backend.as_str());
-    }
-    let (client, server, l, c, u, peers) = exchange();
-    std::thread::sleep(Duration::from_millis(700));
-    running.signal(libc::SIGINT);
-    let (lines, code, errors) = running.finish();
-    assert_eq!((code, errors.as_str()), (0, ""));
-    let row = |protocol: &str, local: u16, remote: u16| {
-        let rows: Vec<_> = lines
-            .iter()
-            .filter(|v| is(v, "connection") && v["protocol"] == protocol)
-            .filter(|v| v["local_port"] == local && v["remote_port"] == remote)
-            .collect();
-        assert_eq!(rows.len(), 1, "{protocol} {local} -> {remote}: {rows:?}");
-        let row = rows[0];
-        let number = |name: &str| row[name].as_u64().unwrap_or_else(|| panic!("{name}: {row}"));
-        (number("pid") as u32, number("bytes_out"), number("bytes_in"))
-    };
-    assert_eq!(row("tcp", c, l), (client, 1_000_003, 500_009));
-    assert_eq!(row("tcp", l, c), (server, 500_009, 1_000_003));
-    let stats = lines.last().unwrap();
-    // A kernel that preempts tasks in the middle of programs may have skipped some: then that is counted.
-    let mut missing = [0, 0];
-    let mut check = |(local, remote), pid, [sent, received]: [u64; 2], [each_out, each_in]: [u64; 2]| {
-        let (owner, bytes_out, bytes_in) = row("udp", local, remote);
-        assert_eq!((owner, bytes_out % each_out, bytes_in % each_in), (pid, 0, 0), "{stats}");
-        missing[0] += (sent - bytes_out) / each_out;
-        missing[1] += (received - bytes_in) / each_in;
-    };
-    for peer in peers {
-        check((u, peer), client, [500, 350], [10, 7]);
-        check((peer, u), server, [350, 500], [7, 10]);
-    }
-    let skipped = |kind: &str| {
-        let losses = stats["losses"].as_array().unwrap().iter();
-        let of_hook = losses.filter(|l| l["place"] == "hook" && l["kind"] == kind);
-        of_hook.map(|l| l["count"].as_u64().unwrap()).sum::<u64>()
-    };
-    assert!(missing[0] <= skipped("udp_send") && missing[1] <= skipped("udp_recv"), "{missing:?}: {stats}");
-    for name in ["tcp_send", "tcp_recv", "udp_send", "udp_recv", "tcp_state"] {
-        let event = lines.iter().find(|v| is(v, name)).unwrap_or_else(|| panic!("no {name}"));
-        for field in [
-            "time_ns",
-            "socket",
-            "protocol",
-            "local_addr",
-            "local_port",
-            "remote_addr",
-            "remote_port",
-            "netns",
-        ] {
-            assert!(!event[field].is_null(), "{field}: {event}");
-        }
-    }
-    assert!(is(stats, "stats") && stats["events"].as_u64() > Some(0));
 }
 
 /// SIGTERM and SIGINT are orderly ends: exit 0, and the statistics last.
@@ -209,16 +117,6 @@ fn signals_end_it_cleanly() {
         assert_eq!((code, errors.as_str()), (0, ""), "signal {signal}");
         assert!(lines.last().is_some_and(|line| is(line, "stats")), "signal {signal}: {lines:?}");
     }
-}
-
-/// --duration and --no-events: a start line, connections, statistics, nothing else.
-#[test]
-fn it_ends_when_the_time_is_over() {
-    let (running, _) = Running::start(&["--json", "--duration", "0.5", "--no-events", "--no-bootstrap"]);
-    let (lines, code, errors) = running.finish();
-    assert_eq!((code, errors.as_str()), (0, ""));
-    assert!(lines.iter().all(|v| is(v, "connection") || is(v, "stats")), "{lines:?}");
-    assert_eq!(lines.iter().filter(|v| is(v, "stats")).count(), 1);
 }
 
 /// A plain table, which has the connection that is busy.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, LossPlace, Protocol, TcpState};
 
 /// A port of 127.0.0.1 on which nobody listens.
-fn closed_port() -> u16 {
+pub(crate) fn closed_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -29,5 +29,6 @@ mod reasons;
 mod refusal;
 mod refused;
 mod scenarios;
+mod soak;
 mod tcp;
 mod udp;

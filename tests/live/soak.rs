@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Everything at once, at random: threads of several processes keep account of what they really moved, and in the end the
+//! table must say the same of each end of each connection.
+
+mod lane;
+
+use crate::harness::{AFTERMATH, Trace, is_slow, lost_by_us};
+use crate::net::{Child, tell};
+use lane::{End, Moved, PATIENCE, Side};
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, Instant};
+use tcptop::{Backend, ConnectionRecord, EventKind, LossPlace, Protocol};
+
+const PROCESSES: usize = 3;
+const LANES: usize = 6;
+
+/// What went through the connections that had this end, one after the other. A UDP socket may outlive many peers with
+/// the same port: all that is one flow.
+#[derive(Default)]
+struct Ledger {
+    pid: u32,
+    expected: Vec<Moved>,
+    found: Vec<Moved>,
+}
+
+type Ledgers = BTreeMap<End, Ledger>;
+
+fn enter(book: &mut Vec<Moved>, protocol: Protocol, moved: Moved) {
+    match book.first_mut() {
+        Some(sum) if protocol == Protocol::Udp => (0..4).for_each(|i| sum[i] += moved[i]),
+        _ => book.push(moved),
+    }
+}
+
+/// Starts the processes. In each there are threads that connect and threads that accept.
+fn start(until: Instant) -> Vec<Child> {
+    let mut sides: [Vec<Side>; PROCESSES] = Default::default();
+    for lane in 0..LANES {
+        let (a, b) = UnixStream::pair().unwrap();
+        sides[lane % PROCESSES].push(Side::new(true, lane as u64, a));
+        sides[(lane + 1) % PROCESSES].push(Side::new(false, lane as u64, b));
+    }
+    sides.into_iter().map(|sides| Child::fork(move |parent| work(parent, sides, until))).collect()
+}
+
+/// What such a process does: it works, and says what it has moved.
+fn work(parent: &mut UnixStream, sides: Vec<Side>, until: Instant) {
+    let moved: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = sides.into_iter().map(|side| scope.spawn(move || side.run(until))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    tell(parent, moved.len() as u64);
+    for ((protocol, local, remote), moved) in moved {
+        let end = [u64::from(protocol == Protocol::Udp), local.into(), remote.into()];
+        end.into_iter().chain(moved).for_each(|number| tell(parent, number));
+    }
+}
+
+fn hear_all(children: &mut [Child]) -> Ledgers {
+    let mut ledgers = Ledgers::new();
+    for child in children {
+        for _ in 0..child.hear() {
+            let [protocol, local, remote] = [(); 3].map(|()| child.hear());
+            let protocol = if protocol == 1 { Protocol::Udp } else { Protocol::Tcp };
+            let ledger = ledgers.entry((protocol, local as u16, remote as u16)).or_default();
+            ledger.pid = child.pid;
+            enter(&mut ledger.expected, protocol, [(); 4].map(|()| child.hear()));
+        }
+    }
+    ledgers
+}
+
+fn end_of(row: &ConnectionRecord) -> End {
+    (row.key.protocol, row.key.local_port, row.key.remote_port)
+}
+
+/// Each row of these processes is an end that they have had, closed, with the right owner.
+fn look_up(trace: &Trace, ledgers: &mut Ledgers, pids: &[u32]) {
+    for row in trace.table.records() {
+        let Some(ledger) = ledgers.get_mut(&end_of(row)) else {
+            assert!(row.pid().is_none_or(|pid| !pids.contains(&pid)), "nobody had it: {row:?}");
+            continue;
+        };
+        let is_udp = row.key.protocol == Protocol::Udp;
+        let datagrams = if is_udp { [row.packets_out, row.packets_in] } else { [0; 2] };
+        let moved = [row.bytes_out, row.bytes_in, datagrams[0], datagrams[1]];
+        // kprobes do not see who accepts.
+        let is_unused = trace.backend() == Backend::Kprobe && moved == [0; 4];
+        assert_eq!(row.pid().or(is_unused.then_some(ledger.pid)), Some(ledger.pid), "{row:?}");
+        assert!(row.is_closed && !row.is_partial, "{row:?}");
+        enter(&mut ledger.found, row.key.protocol, moved);
+    }
+}
+
+/// TCP must be exact. Returns how many datagrams were not seen going out and coming in.
+fn compare(ledgers: &mut Ledgers) -> [u64; 2] {
+    let mut missing = [0, 0];
+    for (end, Ledger { expected, found, .. }) in ledgers {
+        expected.sort_unstable();
+        found.sort_unstable();
+        if end.0 == Protocol::Tcp || expected == found {
+            assert_eq!(found, expected, "{end:?}");
+            continue;
+        }
+        let (expected, found) = (expected[0], found.first().copied().unwrap_or_default());
+        for way in [0, 1] {
+            let (bytes, datagrams) = (expected[way].cmp(&found[way]), expected[way + 2].cmp(&found[way + 2]));
+            assert!(bytes == datagrams && datagrams.is_ge(), "{end:?}: {found:?} of {expected:?}");
+            missing[way] += expected[way + 2] - found[way + 2];
+        }
+    }
+    missing
+}
+
+/// TCPTOP_SOAK_SECONDS says for how long, if a few seconds are not enough.
+#[test]
+fn what_is_moved_at_random_is_counted_exactly() {
+    let seconds = std::env::var("TCPTOP_SOAK_SECONDS").map(|seconds| seconds.parse().unwrap());
+    let mut trace = Trace::fresh();
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(if is_slow() { 3 } else { 5 }));
+    let mut children = start(until);
+    trace.listen(until - Instant::now());
+    let mut ledgers = hear_all(&mut children);
+    let pids: Vec<_> = children.iter().map(|child| child.pid).collect();
+    children.into_iter().for_each(Child::wait);
+    let is_open = |row: &ConnectionRecord| ledgers.contains_key(&end_of(row)) && !row.is_closed;
+    let deadline = Instant::now() + PATIENCE;
+    while trace.table.records().any(is_open) && Instant::now() < deadline {
+        trace.listen(AFTERMATH);
+    }
+    trace.stop();
+    look_up(&trace, &mut ledgers, &pids);
+    let (missing, stats) = (compare(&mut ledgers), trace.collector.stats());
+    assert_eq!((lost_by_us(&stats), stats.unbalanced, stats.unknown_records), (0, 0, 0), "{stats:?}");
+    let skipped = [EventKind::UdpSend, EventKind::UdpRecv].map(|kind| stats.lost(kind, LossPlace::Hook));
+    assert!(missing[0] <= skipped[0] && missing[1] <= skipped[1], "{missing:?}: {stats:?}");
+    let moved: Vec<_> = ledgers.values().flat_map(|ledger| &ledger.expected).collect();
+    let bytes: u64 = moved.iter().map(|moved| moved[0] + moved[1]).sum();
+    println!("{} ends, {bytes} bytes, {} events, {missing:?} missing", moved.len(), stats.events);
+}
