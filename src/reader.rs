@@ -126,6 +126,7 @@ pub(crate) fn run(
             records
         };
         empty_looks = if records > 0 { 0 } else { empty_looks.saturating_add(1) };
+        sweeps.catch_up(records, ring.is_behind(), &mut session, &mut sink.borrow_mut());
         sweeps.run(&mut session, &mut sink.borrow_mut());
     }
     finish(session, &ring, &sink, sweeps);
@@ -188,6 +189,9 @@ struct Sweeps {
     housekeeping: Timer,
     look_at_hooks: Timer,
     grace: Grace,
+    /// The bank that was left can be collected when what is in the ring by then has been read: so many records at most.
+    backlog: Option<usize>,
+    ring_records: usize,
     /// How many state records have found no room in the ring, as of the last look.
     set_aside: u64,
     /// Some of them have not been collected.
@@ -206,6 +210,8 @@ impl Sweeps {
             housekeeping: Timer::new(interval.min(HOUSEKEEPING), now),
             look_at_hooks: Timer::new(LOOK_AT_HOOKS_EVERY, now),
             grace: Grace::new(session.barrier())?,
+            backlog: None,
+            ring_records: session.ring_records(),
             set_aside: 0,
             states_wait: false,
         })
@@ -213,23 +219,40 @@ impl Sweeps {
 
     /// For how long there is nothing to do here.
     fn pause(&self) -> Duration {
-        if self.grace.is_running {
+        if self.is_collecting() {
             return LOOK_EVERY;
         }
         let next = self.collect.next.min(self.housekeeping.next);
         next.saturating_duration_since(Instant::now()).clamp(SHORTEST_SLEEP, SLEEP)
     }
 
+    /// A bank was left and has not been collected.
+    fn is_collecting(&self) -> bool {
+        self.grace.is_running || self.backlog.is_some()
+    }
+
+    /// After a look at the ring: collects if nothing is left in it that is older than what waits. A reader that is behind
+    /// would hand out a connection's reports before its begin.
+    fn catch_up(&mut self, records: usize, is_behind: bool, session: &mut Session, sink: &mut Sink<'_>) {
+        if let Some(backlog) = self.backlog {
+            let backlog = backlog.saturating_sub(records);
+            self.backlog = (is_behind && backlog > 0).then_some(backlog);
+            if self.backlog.is_none() {
+                collect(session, sink);
+            }
+        }
+    }
+
     /// Does what is due.
     fn run(&mut self, session: &mut Session, sink: &mut Sink<'_>) {
         if self.grace.is_over() {
-            collect(session, sink);
+            self.backlog = Some(self.ring_records);
         }
         let now = Instant::now();
         if self.housekeeping.is_due(now) {
             self.keep_house(now, session, sink);
         }
-        if !self.grace.is_running && (self.states_wait || self.collect.is_due(now)) {
+        if !self.is_collecting() && (self.states_wait || self.collect.is_due(now)) {
             self.leave_bank(now, session, sink);
         }
         sink.flush();

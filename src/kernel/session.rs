@@ -8,7 +8,7 @@ use crate::decode;
 use crate::error::{Error, Result};
 use crate::event::{EventKind, LossPlace};
 use crate::stats::LossTable;
-use crate::wire::{self, tt_life_key};
+use crate::wire::{self, tt_life_key, tt_transfer};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
@@ -122,6 +122,11 @@ impl Session {
         // After 2^32 intervals zero comes again, which is no epoch; its bank is the one that is free.
         self.epoch = self.epoch.checked_add(1).unwrap_or(2);
         self.control.epoch().store(self.epoch, Ordering::Release);
+    }
+
+    /// How many records there can be in the ring at most.
+    pub(crate) fn ring_records(&self) -> usize {
+        self.events.max_entries() as usize / size_of::<tt_transfer>()
     }
 
     pub(crate) fn barrier(&self) -> Barrier {

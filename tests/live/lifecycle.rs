@@ -3,13 +3,17 @@
 
 use crate::harness::{Trace, is_slow, lost_by_us};
 use crate::net::{Child, connect, hear, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, LossPlace, Protocol, TcpState};
+use tcptop::{
+    CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, LossPlace, NetworkCollector, Protocol,
+    TcpState,
+};
 
 /// A port of 127.0.0.1 on which nobody listens.
 pub(crate) fn closed_port() -> u16 {
@@ -355,6 +359,44 @@ pub(crate) fn ended(trace: &Trace, l: u16) -> usize {
         }
     };
     trace.seen.iter().filter(of_ours).filter(|e| crate::harness::ports(e).1 != 0).count()
+}
+
+/// A reader that is behind hands out what waited after what is in the ring: no report comes before the begin of its
+/// connection.
+#[test]
+fn a_slow_receiver_gets_events_in_order() {
+    const COUNT: usize = 400;
+    let pause = Duration::from_millis(if is_slow() { 150 } else { 25 });
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let all = Arc::clone(&seen);
+    let collector = crate::harness::builder().spawn_batches(move |events| {
+        all.lock().unwrap().extend_from_slice(events);
+        thread::sleep(pause);
+    });
+    let mut collector = collector.expect("the collector starts");
+    // Of each connection the first bytes are reported at once, through the ring, and the next ones wait.
+    let pairs: Vec<_> = (0..COUNT).map(|_| tcp_pair()).collect();
+    for (client, server) in pairs.iter().chain(&pairs) {
+        assert_eq!((send(client, &[1; 10], 0), recv(server, 10, 0)), (10, 10));
+    }
+    thread::sleep(Duration::from_millis(if is_slow() { 4000 } else { 800 }));
+    let ours: HashSet<_> = pairs.iter().map(|(client, server)| (port(client), port(server))).collect();
+    drop(pairs);
+    collector.stop().unwrap();
+    let (mut opened, mut early) = (HashSet::new(), Vec::new());
+    for event in seen.lock().unwrap().iter() {
+        let Some(info) = event.connection().filter(|_| ours.contains(&crate::harness::ports(event))) else {
+            continue;
+        };
+        let life = (info.socket, info.since);
+        match event {
+            CollectorEvent::Opened(_) => drop(opened.insert(life)),
+            CollectorEvent::TcpSend(_) if !opened.contains(&life) => early.push(event.clone()),
+            _ => {}
+        }
+    }
+    assert_eq!(opened.len(), COUNT);
+    assert!(early.is_empty(), "{} reports before the begin, such as {:?}", early.len(), early.first());
 }
 
 /// 36: a ring of one page overflows: the drops are counted and reported, and every total is right all the same.
