@@ -203,8 +203,8 @@ static __noinline bool post_new(struct counted *c, struct report *r)
 
 	if (!r->now)
 		r->now = bpf_ktime_get_ns();
-	/* In a pause nothing was reported in an interval from its begin to its end. */
-	is_due = r->is_call && r->now - a->last_ns >= 2 * interval_ns;
+	/* In a pause nothing was reported in an interval from its begin to its end. There was none before the first. */
+	is_due = r->is_call && (!a->last_ns || r->now - a->last_ns >= 2 * interval_ns);
 	a->last_ns = r->now;
 	if (!is_due && wait(c, r))
 		return true;

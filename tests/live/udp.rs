@@ -80,7 +80,10 @@ fn each_peer_is_a_flow() {
     let rows = trace.rows(Protocol::Udp, s);
     assert_eq!(rows.len(), 2, "{rows:#?}");
     assert_eq!(rows[0].socket, rows[1].socket);
-    let per_flow: u64 = trace.transfers().filter(|t| t.connection.key.local_port == s).map(|t| t.bytes).sum();
+    let of_sender = |t: &&tcptop::Transfer| {
+        t.connection.key.protocol == Protocol::Udp && t.connection.key.local_port == s
+    };
+    let per_flow: u64 = trace.transfers().filter(of_sender).map(|t| t.bytes).sum();
     assert_eq!(per_flow, 50 * (111 + 222 + 20), "what is new adds up to the totals");
 }
 
