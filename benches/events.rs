@@ -60,7 +60,7 @@ fn benchmarks(criterion: &mut Criterion) {
     group.finish();
 
     let events: Vec<_> = records.iter().map(|record| decode(record)).collect();
-    let mut table = ConnectionTable::new();
+    let mut table = ConnectionTable::new().max_connections(CONNECTIONS as usize);
     events.iter().for_each(|event| table.apply(event));
     assert_eq!(table.len() as u64, CONNECTIONS, "each is a connection of its own");
 
