@@ -365,8 +365,10 @@ pub(crate) fn ended(trace: &Trace, l: u16) -> usize {
 /// connection.
 #[test]
 fn a_slow_receiver_gets_events_in_order() {
-    const COUNT: usize = 400;
-    let pause = Duration::from_millis(if is_slow() { 150 } else { 25 });
+    // Both ends are ours, and 1024 file descriptors are all that a process usually gets; programs of the tests before,
+    // which the kernel may still be detaching, hold some hundred of them.
+    const COUNT: usize = 200;
+    let pause = Duration::from_millis(if is_slow() { 150 } else { 100 });
     let seen = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::clone(&seen);
     let collector = crate::harness::builder().spawn_batches(move |events| {
