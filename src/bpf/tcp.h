@@ -131,31 +131,6 @@ static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *
 	return true;
 }
 
-/* The state of a TCP socket, made and filled at first sight. */
-static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_sock *tp, __u32 kind)
-{
-	struct sk_state *st = state_get(sk);
-
-	if (!st) {
-		count_storage_loss(kind);
-		return NULL;
-	}
-	if (!st->c.conn.socket) {
-		put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
-		read_key(&st->c.conn, sk, tp);
-	}
-	return st;
-}
-
-static __always_inline void emit_end(struct sk_state *st, __u64 now)
-{
-	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
-
-	flush(&st->c);
-	if (is_wanted(&st->c.conn))
-		emit_state(st, &end);
-}
-
 /* Makes a state that of a connection which begins. Whose it is stays. */
 static __always_inline void renew(struct sk_state *st, __u64 socket)
 {
@@ -172,6 +147,59 @@ static __always_inline void renew(struct sk_state *st, __u64 socket)
 }
 
 /*
+ * A child of a listener, which brings a copy of its parent's state and keeps the owner. Before Linux 6.18 the kernel
+ * has not given it its peer and its cookie yet (inet_csk_clone_lock()), so it gets its identity when it is looked at
+ * next, which is at SYN_RECV -> ESTABLISHED in the same breath.
+ */
+static __noinline void conceive(struct sk_state *st)
+{
+	renew(st, 0);
+	if (st->c.conn.provenance != TT_UNKNOWN)
+		st->c.conn.provenance = TT_INHERITED;
+}
+
+/*
+ * Is this still the copy of its listener's state? The change that makes it a child's own may go past the programs: the
+ * kernel skips one that would interrupt itself.
+ */
+static __always_inline bool is_copy(const struct sk_state *st, struct sock *sk)
+{
+	__u8 state;
+
+	if (!st->listens)
+		return false;
+	state = sk->__sk_common.skc_state;
+	return state != TCP_LISTEN && state != TCP_CLOSE;
+}
+
+/* The state of a TCP socket, made and filled at first sight. */
+static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_sock *tp, __u32 kind)
+{
+	struct sk_state *st = state_get(sk);
+
+	if (!st) {
+		count_storage_loss(kind);
+		return NULL;
+	}
+	if (is_copy(st, sk))
+		conceive(st);
+	if (!st->c.conn.socket) {
+		put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
+		read_key(&st->c.conn, sk, tp);
+	}
+	return st;
+}
+
+static __always_inline void emit_end(struct sk_state *st, __u64 now)
+{
+	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
+
+	flush(&st->c);
+	if (is_wanted(&st->c.conn))
+		emit_state(st, &end);
+}
+
+/*
  * connect() or listen(). A socket that lived before (connected again after AF_UNSPEC) first says how that ended.
  */
 static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
@@ -185,18 +213,6 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
-}
-
-/*
- * A child of a listener, which brings a copy of its parent's state and keeps the owner. Before Linux 6.18 the kernel
- * has not given it its peer and its cookie yet (inet_csk_clone_lock()), so it gets its identity when it is looked at
- * next, which is at SYN_RECV -> ESTABLISHED in the same breath.
- */
-static __always_inline void conceive(struct sk_state *st)
-{
-	renew(st, 0);
-	if (st->c.conn.provenance != TT_UNKNOWN)
-		st->c.conn.provenance = TT_INHERITED;
 }
 
 static __always_inline bool has_counters(int old_state, int new_state)
@@ -281,7 +297,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	if (old_state == TCP_SYN_RECV && new_state == TCP_CLOSE) {
 		/* Two CPUs may make a child each for one connection: the one that comes too late was nobody's. */
 		st = state_peek(sk);
-		if (!st || !st->c.conn.socket)
+		if (!st || !st->c.conn.socket || st->listens)
 			return 0;
 	}
 	st = tcp_state(sk, tp, TT_TCP_STATE);
