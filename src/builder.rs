@@ -6,7 +6,7 @@ use crate::collector::{LinuxCollector, NetworkCollector};
 use crate::config::{Config, Granularity, WhenFull};
 use crate::error::Result;
 use crate::event::CollectorEvent;
-use crate::model::Protocol;
+use crate::model::{AddressFamily, Protocol};
 use crossbeam_channel::{Receiver, bounded};
 
 /// Configures a [`LinuxCollector`].
@@ -63,6 +63,33 @@ impl LinuxCollectorBuilder {
         self
     }
 
+    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4.
+    pub fn family(mut self, family: AddressFamily) -> Self {
+        self.config.filter.family = Some(family);
+        self
+    }
+
+    /// Whether connections are reported of which an end has a loopback address (127.0.0.0/8 or ::1). Default: yes.
+    pub fn loopback(mut self, yes: bool) -> Self {
+        self.config.filter.no_loopback = !yes;
+        self
+    }
+
+    /// Reports only connections in the network namespace with this inode number, as in
+    /// [`ConnectionInfo::netns`](crate::ConnectionInfo::netns) and `/proc/PID/ns/net`.
+    pub fn netns(mut self, inode: u32) -> Self {
+        self.config.filter.netns = Some(inode);
+        self
+    }
+
+    /// Reports only connections owned by a process of the cgroup with this id, as in
+    /// [`Process::cgroup_id`](crate::Process::cgroup_id): the inode number of its directory in the unified hierarchy.
+    /// Those below it are others.
+    pub fn cgroup(mut self, id: u64) -> Self {
+        self.config.filter.cgroup = Some(id);
+        self
+    }
+
     /// Uses this backend or none. Default: the best one that works.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.config.backend = Some(backend);
@@ -99,7 +126,7 @@ impl LinuxCollectorBuilder {
     /// Whether each start tries out what it has attached: it moves known bytes over loopback, TCP and UDP, IPv4 and
     /// IPv6, and looks whether they are reported. What is not is an incapability that
     /// [`Capabilities`](crate::Capabilities) tells, instead of a silence. Takes some milliseconds; the test's own
-    /// sockets show up in no event. Default: no. Not done where events are filtered by pid, port or protocol.
+    /// sockets show up in no event. Default: no. Not done where events are filtered.
     pub fn self_test(mut self, yes: bool) -> Self {
         self.config.self_test = yes;
         self

@@ -3,7 +3,7 @@
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
-use crate::model::Protocol;
+use crate::model::{AddressFamily, ConnectionKey, Protocol};
 use crate::record::ConnectionRecord;
 use std::time::Duration;
 
@@ -49,14 +49,27 @@ pub(crate) struct Filter {
     pub(crate) port: Option<u16>,
     /// Only this protocol.
     pub(crate) protocol: Option<Protocol>,
+    /// Only connections whose peer has such an address.
+    pub(crate) family: Option<AddressFamily>,
+    /// None with a loopback address.
+    pub(crate) no_loopback: bool,
+    /// Only connections in this network namespace.
+    pub(crate) netns: Option<u32>,
+    /// Only connections owned by a process of this cgroup.
+    pub(crate) cgroup: Option<u64>,
 }
 
 impl Filter {
     /// Whether a connection that exists already is one of these.
     pub(crate) fn wants(&self, record: &ConnectionRecord) -> bool {
+        let ConnectionKey { protocol, local_addr, local_port, remote_addr, remote_port } = record.key;
         self.pid.is_none_or(|pid| record.pid() == Some(pid))
-            && self.port.is_none_or(|port| [record.key.local_port, record.key.remote_port].contains(&port))
-            && self.protocol.is_none_or(|protocol| record.key.protocol == protocol)
+            && self.port.is_none_or(|port| [local_port, remote_port].contains(&port))
+            && self.protocol.is_none_or(|wanted| protocol == wanted)
+            && self.family.is_none_or(|wanted| AddressFamily::of(remote_addr) == wanted)
+            && !(self.no_loopback && (local_addr.is_loopback() || remote_addr.is_loopback()))
+            && self.netns.is_none_or(|netns| record.netns == netns)
+            && self.cgroup.is_none_or(|cgroup| record.owner.is_some_and(|owner| owner.cgroup_id == cgroup))
     }
 }
 
@@ -110,6 +123,9 @@ impl Config {
         if self.filter.pid == Some(0) {
             return invalid("pid 0 is not a process");
         }
+        if self.filter.netns == Some(0) || self.filter.cgroup == Some(0) {
+            return invalid("a network namespace or cgroup has a number other than 0");
+        }
         Ok(())
     }
 
@@ -133,8 +149,10 @@ mod tests {
             Config { max_sockets: 0, ..Config::default() },
             Config { granularity: Granularity::Interval(Duration::from_micros(1)), ..Config::default() },
             Config { filter: Filter { pid: Some(0), ..Filter::default() }, ..Config::default() },
+            Config { filter: Filter { netns: Some(0), ..Filter::default() }, ..Config::default() },
+            Config { filter: Filter { cgroup: Some(0), ..Filter::default() }, ..Config::default() },
         ];
-        let words = ["ring_bytes", "max_sockets", "interval", "pid 0"];
+        let words = ["ring_bytes", "max_sockets", "interval", "pid 0", "network namespace", "cgroup"];
         for (config, word) in bad.iter().zip(words) {
             let message = config.check().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

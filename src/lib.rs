@@ -77,7 +77,9 @@ pub use event::{
     CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,
     Lost, Opened, StateChange, Totals, Transfer,
 };
-pub use model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
+pub use model::{
+    AddressFamily, ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState,
+};
 pub use record::ConnectionRecord;
 pub use stats::{LossTable, Stats};
 pub use table::ConnectionTable;

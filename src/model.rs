@@ -48,6 +48,23 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// Family of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum AddressFamily {
+    /// Internet Protocol version 4.
+    Ipv4,
+    /// Internet Protocol version 6.
+    Ipv6,
+}
+
+impl AddressFamily {
+    /// The family of this address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+}
+
 /// State of a TCP socket, as the kernel numbers them (`include/net/tcp_states.h`).
 ///
 /// `TimeWait` and `NewSynRecv` belong to sockets of other kinds in the kernel; the tracepoint that reports

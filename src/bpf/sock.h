@@ -146,9 +146,36 @@ static __always_inline __u32 actor_is_current(struct sk_state *st)
 	return 0;
 }
 
+/* As the library shows it: IPv4 over an IPv6 socket is IPv4. */
+static __always_inline __u8 shown_family(const struct tt_conn *conn)
+{
+	return conn->family == 6 && is_v4_mapped((const __u32 *)conn->remote_addr) ? 4 : conn->family;
+}
+
+static __always_inline bool is_loopback(const __u8 *addr, __u8 family)
+{
+	const __u32 *a = (const __u32 *)addr;
+
+	if (family == 4)
+		return addr[0] == 127;
+	if (is_v4_mapped(a))
+		return addr[12] == 127;
+	return !a[0] && !a[1] && !a[2] && a[3] == bpf_htonl(1);
+}
+
+/* What is not filtered by is not looked at: the verifier removes it. */
 static __always_inline bool is_wanted(const struct tt_conn *conn)
 {
 	if (filter_protocol && conn->protocol != filter_protocol)
+		return false;
+	if (filter_family && shown_family(conn) != filter_family)
+		return false;
+	if (filter_loopback &&
+	    (is_loopback(conn->local_addr, conn->family) || is_loopback(conn->remote_addr, conn->family)))
+		return false;
+	if (filter_netns && conn->netns != filter_netns)
+		return false;
+	if (filter_cgroup && conn->owner.cgroup != filter_cgroup)
 		return false;
 	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port)
 		return false;

@@ -7,7 +7,7 @@ use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
 use crate::config::Config;
 use crate::host;
-use crate::model::Protocol;
+use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramMut};
@@ -141,6 +141,14 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
             Some(Protocol::Tcp) => 6,
             Some(Protocol::Udp) => 17,
         };
+        rodata.filter_family = match config.filter.family {
+            None => 0,
+            Some(AddressFamily::Ipv4) => 4,
+            Some(AddressFamily::Ipv6) => 6,
+        };
+        rodata.filter_loopback = config.filter.no_loopback;
+        rodata.filter_netns = config.filter.netns.unwrap_or(0);
+        rodata.filter_cgroup = config.filter.cgroup.unwrap_or(0);
         rodata.use_storage = plan.use_storage;
         rodata.use_cookie = plan.use_cookie;
         rodata.use_task_btf = plan.use_task_btf;

@@ -18,6 +18,7 @@ mod collector;
 mod datagrams;
 mod ends;
 mod existing;
+mod filters;
 mod handover;
 mod harness;
 mod intervals;

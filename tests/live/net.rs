@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::mem::size_of_val;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 
 /// What a call returned, or its errno, negative.
@@ -69,6 +70,35 @@ pub(crate) fn reset(socket: TcpStream) {
 pub(crate) fn run(script: &str) {
     let status = std::process::Command::new("sh").args(["-c", script]).status().expect("a shell");
     assert!(status.success(), "{script}");
+}
+
+/// A control group of its own, as long as this is there.
+pub(crate) struct Cgroup(String);
+
+impl Cgroup {
+    pub(crate) fn new() -> Self {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
+        let path = format!("{}/tcptop-{}", mount.split(' ').nth(1).unwrap(), std::process::id());
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        std::fs::metadata(&self.0).unwrap().ino()
+    }
+
+    /// Takes the calling process in.
+    pub(crate) fn enter(&self) {
+        std::fs::write(format!("{}/cgroup.procs", self.0), "0").unwrap();
+    }
+}
+
+impl Drop for Cgroup {
+    /// Whoever is still in it keeps it.
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.0));
+    }
 }
 
 /// A forked process that does something with sockets; it shares nothing with the collector.

@@ -2,14 +2,14 @@
 //! Whose connection it is.
 
 use crate::handover::start_ticks;
-use crate::harness::{AFTERMATH, Trace, builder};
-use crate::net::{Child, hear, port, recv, send, tcp_pair, tell};
+use crate::harness::{AFTERMATH, Trace};
+use crate::net::{Cgroup, Child, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::thread;
-use tcptop::{Backend, CollectorEvent, Protocol, TcpState};
+use tcptop::{Backend, CollectorEvent, TcpState};
 
 /// 37: a child sends 300 and its parent 200 on one socket: a share for each, 500 in total.
 #[test]
@@ -162,16 +162,12 @@ fn the_same_tuple_in_two_namespaces_is_two_connections() {
 #[test]
 fn an_owner_is_described_in_full() {
     const NOBODY: u32 = 65_534;
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
-    let group = format!("{}/tcptop-{}", mount.split(' ').nth(1).unwrap(), std::process::id());
-    std::fs::create_dir(&group).unwrap();
-    let id = std::fs::metadata(&group).unwrap().ino();
+    let group = Cgroup::new();
     let mut trace = Trace::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (l, procs) = (listener.local_addr().unwrap().port(), format!("{group}/cgroup.procs"));
-    let mut child = Child::fork(move |parent| {
-        std::fs::write(procs, "0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let mut child = Child::fork(|parent| {
+        group.enter();
         // SAFETY: no memory is involved.
         assert_eq!(unsafe { libc::setuid(NOBODY) }, 0);
         let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
@@ -182,74 +178,12 @@ fn an_owner_is_described_in_full() {
     let c = child.hear() as u16;
     let row = trace.until("its bytes", |t| t.tcp(c, l).filter(|row| row.bytes_out == 7).cloned());
     let owner = row.owner.unwrap();
-    assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, id));
+    assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, group.id()));
     assert_eq!(owner.start_time_ns / 10_000_000, start_ticks(child.pid));
     let netns = std::fs::metadata(format!("/proc/{}/ns/net", child.pid)).unwrap().ino();
     assert_eq!(u64::from(row.netns), netns);
     child.tell(1);
     child.wait();
-    std::fs::remove_dir(group).unwrap();
-}
-
-/// Filters: only this process, only this port, only this protocol.
-#[test]
-fn filters_let_through_what_they_say() {
-    let work = || {
-        let (client, server) = tcp_pair();
-        assert_eq!((send(&client, &[1; 70], 0), recv(&server, 70, 0)), (70, 70));
-        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
-        datagrams.send_to(&[1; 71], to.local_addr().unwrap()).unwrap();
-        to.recv_from(&mut [0; 100]).unwrap();
-        (port(&client), port(&server), to.local_addr().unwrap().port())
-    };
-    let mut trace = Trace::with(builder().pid(std::process::id()));
-    let mut stranger = Child::fork(move |parent| {
-        let (c, s, u) = work();
-        [c, s, u].into_iter().for_each(|p| tell(parent, p.into()));
-    });
-    let stranger_pid = stranger.pid;
-    let its_ports = [stranger.hear() as u16, stranger.hear() as u16, stranger.hear() as u16];
-    stranger.wait();
-    let (c, s, _) = work();
-    trace.closed(c, s);
-    let pids: Vec<_> = trace.seen.iter().filter_map(|e| e.connection()?.owner).map(|o| o.pid).collect();
-    assert!(!pids.is_empty() && !pids.contains(&stranger_pid), "{pids:?}");
-    // Its ports may have been given to us since; then its rows are ours.
-    let strange = |e: &&CollectorEvent| {
-        its_ports.contains(&crate::harness::ports(e).0)
-            && e.connection().and_then(|i| i.owner).is_none_or(|o| o.pid != std::process::id())
-    };
-    assert_eq!(trace.seen.iter().find(strange), None);
-
-    let mut trace = Trace::with(builder().protocol(Protocol::Tcp));
-    let (c, s, _) = work();
-    trace.closed(c, s);
-    trace.stop();
-    assert!(trace.seen.iter().filter_map(|e| e.connection()).all(|c| c.key.protocol == Protocol::Tcp));
-
-    let mut trace = Trace::with(builder().protocol(Protocol::Udp));
-    let (_, _, u) = work();
-    trace.until("the datagram", |t| t.row(Protocol::Udp, u).filter(|r| r.bytes_in == 71).map(drop));
-    assert!(trace.seen.iter().filter_map(|e| e.connection()).all(|c| c.key.protocol == Protocol::Udp));
-
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let l = listener.local_addr().unwrap().port();
-    let mut trace = Trace::with(builder().port(l));
-    work();
-    let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
-    let (server, _) = listener.accept().unwrap();
-    assert_eq!((send(&client, &[1; 72], 0), recv(&server, 72, 0)), (72, 72));
-    let c = port(&client);
-    drop((client, server));
-    assert_eq!(trace.closed(c, l).bytes_out, 72);
-    assert!(
-        trace
-            .seen
-            .iter()
-            .filter_map(|e| e.connection())
-            .all(|i| [i.key.local_port, i.key.remote_port].contains(&l))
-    );
 }
 
 /// What runs is what was asked for, and each step down has a reason.

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Filters let through what they say and nothing else, of events and of what exists already.
+
+use crate::harness::{Trace, builder};
+use crate::net::{Cgroup, Child, hear, port, recv, run, send, tcp_pair, tell};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use tcptop::{
+    AddressFamily, CollectorEvent, ConnectionInfo, ConnectionRecord, LinuxCollectorBuilder, NetworkCollector,
+    Protocol,
+};
+
+#[test]
+fn one_process_port_or_protocol() {
+    let work = || {
+        let (client, server) = tcp_pair();
+        assert_eq!((send(&client, &[1; 70], 0), recv(&server, 70, 0)), (70, 70));
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.send_to(&[1; 71], to.local_addr().unwrap()).unwrap();
+        to.recv_from(&mut [0; 100]).unwrap();
+        (port(&client), port(&server), to.local_addr().unwrap().port())
+    };
+    let mut trace = Trace::with(builder().pid(std::process::id()));
+    let mut stranger = Child::fork(move |parent| {
+        let (c, s, u) = work();
+        [c, s, u].into_iter().for_each(|p| tell(parent, p.into()));
+    });
+    let stranger_pid = stranger.pid;
+    let its_ports = [stranger.hear() as u16, stranger.hear() as u16, stranger.hear() as u16];
+    stranger.wait();
+    let (c, s, _) = work();
+    trace.closed(c, s);
+    let pids: Vec<_> = trace.seen.iter().filter_map(|e| e.connection()?.owner).map(|o| o.pid).collect();
+    assert!(!pids.is_empty() && !pids.contains(&stranger_pid), "{pids:?}");
+    // Its ports may have been given to us since; then its rows are ours.
+    let strange = |e: &&CollectorEvent| {
+        its_ports.contains(&crate::harness::ports(e).0)
+            && e.connection().and_then(|i| i.owner).is_none_or(|o| o.pid != std::process::id())
+    };
+    assert_eq!(trace.seen.iter().find(strange), None);
+
+    let mut trace = Trace::with(builder().protocol(Protocol::Tcp));
+    let (c, s, _) = work();
+    trace.closed(c, s);
+    trace.stop();
+    assert!(trace.seen.iter().filter_map(|e| e.connection()).all(|c| c.key.protocol == Protocol::Tcp));
+
+    let mut trace = Trace::with(builder().protocol(Protocol::Udp));
+    let (_, _, u) = work();
+    trace.until("the datagram", |t| t.row(Protocol::Udp, u).filter(|r| r.bytes_in == 71).map(drop));
+    assert!(trace.seen.iter().filter_map(|e| e.connection()).all(|c| c.key.protocol == Protocol::Udp));
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let mut trace = Trace::with(builder().port(l));
+    work();
+    let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    assert_eq!((send(&client, &[1; 72], 0), recv(&server, 72, 0)), (72, 72));
+    let c = port(&client);
+    drop((client, server));
+    assert_eq!(trace.closed(c, l).bytes_out, 72);
+    assert!(
+        trace
+            .seen
+            .iter()
+            .filter_map(|e| e.connection())
+            .all(|i| [i.key.local_port, i.key.remote_port].contains(&l))
+    );
+}
+
+/// Ten bytes to a server that listens at this address; the ports of both.
+fn exchange(listener: &TcpListener, to: SocketAddr) -> (u16, u16) {
+    let client = TcpStream::connect(to).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+    (port(&client), port(&server))
+}
+
+/// Listeners of both families and of both in one, and connections to each; one of each family exists.
+struct Servers {
+    v4: TcpListener,
+    v6: TcpListener,
+    both: TcpListener,
+    _existing: [[TcpStream; 2]; 2],
+}
+
+impl Servers {
+    fn new() -> Self {
+        let [v4, v6, both] = ["127.0.0.1:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
+        let pair = |listener: &TcpListener| {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            [client, listener.accept().unwrap().0]
+        };
+        let _existing = [&v4, &v6].map(pair);
+        Self { v4, v6, both, _existing }
+    }
+
+    fn v4(&self) -> (u16, u16) {
+        exchange(&self.v4, self.v4.local_addr().unwrap())
+    }
+
+    fn v6(&self) -> (u16, u16) {
+        exchange(&self.v6, self.v6.local_addr().unwrap())
+    }
+
+    /// IPv4 over IPv6 sockets.
+    fn mapped(&self) -> (u16, u16) {
+        let address = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        exchange(&self.both, (address, self.both.local_addr().unwrap().port()).into())
+    }
+}
+
+/// Every event and every row of what exists already is a wanted one, and there are some of each.
+fn check_all(trace: &Trace, is_wanted: impl Fn(&ConnectionRecord) -> bool) {
+    let infos: Vec<_> = trace.seen.iter().filter_map(CollectorEvent::connection).collect();
+    let of_event = |info: &ConnectionInfo| {
+        let mut row = ConnectionRecord::new(info.key, info.time);
+        (row.owner, row.netns) = (info.owner, info.netns);
+        row
+    };
+    let existing = trace.collector.bootstrap_existing().unwrap();
+    assert!(!infos.is_empty() && !existing.is_empty(), "{} events, {existing:?}", infos.len());
+    let rows = infos.into_iter().map(of_event).chain(existing);
+    rows.for_each(|row| assert!(is_wanted(&row), "{row:?}"));
+}
+
+#[test]
+fn one_address_family() {
+    let servers = Servers::new();
+    let mut trace = Trace::with(builder().family(AddressFamily::Ipv4));
+    servers.v6();
+    for (c, s) in [servers.mapped(), servers.v4()] {
+        assert_eq!(trace.closed(c, s).bytes_out, 10);
+    }
+    check_all(&trace, |row| row.key.remote_addr.is_ipv4());
+
+    let mut trace = Trace::with(builder().family(AddressFamily::Ipv6));
+    servers.v4();
+    servers.mapped();
+    let (c, s) = servers.v6();
+    assert_eq!(trace.closed(c, s).bytes_out, 10);
+    check_all(&trace, |row| row.key.remote_addr.is_ipv6());
+}
+
+/// Where a process of its own network namespace and control group has its connections. Not a loopback address, though
+/// it is on that interface.
+const ELSEWHERE: [u8; 4] = [192, 0, 2, 7];
+
+/// Each time it is told so this process makes a connection over a loopback address and one over another, and says the
+/// latter's ports. There is one of each from the beginning.
+fn work_elsewhere(parent: &mut UnixStream, group: &Cgroup) {
+    group.enter();
+    // SAFETY: moves this process into a network namespace of its own.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+    run("ip link set lo up && ip address add 192.0.2.7/32 dev lo");
+    let servers = Servers::new();
+    let listener = TcpListener::bind((Ipv4Addr::from(ELSEWHERE), 0)).unwrap();
+    let to = listener.local_addr().unwrap();
+    let _existing = (TcpStream::connect(to).unwrap(), listener.accept().unwrap());
+    tell(parent, 0);
+    while hear(parent) == 1 {
+        servers.v4();
+        let (c, s) = exchange(&listener, to);
+        tell(parent, c.into());
+        tell(parent, s.into());
+    }
+}
+
+#[test]
+fn one_network_namespace_or_cgroup_and_no_loopback() {
+    let (servers, group) = (Servers::new(), Cgroup::new());
+    let mut child = Child::fork(|parent| work_elsewhere(parent, &group));
+    child.hear();
+    let netns = std::fs::metadata(format!("/proc/{}/ns/net", child.pid)).unwrap().ino() as u32;
+    let is_loopback =
+        |row: &ConnectionRecord| row.key.local_addr.is_loopback() || row.key.remote_addr.is_loopback();
+    let mut traced = |builder: LinuxCollectorBuilder| {
+        let mut trace = Trace::with(builder);
+        let _closed = [servers.v4(), servers.v6(), servers.mapped()];
+        child.tell(1);
+        let (c, s) = (child.hear() as u16, child.hear() as u16);
+        assert_eq!(trace.closed(c, s).bytes_out, 10);
+        trace
+    };
+    check_all(&traced(builder().loopback(false)), |row| !is_loopback(row));
+    let trace = traced(builder().netns(netns));
+    check_all(&trace, |row| row.netns == netns);
+    assert!(trace.table.records().any(is_loopback));
+    check_all(&traced(builder().cgroup(group.id())), |row| {
+        row.owner.is_some_and(|owner| owner.cgroup_id == group.id())
+    });
+    child.tell(0);
+    child.wait();
+}
