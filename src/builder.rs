@@ -7,6 +7,7 @@ use crate::config::{Config, Granularity, WhenFull};
 use crate::error::Result;
 use crate::event::CollectorEvent;
 use crate::model::{AddressFamily, Protocol};
+use crate::poller::Poller;
 use crossbeam_channel::{Receiver, bounded};
 
 /// Configures a [`LinuxCollector`].
@@ -163,6 +164,14 @@ impl LinuxCollectorBuilder {
         let mut collector = self.build()?;
         collector.start_batches(handler)?;
         Ok(collector)
+    }
+
+    /// Builds and starts a collector for programs with a loop of their own: see [`Poller`].
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    pub fn open(self) -> Result<Poller> {
+        Poller::new(self.build()?)
     }
 
     /// Builds and starts a collector with a channel of its own.

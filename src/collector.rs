@@ -4,19 +4,19 @@
 use crate::bootstrap::{self, Finding};
 use crate::builder::LinuxCollectorBuilder;
 use crate::capabilities::{Backend, Capabilities, Feature, Visibility};
-use crate::config::{Config, Filter};
+use crate::config::{Config, Filter, WhenFull};
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
 use crate::host;
 use crate::kernel::{self, LoadError, Session};
 use crate::model::Protocol;
 use crate::plan::Facts;
-use crate::reader::{self, Shared};
+use crate::reader::{self, Reader, Shared};
 use crate::record::ConnectionRecord;
 use crate::self_test;
 use crate::sink::Output;
 use crate::stats::Stats;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -153,6 +153,25 @@ impl LinuxCollector {
             return Err(Error::AlreadyRunning);
         }
         self.end_thread();
+        let Traced { session, early, shared } = self.trace()?;
+        self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
+        self.shared = shared;
+        Ok(())
+    }
+
+    /// A reader for who has no use for a thread, and where its events arrive.
+    pub(crate) fn start_here(&mut self) -> Result<(Reader, Receiver<CollectorEvent>)> {
+        let Traced { session, early, shared } = self.trace()?;
+        let (tx, events) = unbounded();
+        let output = Output::Channel { tx, when_full: WhenFull::Drop };
+        let reader = Reader::new(session, &self.config, output, Arc::clone(&shared))?;
+        reader.deliver(early);
+        self.shared = shared;
+        Ok((reader, events))
+    }
+
+    /// Gets the programs into the kernel; from then on there are events.
+    fn trace(&mut self) -> Result<Traced> {
         let session = open_session(&self.config)?;
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
@@ -164,9 +183,7 @@ impl LinuxCollector {
         let early = self_test(&session, &self.config, &mut capabilities)?;
         self.capabilities = Some(capabilities);
         *self.existing() = None;
-        self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
-        self.shared = shared;
-        Ok(())
+        Ok(Traced { session, early, shared })
     }
 
     fn end_thread(&mut self) {
@@ -178,6 +195,14 @@ impl LinuxCollector {
             }
         }
     }
+}
+
+/// What a reader starts with.
+struct Traced {
+    session: Session,
+    /// Records that have been taken out of the ring already.
+    early: Vec<Vec<u8>>,
+    shared: Arc<Shared>,
 }
 
 impl NetworkCollector for LinuxCollector {
@@ -263,7 +288,7 @@ fn spawn_reader(
         .spawn(move || {
             // If nobody waits for the answer any more, there is nobody to tell.
             let ready = |result| drop(ready_tx.send(result));
-            reader::run(session, &config, early, output, &shared, ready);
+            reader::run(session, &config, early, output, shared, ready);
         })
         .map_err(Error::Thread)?;
     match ready_rx.recv() {

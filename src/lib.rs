@@ -22,7 +22,8 @@
 //!
 //! # What is where
 //! - [`LinuxCollector`] loads the eBPF programs and reads what they report on a thread of its own; [`NetworkCollector`]
-//!   is what it implements. It is blocking and needs no async runtime.
+//!   is what it implements. It is blocking and needs no async runtime. For programs with a loop of their own there is
+//!   [`Poller`], which has a descriptor to wait for instead of the thread.
 //! - [`CollectorEvent`] is what comes out of the channel: sends and receives, TCP state changes, ends, losses.
 //! - [`ConnectionTable`] folds events into one [`ConnectionRecord`] per connection, with rates.
 //! - [`Capabilities`] says what can be seen on this kernel and why not more; [`Stats`] counts what was delivered and
@@ -57,6 +58,7 @@ mod host;
 mod kernel;
 mod model;
 mod plan;
+mod poller;
 mod reader;
 mod record;
 mod self_test;
@@ -80,6 +82,7 @@ pub use event::{
 pub use model::{
     AddressFamily, ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState,
 };
+pub use poller::Poller;
 pub use record::ConnectionRecord;
 pub use stats::{LossTable, Stats};
 pub use table::ConnectionTable;

@@ -7,6 +7,7 @@ use crate::event::{CollectorEvent, LossPlace};
 use crate::reader::Shared;
 use crate::stats::{LossTable, Stats};
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long to wait for room in the channel before looking whether to stop.
@@ -37,9 +38,9 @@ enum Delivery {
 }
 
 /// The output's end at the reader, with everything that can happen to an event on its way there.
-pub(crate) struct Sink<'s> {
+pub(crate) struct Sink {
     output: Output,
-    shared: &'s Shared,
+    shared: Arc<Shared>,
     /// Shared from time to time, not at each event.
     stats: Stats,
     /// Lost here, in total: in the channel and by decoding.
@@ -52,8 +53,8 @@ pub(crate) struct Sink<'s> {
     ends: Vec<Vec<u8>>,
 }
 
-impl<'s> Sink<'s> {
-    pub(crate) fn new(output: Output, shared: &'s Shared) -> Self {
+impl Sink {
+    pub(crate) fn new(output: Output, shared: Arc<Shared>) -> Self {
         Self {
             output,
             stats: shared.stats(),
@@ -197,9 +198,9 @@ mod tests {
 
     #[test]
     fn a_loss_for_which_the_channel_had_no_room_is_told_the_next_time() {
-        let shared = Shared::default();
+        let shared = Arc::new(Shared::default());
         let (tx, rx) = bounded(1);
-        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Drop }, &shared);
+        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Drop }, Arc::clone(&shared));
         sink.report_losses(&losses(2));
         sink.report_losses(&losses(5));
         assert_eq!(shared.stats().lost_total(), 5, "the statistics know it at once");
@@ -212,9 +213,9 @@ mod tests {
 
     #[test]
     fn a_loss_that_nobody_receives_shows_that_the_receiver_is_gone() {
-        let shared = Shared::default();
+        let shared = Arc::new(Shared::default());
         let (tx, rx) = bounded(1);
-        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Wait }, &shared);
+        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Wait }, Arc::clone(&shared));
         drop(rx);
         sink.report_losses(&losses(0));
         assert!(!sink.is_receiver_gone(), "there was nothing to send");

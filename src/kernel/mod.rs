@@ -12,7 +12,7 @@ mod skel;
 pub(crate) use existing::Iterators;
 pub(crate) use facts::collect as collect_facts;
 pub(crate) use load::{LoadError, start};
-pub(crate) use session::{Barrier, Reader, Ring, Session};
+pub(crate) use session::{Barrier, ReaderState, Ring, Session};
 pub(crate) use skel::types;
 
 use libbpf_rs::{PrintCallback, PrintLevel, set_print};

@@ -14,7 +14,7 @@ use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use std::cell::Cell;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -40,7 +40,7 @@ pub(crate) struct Session {
 
 /// What the kernel side may expect of the reader (`enum tt_reader`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reader {
+pub(crate) enum ReaderState {
     /// It waits for a wake-up.
     Asleep = 0,
     /// It comes back by itself within milliseconds.
@@ -105,8 +105,8 @@ impl Session {
     }
 
     /// Tells the kernel side what the reader does.
-    pub(crate) fn announce(&self, reader: Reader) {
-        self.control.reader().store(reader as u32, Ordering::Relaxed);
+    pub(crate) fn announce(&self, state: ReaderState) {
+        self.control.reader().store(state as u32, Ordering::Relaxed);
     }
 
     /// Does anything wait in the bank that is in use?
@@ -122,6 +122,11 @@ impl Session {
         // After 2^32 intervals zero comes again, which is no epoch; its bank is the one that is free.
         self.epoch = self.epoch.checked_add(1).unwrap_or(2);
         self.control.epoch().store(self.epoch, Ordering::Release);
+    }
+
+    /// Readable while there is something in the ring; who waits for that is told only by a wake-up.
+    pub(crate) fn ring_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
     }
 
     /// How many records there can be in the ring at most.

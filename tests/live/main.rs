@@ -26,6 +26,7 @@ mod lifecycle;
 mod net;
 mod owner;
 mod paths;
+mod poller;
 mod reasons;
 mod refusal;
 mod refused;

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The collector without its thread, in the loop of a program.
+
+use crate::collector::{bpf_objects, nothing_left_but};
+use crate::harness::{builder, lost_by_us};
+use crate::net::{port, recv, send, tcp_pair};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+use tcptop::{Backend, CollectorEvent, ConnectionTable, Granularity, Poller};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for the descriptor as a loop does that knows nothing else of the poller.
+fn is_readable(poller: &Poller, within: Duration) -> bool {
+    let mut fd = libc::pollfd { fd: poller.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor, as is said.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, within.as_millis() as i32) };
+    assert!(ready >= 0, "poll: {}", std::io::Error::last_os_error());
+    ready == 1
+}
+
+/// Runs such a loop until this is true, which it must be some day.
+fn until(poller: &mut Poller, mut is_over: impl FnMut(Vec<CollectorEvent>) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut turn = |poller: &mut Poller| {
+        assert!(Instant::now() < deadline && is_readable(poller, PATIENCE));
+        is_over(poller.poll(Duration::ZERO).collect())
+    };
+    while !turn(poller) {}
+}
+
+fn exchange(client: &TcpStream, server: &TcpStream, times: usize) {
+    for _ in 0..times {
+        assert_eq!((send(client, &[1; 10], 0), recv(server, 10, 0)), (10, 10));
+    }
+}
+
+/// A filter leaves out what else happens on this machine, so that it can be seen when nothing does.
+#[test]
+fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let s = listener.local_addr().unwrap().port();
+    let mut poller = builder().port(s).open().unwrap();
+    assert!(poller.capabilities().is_some());
+    let mut table = ConnectionTable::new().linger(Duration::MAX);
+    for round in 1..=2 {
+        let client = TcpStream::connect(("127.0.0.1", s)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        exchange(&client, &server, 50 * round);
+        let c = port(&client);
+        assert!(poller.bootstrap_existing().unwrap().iter().any(|row| row.key.local_port == c));
+        drop((client, server));
+        let ends = [(c, s, 500 * round as u64, 0), (s, c, 0, 500 * round as u64)];
+        until(&mut poller, |events| {
+            events.iter().for_each(|event| table.apply(event));
+            let closed = table.records().filter(|row| row.is_closed);
+            let found: Vec<_> = closed
+                .map(|row| (row.key.local_port, row.key.remote_port, row.bytes_out, row.bytes_in))
+                .collect();
+            ends.iter().all(|end| found.contains(end))
+        });
+        // First it looks every 2 ms, then it sleeps.
+        let (begin, mut turns) = (Instant::now(), 0);
+        while begin.elapsed() < Duration::from_secs(1) {
+            turns += usize::from(is_readable(&poller, Duration::from_millis(100)));
+            assert_eq!(poller.poll(Duration::ZERO).filter(|event| event.kind().is_some()).count(), 0);
+        }
+        assert!((5..200).contains(&turns), "{turns} turns in a second");
+    }
+    let begin = Instant::now();
+    poller.poll(Duration::from_millis(300)).for_each(drop);
+    assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
+}
+
+/// Events that were not taken, and those that were in the ring at the stop, come after it, and then no more.
+#[test]
+fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
+    let before = bpf_objects();
+    let mut poller = builder().granularity(Granularity::PerCall).open().unwrap();
+    assert!(bpf_objects().0.len() > before.0.len());
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    exchange(&client, &server, 1000);
+    let mut events: Vec<_> = poller.poll(PATIENCE).take(1).collect();
+    assert_eq!(events.len(), 1);
+    exchange(&client, &server, 1000);
+    poller.stop();
+    nothing_left_but(&before);
+    assert!(is_readable(&poller, Duration::ZERO));
+    events.extend(poller.poll(PATIENCE));
+    assert_eq!(poller.poll(Duration::from_millis(1)).count(), 0);
+    let of = |local: u16| {
+        let transfers = events.iter().filter_map(|event| match event {
+            CollectorEvent::TcpSend(t) | CollectorEvent::TcpRecv(t) => Some(t),
+            _ => None,
+        });
+        let bytes: Vec<_> =
+            transfers.filter(|t| t.connection.key.local_port == local).map(|t| t.bytes).collect();
+        (bytes.iter().sum::<u64>(), bytes.len())
+    };
+    assert_eq!(of(s), (20_000, 2000));
+    assert_eq!(of(c).0, 20_000);
+    // kprobes report sends with acknowledgements, which may cover several.
+    let is_kprobe = poller.capabilities().is_some_and(|can| can.backend == Backend::Kprobe);
+    assert!(is_kprobe || of(c).1 == 2000);
+    assert_eq!(lost_by_us(&poller.stats()), 0);
+}
