@@ -50,9 +50,15 @@ pub(crate) fn nothing_left_but(before: &(Vec<u32>, Vec<u32>)) {
     }
 }
 
-/// 200 ms; guests are emulated, and taking a trampoline away waits for all their tasks.
-fn prompt() -> Duration {
-    Duration::from_millis(if is_slow() { 6000 } else { 200 })
+/// It takes 200 ms at most. Somebody else may have the processor for longer, but not three times in a row. Guests are
+/// emulated, and taking a trampoline away waits for all their tasks.
+fn is_prompt(what: &str, mut run: impl FnMut() -> Duration) {
+    let at_most = Duration::from_millis(if is_slow() { 6000 } else { 200 });
+    let mut times = Vec::new();
+    while times.last().is_none_or(|took| *took > at_most) {
+        assert!(times.len() < 3, "{what} took {times:?}");
+        times.push(run());
+    }
 }
 
 /// Keeps sockets busy until it is dropped.
@@ -133,26 +139,34 @@ fn stop_and_drop_are_prompt_and_leave_nothing() {
     let load = Load::start();
     let (tx, rx) = bounded(1 << 18);
     let mut collector = builder().granularity(Granularity::PerCall).build().unwrap();
-    collector.start(tx.clone()).unwrap();
-    assert!(collector.is_running());
-    assert!(matches!(collector.start(tx.clone()), Err(Error::AlreadyRunning)));
-    assert!(bpf_objects().0.len() > before.0.len());
-    thread::sleep(Duration::from_millis(300));
-    let began = Instant::now();
-    collector.stop().unwrap();
-    assert!(began.elapsed() < prompt(), "stop took {:?}", began.elapsed());
-    assert!(!collector.is_running());
-    nothing_left_but(&before);
-    assert!(collector.stats().events > 0);
-    assert!(rx.try_iter().count() > 0);
-    collector.start(tx).unwrap();
-    thread::sleep(Duration::from_millis(100));
-    let began = Instant::now();
-    drop(collector);
-    assert!(began.elapsed() < prompt(), "drop took {:?}", began.elapsed());
-    nothing_left_but(&before);
+    is_prompt("stop", || {
+        collector.start(tx.clone()).unwrap();
+        assert!(collector.is_running());
+        assert!(matches!(collector.start(tx.clone()), Err(Error::AlreadyRunning)));
+        assert!(bpf_objects().0.len() > before.0.len());
+        thread::sleep(Duration::from_millis(300));
+        let began = Instant::now();
+        collector.stop().unwrap();
+        let took = began.elapsed();
+        assert!(!collector.is_running());
+        nothing_left_but(&before);
+        assert!(collector.stats().events > 0);
+        assert!(rx.try_iter().count() > 0);
+        took
+    });
+    is_prompt("drop", || {
+        let (tx, rx) = bounded(1 << 18);
+        let mut collector = builder().granularity(Granularity::PerCall).build().unwrap();
+        collector.start(tx).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        let began = Instant::now();
+        drop(collector);
+        let took = began.elapsed();
+        nothing_left_but(&before);
+        assert!(rx.iter().count() > 0, "it reports, and closes the channel at its end");
+        took
+    });
     drop(load);
-    assert!(rx.iter().count() > 0, "the second run reports too, and closes the channel at its end");
 }
 
 /// What is in the ring at the stop is delivered: 2000 calls, stop at once, 2000 events.
@@ -231,20 +245,22 @@ fn a_function_that_panics_ends_the_collector() {
 #[test]
 fn a_full_channel_never_holds_up_the_stop() {
     for when_full in [WhenFull::Drop, WhenFull::Wait] {
-        let load = Load::start();
-        let configured =
-            builder().granularity(Granularity::PerCall).when_full(when_full).channel_capacity(10);
-        let (mut collector, events) = configured.spawn().unwrap();
-        thread::sleep(Duration::from_millis(500));
-        let began = Instant::now();
-        collector.stop().unwrap();
-        assert!(began.elapsed() < prompt(), "{when_full:?}: stop took {:?}", began.elapsed());
-        drop(load);
-        let stats = collector.stats();
-        let dropped: u64 =
-            stats.losses.iter().filter(|(_, place, _)| *place == LossPlace::Channel).map(|(_, _, n)| n).sum();
-        assert!(dropped > 0, "{when_full:?}: {stats:?}");
-        assert_eq!(events.iter().count(), 10);
+        is_prompt("stop", || {
+            let load = Load::start();
+            let configured =
+                builder().granularity(Granularity::PerCall).when_full(when_full).channel_capacity(10);
+            let (mut collector, events) = configured.spawn().unwrap();
+            thread::sleep(Duration::from_millis(500));
+            let began = Instant::now();
+            collector.stop().unwrap();
+            let took = began.elapsed();
+            drop(load);
+            let stats = collector.stats();
+            let in_channel = stats.losses.iter().filter(|(_, place, _)| *place == LossPlace::Channel);
+            assert!(in_channel.map(|(_, _, n)| n).sum::<u64>() > 0, "{when_full:?}: {stats:?}");
+            assert_eq!(events.iter().count(), 10);
+            took
+        });
     }
 }
 
