@@ -16,9 +16,9 @@ mod delay;
 mod example;
 mod existing;
 mod flood;
+mod floor;
 mod loads;
 mod many;
-mod nothing;
 mod object;
 mod others;
 mod programs;
@@ -37,6 +37,10 @@ const LOADS: [(&str, MakeLoad, &str, &str); 4] = [
     ("churn: connect, 1 byte each way, close", || Box::new(Churn::new()), "1.06", ""),
     ("64 KiB stream across cores", || Box::new(Stream::new()), "the noise", ""),
 ];
+
+/// What is hooked in for comparison.
+const FLOORS: [(&str, &str); 2] =
+    [("nothing", "programs that do nothing"), ("counting", "programs that only count")];
 
 const DEFAULT: Granularity = Granularity::Interval(Duration::from_millis(100));
 
@@ -63,9 +67,12 @@ fn main() {
                 println!("    {:.2?} without it; {}", found.without, found.tool);
             }
         }
-        let name = format!("{name}, programs that do nothing");
-        if is_wanted(&name) {
-            println!("{name:<60} {:>22}   the limit", ratio::floor(load().as_mut(), backend).to_string());
+        for (programs, what) in FLOORS {
+            let name = format!("{name}, {what}");
+            if is_wanted(&name) {
+                let found = ratio::floor(load().as_mut(), programs, backend);
+                println!("{name:<60} {:>22}   a limit", found.to_string());
+            }
         }
     }
     for (name, how) in

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! With the tracer and without, in turns.
 
+use crate::floor::Floor;
 use crate::loads::{Load, SECOND, nanoseconds_per_operation, pin};
-use crate::nothing::Nothing;
 use std::fmt;
 use std::fs;
 use std::thread::{self, JoinHandle};
@@ -49,13 +49,13 @@ pub(crate) fn measure(load: &mut dyn Load, granularity: Granularity) -> Measured
     Measured { ratio, without, tool: tool.to_string() }
 }
 
-/// What programs that do nothing cost at the same hooks.
-pub(crate) fn floor(load: &mut dyn Load, backend: Backend) -> Ratio {
-    let with_nothing = |load: &mut dyn Load| {
-        let _attached = Nothing::attach(backend);
+/// What these programs cost at the same hooks.
+pub(crate) fn floor(load: &mut dyn Load, programs: &str, backend: Backend) -> Ratio {
+    let with_them = |load: &mut dyn Load| {
+        let _attached = Floor::attach(programs, backend);
         slice(load)
     };
-    alternate(load, with_nothing).0
+    alternate(load, with_them).0
 }
 
 /// The ratio of slices with something to slices without, and how long an operation takes without.
