@@ -441,6 +441,12 @@ static __always_inline int socket_ends(struct sock *sk)
 	if (st->c.conn.socket && !st->listens && st->known) {
 		now = bpf_ktime_get_ns();
 		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
+		/* The change to CLOSE may have gone past the programs: then this is the last look. */
+		if (!st->ended_ns) {
+			read_totals(st, sk, tp);
+			read_quality(st, tp);
+			read_condition(st, tp);
+		}
 		post_out(st, now);
 		post_in(st, now);
 		if (!st->failed)
