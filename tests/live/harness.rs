@@ -144,9 +144,10 @@ impl Trace {
         self.seen.push(event);
     }
 
-    /// Takes what there is.
+    /// Takes what there is by now; more may come as fast as it is taken.
     pub(crate) fn drain(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
+        for _ in 0..self.events.len() {
+            let Ok(event) = self.events.try_recv() else { return };
             self.take(event);
         }
     }
@@ -158,9 +159,10 @@ impl Trace {
             if let Some(found) = find(self) {
                 return found;
             }
+            assert!(Instant::now() < deadline, "not seen: {what}\n{}", self.dump());
             match self.events.recv_deadline(deadline) {
                 Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Timeout) => panic!("not seen: {what}\n{}", self.dump()),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => panic!("the collector ended; not seen: {what}"),
             }
             self.drain();
@@ -170,7 +172,8 @@ impl Trace {
     /// Takes events for so long, for tests of what must not come. A collector that was stopped ends it at once.
     pub(crate) fn listen(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
-        while let Ok(event) = self.events.recv_deadline(deadline) {
+        while Instant::now() < deadline {
+            let Ok(event) = self.events.recv_deadline(deadline) else { return };
             self.take(event);
         }
     }
