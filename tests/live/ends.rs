@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Connections that begin or end in unusual ways or at unusual times: each is there once, and none stays.
 
-use crate::harness::{Trace, builder, is_slow};
+use crate::harness::Trace;
 use crate::net::{Child, connect, hear, port, recv, run, send, sockaddr, socket, tcp_pair, tell};
 use crate::reasons::{failed, life};
 use std::collections::HashSet;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tcptop::{
-    CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord, KernelTime, LinuxCollector,
-    NetworkCollector, Protocol, TcpState,
+    CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord, LinuxCollector, NetworkCollector,
+    Protocol, TcpState,
 };
 
 /// 26: nobody at that address of the own network answers to ARP.
@@ -196,90 +196,4 @@ fn closed_rows(trace: &Trace, ports: &[(u16, u16)]) -> usize {
     let ports: HashSet<_> = ports.iter().flat_map(|&(c, s)| [(c, s), (s, c)]).collect();
     let is_ours = |r: &&ConnectionRecord| ports.contains(&(r.key.local_port, r.key.remote_port));
     trace.table.records().filter(is_ours).filter(|r| r.is_closed).count()
-}
-
-/// Short connections, a byte each way, as fast as they can be made, over addresses enough that their ports suffice.
-struct Storm {
-    listener: TcpListener,
-    port: u16,
-    count: u64,
-}
-
-impl Storm {
-    fn new() -> Self {
-        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        Self { listener, port, count: 0 }
-    }
-
-    /// Makes one; returns when it began and when it was established.
-    fn one(&mut self) -> (u64, u64) {
-        self.count += 1;
-        let began = KernelTime::now();
-        let mut client =
-            TcpStream::connect((Ipv4Addr::new(127, 0, 0, 1 + (self.count % 16) as u8), self.port)).unwrap();
-        let established = KernelTime::now();
-        let (mut server, _) = self.listener.accept().unwrap();
-        client.write_all(&[1]).unwrap();
-        server.read_exact(&mut [0]).unwrap();
-        server.write_all(&[2]).unwrap();
-        client.read_exact(&mut [0]).unwrap();
-        (began.as_nanos(), established.as_nanos())
-    }
-}
-
-/// A storm of short connections goes on while the collector starts and searches for what exists: of those that began
-/// after `start` has returned, every end is there, once, with its bytes and its end; and none of the others stays open.
-#[test]
-fn a_storm_while_starting_leaves_no_gap() {
-    let count = if is_slow() { 1000 } else { 20_000 };
-    let mut child = Child::fork(move |parent| {
-        let mut storm = Storm::new();
-        tell(parent, storm.port.into());
-        parent.set_nonblocking(true).unwrap();
-        let mut word = [0; 8];
-        let mut before = Vec::new();
-        while parent.read(&mut word).is_err() {
-            before.push(storm.one());
-        }
-        parent.set_nonblocking(false).unwrap();
-        // The time when start() had returned.
-        let started = u64::from_ne_bytes(word);
-        let after = (0..count).filter(|_| storm.one().0 >= started).count() as u64;
-        let early = before.iter().filter(|&&(began, _)| began >= started).count() as u64;
-        let across = before.iter().filter(|&&(began, end)| began < started && end >= started).count() as u64;
-        tell(parent, after + early);
-        tell(parent, across);
-        tell(parent, storm.count);
-    });
-    let l = child.hear() as u16;
-    std::thread::sleep(Duration::from_millis(100));
-    let mut trace = Trace::with(builder().ring_bytes(64 << 20));
-    let started = KernelTime::now();
-    let existing = trace.collector.bootstrap_existing().unwrap();
-    child.tell(started.as_nanos());
-    trace.table.merge_bootstrap(existing);
-    let is_end =
-        |e: &&CollectorEvent| matches!(e, CollectorEvent::Closed(_)) && crate::harness::ports(e).1 == l;
-    trace.until("the storm's ends", |t| (t.seen.iter().filter(is_end).count() >= count).then_some(()));
-    let (began, across, all) = (child.hear(), child.hear(), child.hear());
-    child.wait();
-    trace.listen(Duration::from_millis(300));
-    trace.stop();
-    assert_eq!(crate::harness::lost_by_us(&trace.collector.stats()), 0);
-    let of_storm =
-        |r: &&ConnectionRecord| [r.key.local_port, r.key.remote_port].contains(&l) && r.key.remote_port != 0;
-    let rows: Vec<_> = trace.table.records().filter(of_storm).collect();
-    let open: Vec<_> = rows.iter().filter(|r| !r.is_closed).collect();
-    assert!(open.is_empty(), "ghosts: {open:#?}");
-    assert!(rows.len() as u64 <= 2 * all, "doubles: {} rows of {all} connections", rows.len());
-    for is_client in [true, false] {
-        let rows = rows.iter().filter(|r| (r.key.remote_port == l) == is_client && r.first_seen >= started);
-        let rows: Vec<_> = rows.collect();
-        let n = rows.len() as u64;
-        assert!(n >= began && n <= began + across, "{n} of {began}, and {across} at the moment: {is_client}");
-        assert!(rows.iter().all(|r| (r.bytes_in, r.bytes_out, r.is_partial) == (1, 1, false)));
-        let lives: HashSet<_> = rows.iter().map(|r| (r.socket, r.first_seen)).collect();
-        assert_eq!(lives.len(), rows.len());
-    }
 }

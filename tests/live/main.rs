@@ -32,5 +32,6 @@ mod refusal;
 mod refused;
 mod scenarios;
 mod soak;
+mod storm;
 mod tcp;
 mod udp;

@@ -3,7 +3,7 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     include_str!("collector.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
@@ -13,6 +13,7 @@ const SOURCES: [&str; 11] = [
     include_str!("owner.rs"),
     include_str!("paths.rs"),
     include_str!("reasons.rs"),
+    include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
 ];
