@@ -225,14 +225,13 @@ fn a_reused_pid_is_another_process() {
     trace.closed(c, s);
 }
 
-/// Four processes send on one socket at the same time, a thousand times each, in sizes of their own: the actors' shares are
-/// what each has sent, and add up to the total. (The harness demands of every test that they add up; here they do so
-/// under contention.) With kprobes a send is reported with its acknowledgement, for the last one who sent.
-fn contend(mut trace: Trace) {
+/// Four processes send on one socket at the same time, a thousand times each, in sizes of their own. Returns what each has
+/// sent, and what the actors' shares say.
+fn contend(trace: &mut Trace) -> [BTreeMap<u32, u64>; 2] {
     const SENDS: usize = 1000;
     let (client, mut server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
-    let senders: Vec<_> = [11, 23, 37, 51]
+    let senders: Vec<_> = [11, 23, 37, LONGEST_SEND]
         .into_iter()
         .map(|size| {
             let shared = client.try_clone().unwrap();
@@ -244,8 +243,8 @@ fn contend(mut trace: Trace) {
             (child, (size * SENDS) as u64)
         })
         .collect();
-    let expected: BTreeMap<u32, u64> = senders.iter().map(|(child, sent)| (child.pid, *sent)).collect();
-    let total = expected.values().sum();
+    let sent: BTreeMap<u32, u64> = senders.iter().map(|(child, sent)| (child.pid, *sent)).collect();
+    let total = sent.values().sum();
     drop(client);
     assert_eq!(std::io::copy(&mut (&mut server).take(total), &mut std::io::sink()).unwrap(), total);
     senders.into_iter().for_each(|(child, _)| child.wait());
@@ -258,20 +257,43 @@ fn contend(mut trace: Trace) {
         *shares.entry(t.actor.expect("an actor").pid).or_default() += t.bytes;
     }
     assert_eq!(shares.values().sum::<u64>(), total);
-    if trace.backend() != Backend::Kprobe {
-        // A send for which the kernel has run no program, which is counted, goes to whoever is the owner in the end.
-        let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
-        let strayed = expected.iter().map(|(pid, sent)| sent.saturating_sub(shares[pid])).sum::<u64>();
-        assert!(strayed <= 51 * skipped, "{shares:?} instead of {expected:?}, {skipped} skipped");
+    [sent, shares]
+}
+
+const LONGEST_SEND: usize = 51;
+
+/// The shares are what each has sent. A send for which the kernel has run no program, which is counted, goes to whoever
+/// is the owner in the end.
+fn check_shares(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
+    let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
+    let share = |pid| shares.get(pid).copied().unwrap_or(0);
+    let strayed = sent.iter().map(|(pid, sent)| sent.saturating_sub(share(pid))).sum::<u64>();
+    assert!(strayed <= LONGEST_SEND as u64 * skipped, "{shares:?} instead of {sent:?}, {skipped} skipped");
+}
+
+/// 37: four processes send on one socket at the same time: the actors' shares are what each has sent, or what the table of
+/// scenarios says; they add up to the total in any case.
+#[test]
+fn shares_add_up_under_contention() {
+    let mut trace = Trace::fresh();
+    let both = contend(&mut trace);
+    match answer(37, trace.backend()) {
+        Answer::Exact => check_shares(&trace, &both),
+        Answer::Lesser => {
+            let [sent, shares] = &both;
+            assert!(shares.keys().all(|pid| sent.contains_key(pid)), "{shares:?} of {sent:?}");
+            assert_ne!(trace.sees(Feature::TcpSend), Visibility::Exact);
+        }
     }
 }
 
-#[test]
-fn shares_add_up_under_contention() {
-    contend(Trace::fresh());
-}
-
+/// 37: the same with an event for each call.
 #[test]
 fn shares_add_up_under_contention_with_an_event_per_call() {
-    contend(Trace::per_call());
+    let mut trace = Trace::per_call();
+    let both = contend(&mut trace);
+    match answer(37, trace.backend()) {
+        Answer::Exact => check_shares(&trace, &both),
+        Answer::Lesser => assert!(both[1].keys().all(|pid| both[0].contains_key(pid)), "{both:?}"),
+    }
 }
