@@ -12,7 +12,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
-use tcptop::{Protocol, TcpState};
+use tcptop::{Protocol, Provenance, TcpState};
 
 /// 4: a receiver that wants 3000 bytes at least, which come in pieces, and 500 more with the end.
 #[test]
@@ -426,18 +426,21 @@ fn mptcp_pair() -> Result<(TcpStream, TcpStream), isize> {
     Ok((TcpStream::from(client), listener.accept().unwrap().0))
 }
 
-/// 21: MPTCP: its one subflow is one TCP connection with the program's bytes, and nothing is there twice. 46: what the
-/// kernel's own workers do with it is nobody's who never used it.
+/// The same, or none where the kernel has no MPTCP, which is told of this scenario.
+fn mptcp_pair_or_absent(scenario: u32) -> Option<(TcpStream, TcpStream)> {
+    mptcp_pair()
+        .inspect_err(|e| {
+            assert!([libc::EPROTONOSUPPORT, libc::ENOPROTOOPT].contains(&(-e as i32)), "{e}");
+            absent(scenario, "a kernel without MPTCP");
+        })
+        .ok()
+}
+
+/// 21: MPTCP: its one subflow is one TCP connection with the program's bytes, and nothing is there twice.
 #[test]
 fn mptcp_subflows_are_tcp_connections() {
     let mut trace = Trace::start();
-    let (mut client, mut server) = match mptcp_pair() {
-        Ok(pair) => pair,
-        Err(e) => {
-            assert!([libc::EPROTONOSUPPORT, libc::ENOPROTOOPT].contains(&(-e as i32)), "{e}");
-            return absent(21, "a kernel without MPTCP");
-        }
-    };
+    let Some((mut client, mut server)) = mptcp_pair_or_absent(21) else { return };
     let (c, s) = (port(&client), port(&server));
     client.write_all(&[1; 5000]).unwrap();
     server.read_exact(&mut [0; 5000]).unwrap();
@@ -450,21 +453,16 @@ fn mptcp_subflows_are_tcp_connections() {
     assert_eq!(trace.rows(Protocol::Tcp, s).iter().filter(|row| row.key.remote_port == c).count(), 1);
 }
 
-/// 46: kernel workers hold the sockets of MPTCP when they say goodbye or send again. Strangers keep both processors busy,
-/// so that some other process is always there to be taken for the user.
+/// 46: kernel workers hold the sockets of MPTCP when they say goodbye or send again. The kernel owns only what no process
+/// has used: the clients' ends are this process's all the time, which has connected them. Strangers keep both processors
+/// busy, so that some other process is always there to be taken for the user.
 #[test]
 fn a_kernel_worker_is_not_a_process() {
     let mut trace = Trace::start();
     let strangers = crate::lifecycle::busy_strangers();
     let mut ports = Vec::new();
     for _ in 0..20 {
-        let (mut client, server) = match mptcp_pair() {
-            Ok(pair) => pair,
-            Err(e) => {
-                assert!([libc::EPROTONOSUPPORT, libc::ENOPROTOOPT].contains(&(-e as i32)), "{e}");
-                return absent(46, "a kernel without MPTCP");
-            }
-        };
+        let Some((mut client, server)) = mptcp_pair_or_absent(46) else { return };
         client.write_all(&[1; 100]).unwrap();
         ports.push((port(&client), port(&server)));
         // Closed with bytes unread: the worker has to tell the peer.
@@ -486,6 +484,10 @@ fn a_kernel_worker_is_not_a_process() {
         for process in info.owner.into_iter().chain(actor) {
             let is_kernel = process.is_kernel() && process.name == "kernel";
             assert!(process.pid == me || is_kernel, "{event:?}");
+        }
+        if ports.contains(&(local, remote)) {
+            let seen = (info.owner.map(|owner| owner.pid), info.provenance);
+            assert_eq!(seen, (Some(me), Provenance::Seen), "{event:?}");
         }
     }
 }
