@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 use tcptop::{
-    Backend, CollectorEvent, EventKind, Feature, Granularity, LossPlace, Protocol, Transfer, Visibility,
+    Backend, CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, KernelTime, LossPlace,
+    Protocol, Transfer, Visibility,
 };
 
 pub(crate) fn bound(addr: &str) -> (UdpSocket, u16) {
@@ -119,6 +120,39 @@ fn threads_on_one_socket_add_up() {
     }
     let stats = trace.collector.stats();
     assert!(missing <= stats.lost(EventKind::UdpSend, LossPlace::Hook), "{missing} missing: {stats:?}");
+}
+
+/// Looks at a flow until it has ended, which it must when nothing was heard of it for so long, and not before.
+fn wait_for_silence(trace: &mut Trace, local: u16, remote: u16, idle: Duration) {
+    loop {
+        let now = KernelTime::now();
+        trace.table.snapshot(now);
+        let row = trace.udp_flow(local, remote).expect("a row");
+        assert_eq!(row.is_closed, now.saturating_since(row.last_seen) >= idle);
+        if row.is_closed {
+            return;
+        }
+        trace.listen(Duration::from_millis(20));
+    }
+}
+
+/// A silent flow ends after as long as the table was told, and goes on with the next datagram, until its socket is closed.
+#[test]
+fn a_silent_flow_ends_and_goes_on() {
+    const IDLE: Duration = Duration::from_millis(500);
+    let mut trace = Trace::start();
+    trace.table = ConnectionTable::new().linger(Duration::MAX).udp_idle(IDLE);
+    let ((sender, s), (_receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    for total in [10, 20, 30] {
+        sender.send_to(&[1; 10], ("127.0.0.1", r)).unwrap();
+        assert!(!trace.udp(s, r, 0, total).is_closed, "{total}");
+        if total < 30 {
+            wait_for_silence(&mut trace, s, r, IDLE);
+        }
+    }
+    drop(sender);
+    trace.until("the end of its socket", |t| t.udp_flow(s, r).filter(|row| row.is_closed));
+    assert_eq!(trace.rows(Protocol::Udp, s).len(), 1);
 }
 
 /// 50: peeked at, then received: once.
