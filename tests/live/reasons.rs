@@ -8,7 +8,7 @@ use crate::net::{
 };
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
-use tcptop::{CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, Opened};
+use tcptop::{CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, Opened, TcpState};
 
 fn opened(trace: &Trace, local: u16, remote: u16) -> Vec<Opened> {
     let of_ours = trace.seen.iter().filter(|event| ports(event) == (local, remote));
@@ -97,6 +97,32 @@ fn who_breaks_off_aborts_and_the_other_side_is_reset() {
         assert_eq!((client.reason, client.error), (Some(CloseReason::Reset), Some(libc::ECONNRESET)));
         assert_eq!(server.reason, Some(CloseReason::Aborted), "{unread} unread");
     }
+}
+
+/// A client breaks off before the server has accepted: accept() hands out what has ended already, with the bytes that
+/// came before. It was reset, once.
+#[test]
+fn what_is_reset_before_it_is_accepted_was_reset() {
+    let mut trace = Trace::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
+    let c = port(&client);
+    assert_eq!(send(&client, &[1; 40], 0), 40);
+    reset(client);
+    let end = trace.until("CLOSE at the server", |t| {
+        let mut changes = t.states(l).into_iter().filter(|change| change.connection.key.remote_port == c);
+        changes.find(|change| change.new_state == TcpState::Close).copied()
+    });
+    assert_eq!((end.old_state, end.error), (TcpState::Established, Some(libc::ECONNRESET)));
+    let (server, peer) = listener.accept().unwrap();
+    assert_eq!((peer.port(), recv(&server, 100, 0)), (c, 40), "what had come is still there");
+    assert_eq!(recv(&server, 1, 0), -(libc::ECONNRESET as isize));
+    drop(server);
+    let (client, server) = (life(&mut trace, c, l).1, life(&mut trace, l, c).1);
+    assert_eq!((client.reason, client.totals.bytes_out), (Some(CloseReason::Aborted), 40));
+    assert_eq!((server.reason, server.error), (Some(CloseReason::Reset), Some(libc::ECONNRESET)));
+    assert_eq!(server.totals.bytes_in, 40);
 }
 
 /// 26: in a network that has stopped to carry anything: an established connection times out after it has tried again, a
