@@ -35,3 +35,4 @@ mod soak;
 mod storm;
 mod tcp;
 mod udp;
+mod wraps;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP: the less usual ways to move bytes, and what moves none.
 
-use crate::harness::{Trace, absent, is_slow};
+use crate::harness::{Trace, absent};
 use crate::net::{
     Child, checked, get_option, hear, port, recv, run, send, set_option, sockaddr, socket, socket_of,
     tcp_pair, tell,
@@ -333,31 +333,6 @@ fn retransmissions_count_no_byte() {
         _ => None,
     });
     assert!(retransmits > Some(0));
-}
-
-/// 19: more than 4 GiB through one connection. An emulated processor would take minutes: there it is 256 MiB, and that
-/// sums do not wrap rests on the same code and on the other backends' runs.
-#[test]
-fn totals_go_beyond_four_gibibytes() {
-    let total: u64 = if is_slow() { 256 << 20 } else { (4 << 30) + 12_345 };
-    let mut trace = Trace::start();
-    let (client, server) = tcp_pair();
-    let reader = thread::spawn(move || {
-        // Received and thrown away without being copied.
-        while recv(&server, 8 << 20, libc::MSG_TRUNC) > 0 {}
-        server
-    });
-    let chunk = vec![1; 1 << 20];
-    let mut left = total;
-    while left > 0 {
-        let n = send(&client, &chunk[..left.min(1 << 20) as usize], 0);
-        assert!(n > 0);
-        left -= n as u64;
-    }
-    client.shutdown(Shutdown::Write).unwrap();
-    let server = reader.join().unwrap();
-    let (client_row, server_row) = finish(&mut trace, client, server);
-    assert_eq!((moved(&client_row), moved(&server_row)), ((total, 0), (0, total)));
 }
 
 /// Keys for one direction of kTLS (struct tls12_crypto_info_aes_gcm_128, include/uapi/linux/tls.h): TLS 1.2, AES-GCM

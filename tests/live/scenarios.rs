@@ -3,7 +3,7 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     include_str!("collector.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
@@ -16,6 +16,7 @@ const SOURCES: [&str; 12] = [
     include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
+    include_str!("wraps.rs"),
 ];
 
 /// The text of a test, after its name.
