@@ -212,7 +212,7 @@ pub(crate) fn existing(record: &[u8]) -> Option<(u64, ConnectionRecord)> {
         packets_in: e.packets_in,
         packets_out: e.packets_out,
         rtt_us: rtt(e.rtt_us),
-        is_partial: !is_tcp,
+        is_partial: e.flags & HAS_TOTALS == 0,
         ..ConnectionRecord::new(info.key, info.time)
     };
     Some((e.inode, found))

@@ -152,6 +152,23 @@ struct sock_common {
 };
 
 typedef struct {
+	int counter;
+} atomic_t;
+
+struct qspinlock {
+	atomic_t val;
+};
+
+struct raw_spinlock {
+	struct qspinlock raw_lock;
+};
+
+typedef struct spinlock {
+	struct raw_spinlock rlock;
+} spinlock_t;
+
+typedef struct {
+	spinlock_t slock;
 	int owned;
 } socket_lock_t;
 

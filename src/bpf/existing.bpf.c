@@ -39,7 +39,41 @@ static __always_inline void put_existing(struct tt_existing *e, struct sock *sk,
 	e->conn.netns = sk->__sk_common.skc_net.net->ns.inum;
 }
 
-/* In 6.1 and later the socket is locked, so its counters tell one story. */
+/* Comes with the lock that a walk takes on each socket (5.15). */
+struct bpf_tcp_iter_state {
+} __attribute__((preserve_access_index));
+
+/*
+ * Whether somebody may be in the middle of a change. Before 5.15 a walk locks no socket. On loopback that middle is
+ * wide: a segment is counted as sent, then handed to the peer, who deals with it, and only then taken from what waits.
+ */
+static __always_inline bool is_in_use(struct sock *sk)
+{
+	if (bpf_core_type_exists(struct bpf_tcp_iter_state))
+		return false;
+	return sk->sk_lock.owned || sk->sk_lock.slock.rlock.raw_lock.val.counter;
+}
+
+/* Nothing if it may be torn: who is at it reports it all when done. */
+static __always_inline void put_totals(struct tt_existing *e, struct sock *sk, struct tcp_sock *tp)
+{
+	__u64 out, in;
+
+	if (is_in_use(sk))
+		return;
+	barrier();
+	out = written(sk, tp);
+	in = consumed(sk, tp);
+	barrier();
+	if (is_in_use(sk))
+		return;
+	e->flags = TT_HAS_TOTALS;
+	e->bytes_out = out;
+	e->bytes_in = in;
+	e->packets_out = tp->segs_out;
+	e->packets_in = tp->segs_in;
+}
+
 SEC("?iter/tcp")
 int existing_tcp(struct bpf_iter__tcp *ctx)
 {
@@ -60,10 +94,7 @@ int existing_tcp(struct bpf_iter__tcp *ctx)
 	put_existing(&e, sk, IPPROTO_TCP);
 	read_key(&e.conn, sk, tp);
 	e.rtt_us = tp->srtt_us >> 3;
-	e.bytes_out = written(sk, tp);
-	e.bytes_in = consumed(sk, tp);
-	e.packets_out = tp->segs_out;
-	e.packets_in = tp->segs_in;
+	put_totals(&e, sk, tp);
 	bpf_seq_write(ctx->meta->seq, &e, sizeof(e));
 	return 0;
 }

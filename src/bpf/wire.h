@@ -39,7 +39,7 @@ enum tt_end {
 	TT_ABORTED,
 };
 
-/* Flags of struct tt_state. */
+/* Flags of struct tt_state and struct tt_existing. */
 enum tt_flags {
 	TT_HAS_TOTALS = 1,
 	TT_ACTIVE = 2, /* this end connected */
@@ -112,7 +112,8 @@ struct tt_existing {
 	__u64 packets_out;
 	__u32 rtt_us;
 	__u8 state;
-	__u8 pad[3];
+	__u8 flags; /* enum tt_flags */
+	__u8 pad[2];
 };
 
 /* A process that has a socket among its files. */
