@@ -69,10 +69,6 @@ enum {
 	BPF_RB_FORCE_WAKEUP = 1 << 1,
 };
 
-enum {
-	BPF_RB_AVAIL_DATA = 0,
-};
-
 /* Contexts of cgroup programs: the verifier rewrites these accesses, so they must not be relocated. */
 struct bpf_sock;
 

@@ -9,9 +9,8 @@
  * Set by the library before loading. The verifier knows these values: code behind a test that fails is
  * removed, and with it what this kernel could not load.
  */
-const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
-const volatile __u32 bank_slots = 16384;   /* in each of the two banks */
-const volatile __u32 wake_bytes = 1 << 20; /* that much data in the ring wakes the reader at once */
+const volatile __u64 interval_ns = 0;	 /* 0: an event per call */
+const volatile __u32 bank_slots = 16384; /* in each of the two banks */
 const volatile __u32 filter_pid = 0;
 const volatile __u16 filter_port = 0;
 const volatile __u8 filter_protocol = 0;

@@ -9,15 +9,12 @@
 #define CLAIMS_AT_MOST 3
 
 /*
- * A wake-up costs more than everything else here together, so there is one only when the reader sleeps or the
- * ring fills up; a reader that is awake looks every few milliseconds by itself. Two CPUs may both wake it:
- * harmless.
+ * A wake-up costs more than everything else here together, so there is one only when the reader sleeps; one that is awake
+ * looks every few milliseconds by itself. Two CPUs may both wake it: harmless.
  */
 static __always_inline __u64 wake_flags(void)
 {
-	if (control.reader == TT_WOKEN)
-		return BPF_RB_NO_WAKEUP;
-	if (control.reader == TT_LOOKING && bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < wake_bytes)
+	if (control.reader != TT_ASLEEP)
 		return BPF_RB_NO_WAKEUP;
 	control.reader = TT_WOKEN;
 	return BPF_RB_FORCE_WAKEUP;

@@ -44,9 +44,11 @@ static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk
 
 static __always_inline bool is_peer(const struct tt_conn *conn, const struct peer *peer)
 {
-	const __u64 *a = (const __u64 *)conn->remote_addr, *b = (const __u64 *)peer->addr;
+	/* In the words in which the peer has just been written: a processor waits for a wider load. */
+	const __u32 *a = (const __u32 *)conn->remote_addr, *b = (const __u32 *)peer->addr;
 
-	return conn->remote_port == peer->port && a[0] == b[0] && a[1] == b[1];
+	return conn->remote_port == peer->port && a[0] == b[0] && a[1] == b[1] && a[2] == b[2] &&
+	       a[3] == b[3];
 }
 
 /* Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. */

@@ -132,7 +132,6 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     let sockets = u32::try_from(config.max_sockets).unwrap_or(u32::MAX);
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.interval_ns = config.interval_ns();
-        rodata.wake_bytes = ring / 4;
         rodata.bank_slots = sockets;
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
