@@ -308,6 +308,8 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		begin_life(st, sk, tp, new_state, ch.now);
 	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
 		read_key(&st->c.conn, sk, tp);
+	else if (!st->c.conn.local_port)
+		read_key(&st->c.conn, sk, tp);
 	owner_if_locked(st, sk);
 	if (old_state == TCP_SYN_SENT)
 		st->active = 1;
@@ -441,8 +443,9 @@ static __always_inline int socket_ends(struct sock *sk)
 	if (st->c.conn.socket && !st->listens && st->known) {
 		now = bpf_ktime_get_ns();
 		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
-		/* The change to CLOSE may have gone past the programs: then this is the last look. */
-		if (!st->ended_ns) {
+		/* The change to CLOSE may have gone past the programs: then this is the last look. A disconnect (AF_UNSPEC, or
+		 * SO_LINGER with no time) has wiped the counters by now, but not the sequence numbers. */
+		if (!st->ended_ns && TCP(tp, bytes_sent)) {
 			read_totals(st, sk, tp);
 			read_quality(st, tp);
 			read_condition(st, tp);
