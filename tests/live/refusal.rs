@@ -37,22 +37,30 @@ pub(crate) fn without<T: Send>(calls: &[Call], work: impl FnOnce() -> T + Send) 
 
 /// Does this on a thread that may not enter network namespaces.
 pub(crate) fn without_cap_sys_admin<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    let drop_it = || {
+    with_capabilities(|all| all & !(1 << CAP_SYS_ADMIN), work)
+}
+
+/// Does this on a thread that has these capabilities of those it had.
+pub(crate) fn with_capabilities<T: Send>(
+    which: impl FnOnce(u64) -> u64 + Send,
+    work: impl FnOnce() -> T + Send,
+) -> T {
+    let change = || {
         // struct __user_cap_header_struct (version 3, this thread); of each half: effective, permitted, inheritable.
         let (header, mut sets) = ([0x2008_0522_u32, 0], [0_u32; 6]);
         // SAFETY: both are as long as this version has it.
-        unsafe {
-            assert_eq!(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()), 0);
-            sets[0] &= !(1 << CAP_SYS_ADMIN);
-            assert_eq!(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()), 0);
-        }
+        assert_eq!(unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) }, 0);
+        let effective = which(u64::from(sets[0]) | u64::from(sets[3]) << 32);
+        (sets[0], sets[3]) = (effective as u32, (effective >> 32) as u32);
+        // SAFETY: the same.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) }, 0);
     };
     thread::scope(|scope| {
-        let refused = || {
-            drop_it();
+        let changed = || {
+            change();
             work()
         };
-        scope.spawn(refused).join().unwrap()
+        scope.spawn(changed).join().unwrap()
     })
 }
 

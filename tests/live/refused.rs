@@ -4,8 +4,10 @@
 use crate::collector::{bpf_objects, nothing_left_but};
 use crate::harness::{Trace, builder};
 use crate::net::{Child, hear, port, recv, run, send, tcp_pair, tell};
-use crate::refusal::{ITERATORS, NETLINK, Refused, without, without_cap_sys_admin, without_program};
-use tcptop::{Bootstrap, Capabilities, ConnectionRecord, Feature, NetworkCollector, Visibility};
+use crate::refusal::{
+    ITERATORS, NETLINK, Refused, with_capabilities, without, without_cap_sys_admin, without_program,
+};
+use tcptop::{Backend, Bootstrap, Capabilities, ConnectionRecord, Feature, NetworkCollector, Visibility};
 
 /// The row of a TCP connection, if it was found.
 fn row(found: &[ConnectionRecord], local: u16, remote: u16) -> Option<&ConnectionRecord> {
@@ -95,6 +97,43 @@ fn network_namespaces_that_cannot_be_entered_are_counted() {
     assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
     child.tell(1);
     child.wait();
+}
+
+/// The capabilities that the documentation names are enough; without the one that only cgroup programs need the rest
+/// works, and what is missing is told.
+#[test]
+fn the_documented_capabilities_are_enough() {
+    // include/uapi/linux/capability.h
+    let [bpf, perfmon, net_admin] = [39, 38, 12].map(|bit| 1 << bit);
+    let usual = Trace::start().capabilities();
+    let peers = [Feature::UdpSendPeer, Feature::UdpRecvPeer, Feature::UdpClose];
+    for (which, has_peers) in [(bpf | perfmon | net_admin, true), (bpf | perfmon, false)] {
+        with_capabilities(
+            |all| all & which,
+            || {
+                let mut trace = Trace::with(builder());
+                let can = trace.capabilities();
+                assert_eq!(can.backend, usual.backend);
+                for feature in Feature::ALL.into_iter().filter(|&feature| feature != Feature::Existing) {
+                    let is_lost =
+                        !has_peers && peers.contains(&feature) && can.backend == Backend::Tracepoint;
+                    match can.visibility(feature) {
+                        seen if !is_lost => assert_eq!(seen, usual.visibility(feature), "{feature:?}"),
+                        seen => assert_ne!(seen, usual.visibility(feature), "{feature:?}"),
+                    }
+                }
+                let says_why = can.missing_programs.iter().any(|m| m.reason.contains("CAP_NET_ADMIN"));
+                assert_eq!(says_why, !has_peers && can.backend == Backend::Tracepoint, "{can:?}");
+                let (client, server) = tcp_pair();
+                let (c, s) = (port(&client), port(&server));
+                assert_eq!((send(&client, &[1; 60], 0), recv(&server, 60, 0)), (60, 60));
+                let found = trace.collector.bootstrap_existing().unwrap();
+                assert!(row(&found, c, s).is_some_and(|row| row.bytes_out == 60));
+                drop((client, server));
+                assert_eq!((trace.closed(c, s).bytes_out, trace.closed(s, c).bytes_in), (60, 60));
+            },
+        );
+    }
 }
 
 /// A program that the kernel does not load, or does not attach, is left out and named, and all others do their work.
