@@ -8,7 +8,17 @@ use std::ops::Deref;
 /// that events carry it without an allocation. Bytes that are not UTF-8 read as `?`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct ProcessName {
-    bytes: [u8; 16],
+    bytes: [u8; 15],
+    end: End,
+}
+
+/// The zero that ends a name. Its type knows no other byte, so that an `Option<Process>` is no larger than a `Process`:
+/// each event has two of them and each record one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(u8)]
+enum End {
+    #[default]
+    Zero = 0,
 }
 
 impl ProcessName {
@@ -18,9 +28,14 @@ impl ProcessName {
         // All at once, because every event has two names: what follows the end is zero.
         let name = u128::from_le_bytes(comm) & ((1 << (8 * len)) - 1);
         if name & (u128::MAX / 0xff * 0x80) == 0 {
-            return Self { bytes: name.to_le_bytes() };
+            return Self::ending_at_zero(name.to_le_bytes());
         }
         Self::with_question_marks(&comm[..len])
+    }
+
+    fn ending_at_zero(comm: [u8; 16]) -> Self {
+        let [bytes @ .., _] = comm;
+        Self { bytes, end: End::Zero }
     }
 
     fn with_question_marks(name: &[u8]) -> Self {
@@ -41,7 +56,7 @@ impl ProcessName {
                 rest = &rest[1..];
             }
         }
-        Self { bytes }
+        Self::ending_at_zero(bytes)
     }
 
     /// The name as text.
@@ -52,7 +67,7 @@ impl ProcessName {
 }
 
 /// How many bytes there are before the first zero.
-fn length(bytes: &[u8; 16]) -> usize {
+fn length(bytes: &[u8]) -> usize {
     bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len())
 }
 
@@ -180,6 +195,11 @@ impl fmt::Display for Provenance {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_may_be_absent_takes_no_more_room() {
+        assert_eq!(size_of::<Option<Process>>(), size_of::<Process>());
+    }
 
     #[test]
     fn names_end_at_zero_and_survive_bytes_that_are_not_utf8() {
