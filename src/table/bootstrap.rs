@@ -76,7 +76,7 @@ impl ConnectionTable {
     fn match_row(&self, row: &ConnectionRecord) -> Match {
         let (place, walk) = (Place::of_record(row), row.last_seen);
         let is_candidate = |entry: &Entry| {
-            entry.closed_at.is_none_or(|end| end >= walk) && place.may_be(&Place::of_record(&entry.record))
+            entry.closed_at().is_none_or(|end| end >= walk) && place.may_be(&Place::of_record(&entry.record))
         };
         let mut candidates = self.store.confirmed(&row.key).filter(|(_, entry)| is_candidate(entry));
         match (candidates.next(), candidates.next()) {
@@ -95,7 +95,7 @@ impl ConnectionTable {
         let Some(entry) = self.store.get_mut(slot) else { return };
         let (is_partial, walk) = (row.is_partial, row.last_seen);
         entry.claim(row);
-        if let (Some(Flow::Udp { socket, .. }), true) = (entry.flow, is_partial) {
+        if let (Some(Flow::Udp { socket, .. }), true) = (entry.flow(), is_partial) {
             self.mark_flows_of(socket, walk);
         }
     }
@@ -149,7 +149,7 @@ impl ConnectionTable {
     fn name_owners_of_flows(&mut self) {
         let is_nameless = |entry: &Entry| {
             let record = &entry.record;
-            let is_flow = record.key.protocol == Protocol::Udp && entry.flow.is_some();
+            let is_flow = record.key.protocol == Protocol::Udp && entry.is_confirmed;
             is_flow && entry.is_open() && record.owner.is_none()
         };
         let nameless = self.store.iter().filter(|(_, entry)| is_nameless(entry));

@@ -11,8 +11,6 @@ pub(super) struct Counter {
     /// Only flows whose counters the kernel has dropped have a past.
     past: Option<Box<Past>>,
     pub(super) rate: Rate,
-    /// The kernel's own total was seen: what comes now is new traffic, not history.
-    pub(super) known: bool,
 }
 
 /// What the kernel has counted since one moment. TCP connections have one era; a UDP flow whose counters were dropped
@@ -34,6 +32,11 @@ struct Past {
 }
 
 impl Counter {
+    /// The kernel's own total was seen: what comes now is new traffic, not history.
+    pub(super) fn is_known(&self) -> bool {
+        self.era.since.is_some()
+    }
+
     /// Payload bytes.
     pub(super) fn bytes(&self) -> u64 {
         let past = self.past.as_ref().map_or(0, |past| past.bytes.saturating_add(past.era.bytes));

@@ -21,22 +21,30 @@ pub(super) enum Direction {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) record: ConnectionRecord,
-    /// None: a row out of /proc that no event has confirmed yet.
-    pub(super) flow: Option<Flow>,
     pub(super) since: KernelTime,
-    pub(super) closed_at: Option<KernelTime>,
-    /// The row of /proc that this connection was found to be; needed again if that proves wrong.
-    pub(super) claimed: Option<Box<ConnectionRecord>>,
-    /// The walk that found its UDP socket: what moved before is missing.
-    pub(super) older: Option<KernelTime>,
-    out: Counter,
-    r#in: Counter,
-    owner_time: KernelTime,
-    state_time: KernelTime,
+    /// Of no meaning while it is open.
+    end: KernelTime,
+    /// None for what was found at the start and has done nothing since: with many connections that is most of them.
+    live: Option<Box<Live>>,
+    /// Events have shown it; else it is a row that was found at the start.
+    pub(super) is_confirmed: bool,
     /// The handshake was seen: nothing is older than the tracer.
     born: bool,
     /// It only counts as ended because nothing has happened for so long.
     is_idle: bool,
+}
+
+/// What only events make necessary.
+#[derive(Clone, Debug, Default)]
+struct Live {
+    out: Counter,
+    r#in: Counter,
+    owner_time: KernelTime,
+    state_time: KernelTime,
+    /// The walk that found its UDP socket: what moved before is missing.
+    older: Option<KernelTime>,
+    /// The row of /proc that this connection was found to be; needed again if that proves wrong.
+    claimed: Option<Box<ConnectionRecord>>,
 }
 
 impl Entry {
@@ -45,75 +53,89 @@ impl Entry {
         let mut record = ConnectionRecord::new(info.key, info.time);
         record.socket = Some(info.socket);
         record.first_seen = info.since;
-        Self::from_parts(record, Some(Flow::of(info)))
+        Self::from_parts(record, true)
     }
 
     /// A row out of /proc.
     pub(super) fn unconfirmed(record: ConnectionRecord) -> Self {
-        Self::from_parts(record, None)
+        Self::from_parts(record, false)
     }
 
-    fn from_parts(record: ConnectionRecord, flow: Option<Flow>) -> Self {
+    fn from_parts(record: ConnectionRecord, is_confirmed: bool) -> Self {
         Self {
             since: record.first_seen,
-            flow,
-            closed_at: None,
-            claimed: None,
-            older: None,
-            out: Counter::default(),
-            r#in: Counter::default(),
-            owner_time: KernelTime(0),
-            state_time: KernelTime(0),
+            end: KernelTime(0),
+            live: None,
+            is_confirmed,
             born: false,
             is_idle: false,
             record,
         }
     }
 
+    /// What names it in events, if any have shown it.
+    pub(super) fn flow(&self) -> Option<Flow> {
+        let socket = self.record.socket.filter(|_| self.is_confirmed)?;
+        Some(Flow::new(socket, self.since, &self.record.key))
+    }
+
+    fn live(&mut self) -> &mut Live {
+        self.live.get_or_insert_default()
+    }
+
+    pub(super) fn older(&self) -> Option<KernelTime> {
+        self.live.as_ref().and_then(|live| live.older)
+    }
+
     pub(super) fn is_open(&self) -> bool {
-        self.closed_at.is_none()
+        !self.record.is_closed
+    }
+
+    pub(super) fn closed_at(&self) -> Option<KernelTime> {
+        self.record.is_closed.then_some(self.end)
     }
 
     /// Whether its socket cannot be one that a walk at this time has found.
     pub(super) fn ended_before(&self, walk: KernelTime) -> bool {
-        !self.is_idle && self.closed_at.is_some_and(|end| end < walk)
+        !self.is_idle && self.closed_at().is_some_and(|end| end < walk)
     }
 
     /// A walk at this time has found the UDP socket of this flow.
     pub(super) fn found_by(&mut self, walk: KernelTime) {
         if !self.ended_before(walk) {
-            self.older = Some(self.older.map_or(walk, |known| known.min(walk)));
+            let older = &mut self.live().older;
+            *older = Some(older.map_or(walk, |known| known.min(walk)));
             self.publish();
         }
     }
 
     /// A UDP flow that has been silent for so long counts as ended. Returns whether that is new.
     pub(super) fn end_if_idle(&mut self, now: KernelTime, after: Duration) -> bool {
-        let is_flow = matches!(self.flow, Some(Flow::Udp { .. }));
+        let is_flow = matches!(self.flow(), Some(Flow::Udp { .. }));
         if !is_flow || !self.is_open() || now.saturating_since(self.record.last_seen) < after {
             return false;
         }
-        (self.is_idle, self.record.is_closed, self.closed_at) = (true, true, Some(now));
+        (self.is_idle, self.record.is_closed, self.end) = (true, true, now);
         true
     }
 
     /// What was only idle goes on with an event from after that. Returns whether it does.
     pub(super) fn goes_on(&mut self, time: KernelTime) -> bool {
-        if !self.is_idle || self.closed_at.is_none_or(|idle| time <= idle) {
+        if !self.is_idle || self.closed_at().is_none_or(|idle| time <= idle) {
             return false;
         }
-        (self.is_idle, self.record.is_closed, self.closed_at) = (false, false, None);
+        (self.is_idle, self.record.is_closed) = (false, false);
         true
     }
 
     /// When it ended, or the time of a later event.
     pub(super) fn gone_since(&self) -> Option<KernelTime> {
-        self.closed_at.map(|time| time.max(self.record.last_seen))
+        self.closed_at().map(|time| time.max(self.record.last_seen))
     }
 
     /// Under which its end is remembered: a UDP socket ends with all its flows.
     pub(super) fn gone_id(&self) -> Option<gone::Id> {
-        self.flow.as_ref().map(gone_id)
+        self.flow().as_ref().map(gone_id)
     }
 
     /// The event's key, where it is a better one than the record's: later, or more complete.
@@ -145,11 +167,12 @@ impl Entry {
 
     /// Better knowledge replaces worse, newer the older of the same kind: a socket may change hands.
     pub(super) fn learn_owner(&mut self, owner: Process, provenance: Provenance, time: KernelTime) {
-        let newer = provenance == self.record.provenance && time >= self.owner_time;
+        let known_since = &mut self.live.get_or_insert_default().owner_time;
+        let newer = provenance == self.record.provenance && time >= *known_since;
         if self.record.owner.is_none() || provenance > self.record.provenance || newer {
             self.record.owner = Some(owner);
             self.record.provenance = provenance;
-            self.owner_time = time;
+            *known_since = time;
         }
     }
 
@@ -158,26 +181,28 @@ impl Entry {
     pub(super) fn transfer(&mut self, transfer: &Transfer, direction: Direction, window: Window) {
         let info = &transfer.connection;
         let (total, packets) = (transfer.total_bytes, transfer.total_packets);
+        let live = self.live();
         let counter = match direction {
-            Direction::Out => &mut self.out,
-            Direction::In => &mut self.r#in,
+            Direction::Out => &mut live.out,
+            Direction::In => &mut live.r#in,
         };
         let growth = counter.raise(info.since, total, packets, info.key.protocol);
         counter.rate.add(info.time, growth.min(transfer.bytes), window);
-        counter.known = true;
         self.publish();
     }
 
     /// Totals outside a transfer. Bytes whose own report is still on its way count for the rate now.
     pub(super) fn totals(&mut self, info: &ConnectionInfo, totals: &Totals, window: Window) {
         let Totals { bytes_in, bytes_out, packets_in, packets_out } = *totals;
-        let all = [(&mut self.out, bytes_out, packets_out), (&mut self.r#in, bytes_in, packets_in)];
+        let born = self.born;
+        let live = self.live();
+        let all = [(&mut live.out, bytes_out, packets_out), (&mut live.r#in, bytes_in, packets_in)];
         for (counter, bytes, packets) in all {
+            let is_new = counter.is_known() || born;
             let growth = counter.raise(info.since, bytes, packets, info.key.protocol);
-            if counter.known || self.born {
+            if is_new {
                 counter.rate.add(info.time, growth, window);
             }
-            counter.known = true;
         }
         self.publish();
     }
@@ -188,10 +213,10 @@ impl Entry {
         if let Some(totals) = &change.totals {
             self.totals(info, totals, window);
         }
-        let latest = self.record.tcp_state.is_none() || info.time >= self.state_time;
+        let latest = self.record.tcp_state.is_none() || info.time >= self.live().state_time;
         if self.is_open() && latest {
             self.record.tcp_state = Some(new);
-            self.state_time = info.time;
+            self.live().state_time = info.time;
         }
         self.publish();
     }
@@ -199,20 +224,22 @@ impl Entry {
     /// It ended at this time, or earlier than was known. Returns the row of /proc that was taken for this connection
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
-        let end = self.closed_at.map_or(time, |known| known.min(time));
-        (self.closed_at, self.is_idle) = (Some(end), false);
+        let end = self.closed_at().map_or(time, |known| known.min(time));
+        (self.end, self.is_idle) = (end, false);
         self.record.is_closed = true;
         if self.record.key.protocol == Protocol::Tcp {
             self.record.tcp_state = Some(TcpState::Close);
         }
         // Neither the row nor an owner out of /proc can be this connection's if they were found after its end.
-        if self.record.provenance == Provenance::Bootstrap && self.owner_time > end {
+        let live = self.live.as_mut()?;
+        if self.record.provenance == Provenance::Bootstrap && live.owner_time > end {
             (self.record.owner, self.record.provenance) = (None, Provenance::Unknown);
         }
-        if self.older.take_if(|walk| *walk > end).is_some() {
+        let wrong = live.claimed.take_if(|row| row.last_seen > end);
+        if live.older.take_if(|walk| *walk > end).is_some() {
             self.publish();
         }
-        let wrong = self.claimed.take_if(|row| row.last_seen > end)?;
+        let wrong = wrong?;
         self.record.first_seen = self.since;
         self.publish();
         Some(wrong)
@@ -235,8 +262,9 @@ impl Entry {
         if !self.born {
             self.record.first_seen = self.record.first_seen.min(row.first_seen);
         }
-        if self.claimed.as_ref().is_none_or(|known| known.last_seen < row.last_seen) {
-            self.claimed = Some(Box::new(row));
+        let claimed = &mut self.live().claimed;
+        if claimed.as_ref().is_none_or(|known| known.last_seen < row.last_seen) {
+            *claimed = Some(Box::new(row));
         }
         self.publish();
     }
@@ -247,9 +275,10 @@ impl Entry {
         if protocol != Protocol::Tcp || row.is_partial {
             return;
         }
-        self.out.raise(self.since, row.bytes_out, row.packets_out, protocol);
-        self.r#in.raise(self.since, row.bytes_in, row.packets_in, protocol);
-        (self.out.known, self.r#in.known) = (true, true);
+        let since = self.since;
+        let live = self.live();
+        live.out.raise(since, row.bytes_out, row.packets_out, protocol);
+        live.r#in.raise(since, row.bytes_in, row.packets_in, protocol);
     }
 
     /// The same row, found by another walk.
@@ -268,24 +297,26 @@ impl Entry {
 
     /// Brings the rates of the record to this moment.
     pub(super) fn refresh_rates(&mut self, now: KernelTime, window: Window) {
-        self.record.rate_out = self.out.rate.per_second(now, window);
-        self.record.rate_in = self.r#in.rate.per_second(now, window);
+        let live = self.live.as_ref();
+        self.record.rate_out = live.map_or(0.0, |live| live.out.rate.per_second(now, window));
+        self.record.rate_in = live.map_or(0.0, |live| live.r#in.rate.per_second(now, window));
     }
 
     pub(super) fn reset_rates(&mut self) {
-        (self.out.rate, self.r#in.rate) = Default::default();
+        if let Some(live) = &mut self.live {
+            (live.out.rate, live.r#in.rate) = Default::default();
+        }
     }
 
     fn publish(&mut self) {
-        let both_known = self.out.known && self.r#in.known;
-        let is_partial = match self.record.key.protocol {
-            Protocol::Tcp => !self.born && !both_known,
-            Protocol::Udp => self.older.is_some(),
+        let Self { record, live, .. } = self;
+        let Live { out, r#in, older, .. } = &**live.get_or_insert_default();
+        (record.bytes_out, record.packets_out) = (out.bytes(), out.packets());
+        (record.bytes_in, record.packets_in) = (r#in.bytes(), r#in.packets());
+        record.is_partial = match record.key.protocol {
+            Protocol::Tcp => !(self.born || out.is_known() && r#in.is_known()),
+            Protocol::Udp => older.is_some(),
         };
-        let record = &mut self.record;
-        (record.bytes_out, record.packets_out) = (self.out.bytes(), self.out.packets());
-        (record.bytes_in, record.packets_in) = (self.r#in.bytes(), self.r#in.packets());
-        record.is_partial = is_partial;
     }
 }
 

@@ -57,7 +57,7 @@ impl ConnectionTable {
         if found.is_empty() {
             return;
         }
-        let flows = self.store.iter().filter_map(|(_, entry)| match entry.flow {
+        let flows = self.store.iter().filter_map(|(_, entry)| match entry.flow() {
             Some(Flow::Udp { socket, .. }) => Some((socket, walk_at(entry, found)?)),
             _ => None,
         });
@@ -69,7 +69,7 @@ impl ConnectionTable {
     pub(super) fn mark_if_older(&mut self, slot: u32, info: &ConnectionInfo) {
         let sibling = || self.store.of_socket(info.socket).find(|&(other, _)| other != slot);
         let known = self.older.get(&info.socket).copied();
-        let known = known.or_else(|| sibling().and_then(|(_, entry)| entry.older));
+        let known = known.or_else(|| sibling().and_then(|(_, entry)| entry.older()));
         let Some(walk) = known.or_else(|| self.walk_of_row(info)) else { return };
         if let Some(entry) = self.store.get_mut(slot) {
             entry.found_by(walk);
@@ -80,7 +80,7 @@ impl ConnectionTable {
     /// The walk that found the socket of this event without a peer.
     fn walk_of_row(&self, info: &ConnectionInfo) -> Option<KernelTime> {
         let was_there =
-            |row: &Entry| row.record.is_partial && row.closed_at.is_none_or(|end| end >= info.time);
+            |row: &Entry| row.record.is_partial && row.closed_at().is_none_or(|end| end >= info.time);
         unconnected_keys(&info.key).find_map(|key| {
             let place = Place { key: &key, netns: info.netns, socket: Some(info.socket), pid: None };
             let mut rows = self.store.unconfirmed(&key);

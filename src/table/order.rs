@@ -28,7 +28,7 @@ pub(super) struct Ticket {
 
 impl Ticket {
     pub(super) fn new(entry: &Entry, serial: u64, slot: u32) -> Self {
-        let time = entry.closed_at.unwrap_or(entry.record.last_seen).0;
+        let time = entry.closed_at().unwrap_or(entry.record.last_seen).0;
         Self { is_open: entry.is_open(), time, serial, slot }
     }
 }

@@ -18,7 +18,10 @@ pub(super) enum Flow {
 
 impl Flow {
     pub(super) fn of(info: &ConnectionInfo) -> Self {
-        let (socket, since, key) = (info.socket, info.since, &info.key);
+        Self::new(info.socket, info.since, &info.key)
+    }
+
+    pub(super) fn new(socket: u64, since: KernelTime, key: &ConnectionKey) -> Self {
         match key.protocol {
             Protocol::Tcp => Self::Tcp { socket, since },
             Protocol::Udp => Self::Udp { socket, peer: key.remote_addr, port: key.remote_port },

@@ -31,12 +31,14 @@ impl Window {
     }
 }
 
-/// Bytes of the latest window, by bucket.
+/// Bytes of the latest window. None while nothing has moved: of many connections most are idle.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rate {
-    /// Bucket number n (time divided by the bucket's length) is at n modulo [`KEPT`]. None while nothing has moved: of
-    /// many connections most are idle.
-    buckets: Option<Box<[u64; KEPT]>>,
+pub(super) struct Rate(Option<Box<Buckets>>);
+
+/// By bucket: number n (time divided by the bucket's length) is at n modulo [`KEPT`].
+#[derive(Clone, Debug, Default)]
+struct Buckets {
+    bytes: [u64; KEPT],
     /// Time of the latest bytes, and the number of their bucket.
     latest: KernelTime,
     number: u64,
@@ -45,19 +47,26 @@ pub(super) struct Rate {
 impl Rate {
     /// Counts bytes that moved at `time`. What is older than the window is of no interest any more.
     pub(super) fn add(&mut self, time: KernelTime, bytes: u64, window: Window) {
-        if bytes == 0 {
-            return;
-        }
-        let number = window.number(time);
-        self.advance(time, number);
-        if let (Some(place), Some(buckets)) = (self.place(number), &mut self.buckets) {
-            buckets[place] = buckets[place].saturating_add(bytes);
+        if bytes > 0 {
+            self.0.get_or_insert_default().add(time, bytes, window.number(time));
         }
     }
 
     /// Bytes per second over the window that ends at `now`, or at the latest bytes if they are later.
     pub(super) fn per_second(&self, now: KernelTime, window: Window) -> f64 {
-        let Some(buckets) = &self.buckets else { return 0.0 };
+        self.0.as_ref().map_or(0.0, |buckets| buckets.in_window(now, window) / window.seconds())
+    }
+}
+
+impl Buckets {
+    fn add(&mut self, time: KernelTime, bytes: u64, number: u64) {
+        self.advance(time, number);
+        if let Some(place) = self.place(number) {
+            self.bytes[place] = self.bytes[place].saturating_add(bytes);
+        }
+    }
+
+    fn in_window(&self, now: KernelTime, window: Window) -> f64 {
         let now = now.max(self.latest);
         let newest = window.number(now);
         let leaving = (now.0 % window.bucket_ns) as f64 / window.bucket_ns as f64;
@@ -66,17 +75,16 @@ impl Rate {
             let number = newest.checked_sub(age as u64);
             let Some(place) = number.and_then(|number| self.place(number)) else { continue };
             let weight = if age == BUCKETS { 1.0 - leaving } else { 1.0 };
-            bytes += buckets[place] as f64 * weight;
+            bytes += self.bytes[place] as f64 * weight;
         }
-        bytes / window.seconds()
+        bytes
     }
 
     /// Empties the buckets between the latest bytes and this time, whose bucket has this number, if that is later.
     fn advance(&mut self, time: KernelTime, number: u64) {
-        let buckets = self.buckets.get_or_insert_default();
         let steps = number.saturating_sub(self.number).min(KEPT as u64);
         for step in 0..steps {
-            buckets[bucket_of(number - step)] = 0;
+            self.bytes[bucket_of(number - step)] = 0;
         }
         self.latest = self.latest.max(time);
         self.number = self.number.max(number);

@@ -2,24 +2,28 @@
 //! Where the entries are kept, and the ways to find them: by flow (one look-up for each event), by socket and by key.
 
 use super::entry::Entry;
+use super::index::Index;
 use super::order::{Order, Ticket};
 use super::place::{Flow, Place};
 use crate::model::ConnectionKey;
-use foldhash::HashMap;
+use std::hash::Hash;
+use std::num::NonZeroU32;
 
 /// Entries with their indices. Slots are numbered and used again; several entries of one socket or key form a chain.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Store {
-    slots: Vec<Option<Kept>>,
+    slots: Slots,
     free: Vec<u32>,
-    flows: HashMap<Flow, u32>,
-    sockets: HashMap<u64, u32>,
-    keys: HashMap<ConnectionKey, u32>,
+    flows: Index,
+    sockets: Index,
+    keys: Index,
     /// Rows of /proc that no event has confirmed yet: apart, because each new connection looks for its own here.
-    unconfirmed: HashMap<ConnectionKey, u32>,
+    unconfirmed: Index,
     order: Order,
     serial: u64,
 }
+
+type Slots = super::slots::Slots<Kept>;
 
 #[derive(Clone, Debug)]
 struct Kept {
@@ -28,11 +32,36 @@ struct Kept {
     links: [Link; 2],
 }
 
+/// The slot of an entry's neighbour, if it has one, in four bytes: there is no slot `u32::MAX`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Neighbour(Option<NonZeroU32>);
+
+impl Neighbour {
+    fn new(slot: Option<u32>) -> Self {
+        Self(slot.and_then(|slot| NonZeroU32::MIN.checked_add(slot)))
+    }
+
+    fn slot(self) -> Option<u32> {
+        self.0.map(|number| number.get() - 1)
+    }
+}
+
 /// Neighbours in a chain.
 #[derive(Clone, Copy, Debug, Default)]
 struct Link {
-    prev: Option<u32>,
-    next: Option<u32>,
+    prev: Neighbour,
+    next: Neighbour,
+}
+
+impl Link {
+    /// What had these neighbours was taken out of its chain: if it was the first, the index names the next.
+    fn leave<K: Hash + Eq>(self, heads: &mut Index, key: &K, key_of: impl Fn(u32) -> Option<K>) {
+        match (self.prev.slot(), self.next.slot()) {
+            (Some(_), _) => {}
+            (None, Some(next)) => drop(heads.insert(key, next, key_of)),
+            (None, None) => heads.remove(key, key_of),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +76,7 @@ impl Store {
     }
 
     pub(super) fn find(&self, flow: &Flow) -> Option<u32> {
-        self.flows.get(flow).copied()
+        self.flows.get(flow, |slot| flow_of(&self.slots, slot))
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Entry> {
@@ -55,11 +84,11 @@ impl Store {
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Entry> {
-        self.slots.get_mut(slot as usize)?.as_mut().map(|kept| &mut kept.entry)
+        self.slots.get_mut(slot).map(|kept| &mut kept.entry)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        (0..).zip(&self.slots).filter_map(|(slot, kept)| Some((slot, &kept.as_ref()?.entry)))
+        self.slots.iter().map(|(slot, kept)| (slot, &kept.entry))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
@@ -67,27 +96,27 @@ impl Store {
     }
 
     pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
-        (0..).zip(&mut self.slots).filter_map(|(slot, kept)| Some((slot, &mut kept.as_mut()?.entry)))
+        self.slots.iter_mut().map(|(slot, kept)| (slot, &mut kept.entry))
     }
 
     /// All connections of a socket, in no order.
     pub(super) fn of_socket(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Socket, self.sockets.get(&socket).copied())
+        self.chain(Chain::Socket, self.sockets.get(&socket, |slot| socket_of(&self.slots, slot)))
     }
 
     /// All connections with this key that events have shown.
     pub(super) fn confirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.keys.get(key).copied())
+        self.chain(Chain::Key, self.keys.get(key, |slot| key_of(&self.slots, slot)))
     }
 
     /// All rows out of /proc with this key.
     pub(super) fn unconfirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.unconfirmed.get(key).copied())
+        self.chain(Chain::Key, self.unconfirmed.get(key, |slot| key_of(&self.slots, slot)))
     }
 
     /// The open row out of /proc that is this connection. Where several could be, it takes the same owner.
     pub(super) fn row_of(&self, place: &Place<'_>) -> Option<u32> {
-        if self.unconfirmed.is_empty() {
+        if self.unconfirmed.len() == 0 {
             return None;
         }
         let rows = || {
@@ -101,20 +130,15 @@ impl Store {
 
     pub(super) fn insert(&mut self, entry: Entry) -> u32 {
         self.serial += 1;
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            // A table of 2^32 entries does not fit into memory.
-            (self.slots.len() - 1) as u32
-        });
-        let (flow, socket) = (entry.flow, entry.record.socket);
+        let slot = self.free.pop().unwrap_or_else(|| self.slots.add());
+        let (flow, socket) = (entry.flow(), entry.record.socket);
         self.order.push(Ticket::new(&entry, self.serial, slot));
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = Some(Kept { entry, serial: self.serial, links: [Link::default(); 2] });
-        }
+        self.slots.put(slot, Kept { entry, serial: self.serial, links: [Link::default(); 2] });
         self.attach_key(slot);
         if let (Some(flow), Some(socket)) = (flow, socket) {
-            self.flows.insert(flow, slot);
-            let head = self.sockets.insert(socket, slot);
+            let Self { flows, sockets, slots, .. } = self;
+            flows.insert(&flow, slot, |slot| flow_of(slots, slot));
+            let head = sockets.insert(&socket, slot, |slot| socket_of(slots, slot));
             self.put_before(Chain::Socket, slot, head);
         }
         slot
@@ -123,19 +147,13 @@ impl Store {
     pub(super) fn remove(&mut self, slot: u32) -> Option<Entry> {
         self.detach_key(slot);
         let entry = self.get(slot)?;
-        if let (Some(flow), Some(socket)) = (entry.flow, entry.record.socket) {
-            self.flows.remove(&flow);
-            match self.take_out(Chain::Socket, slot) {
-                Link { prev: None, next: Some(next) } => {
-                    self.sockets.insert(socket, next);
-                }
-                Link { prev: None, next: None } => {
-                    self.sockets.remove(&socket);
-                }
-                Link { prev: Some(_), .. } => {}
-            }
+        if let (Some(flow), Some(socket)) = (entry.flow(), entry.record.socket) {
+            let link = self.take_out(Chain::Socket, slot);
+            let Self { flows, sockets, slots, .. } = self;
+            flows.remove(&flow, |slot| flow_of(slots, slot));
+            link.leave(sockets, &socket, |slot| socket_of(slots, slot));
         }
-        let kept = self.slots.get_mut(slot as usize)?.take()?;
+        let kept = self.slots.take(slot)?;
         self.free.push(slot);
         let Self { order, slots, free, .. } = self;
         order.sweep(slots.len() - free.len(), |ticket| current(slots, ticket));
@@ -167,61 +185,56 @@ impl Store {
     }
 
     fn kept(&self, slot: u32) -> Option<&Kept> {
-        self.slots.get(slot as usize)?.as_ref()
-    }
-
-    fn heads(&mut self, is_confirmed: bool) -> &mut HashMap<ConnectionKey, u32> {
-        if is_confirmed { &mut self.keys } else { &mut self.unconfirmed }
+        self.slots.get(slot)
     }
 
     fn attach_key(&mut self, slot: u32) {
         let Some(entry) = self.get(slot) else { return };
-        let (key, is_confirmed) = (entry.record.key, entry.flow.is_some());
-        let head = self.heads(is_confirmed).insert(key, slot);
+        let (key, is_confirmed) = (entry.record.key, entry.is_confirmed);
+        let Self { keys, unconfirmed, slots, .. } = self;
+        let heads = if is_confirmed { keys } else { unconfirmed };
+        let head = heads.insert(&key, slot, |slot| key_of(slots, slot));
         self.put_before(Chain::Key, slot, head);
     }
 
     fn detach_key(&mut self, slot: u32) {
         let Some(entry) = self.get(slot) else { return };
-        let (key, is_confirmed) = (entry.record.key, entry.flow.is_some());
-        match self.take_out(Chain::Key, slot) {
-            Link { prev: None, next: Some(next) } => {
-                self.heads(is_confirmed).insert(key, next);
-            }
-            Link { prev: None, next: None } => {
-                self.heads(is_confirmed).remove(&key);
-            }
-            Link { prev: Some(_), .. } => {}
-        }
+        let (key, is_confirmed) = (entry.record.key, entry.is_confirmed);
+        let link = self.take_out(Chain::Key, slot);
+        let Self { keys, unconfirmed, slots, .. } = self;
+        let heads = if is_confirmed { keys } else { unconfirmed };
+        link.leave(heads, &key, |slot| key_of(slots, slot));
     }
 
     fn chain(&self, chain: Chain, head: Option<u32>) -> impl Iterator<Item = (u32, &Entry)> {
         let with_slot = |slot: Option<u32>| slot.and_then(|slot| Some((slot, self.kept(slot)?)));
-        std::iter::successors(with_slot(head), move |(_, kept)| with_slot(kept.links[chain as usize].next))
-            .map(|(slot, kept)| (slot, &kept.entry))
+        std::iter::successors(with_slot(head), move |(_, kept)| {
+            with_slot(kept.links[chain as usize].next.slot())
+        })
+        .map(|(slot, kept)| (slot, &kept.entry))
     }
 
     fn link(&mut self, chain: Chain, slot: Option<u32>) -> Option<&mut Link> {
-        let kept = self.slots.get_mut(slot? as usize)?.as_mut()?;
+        let kept = self.slots.get_mut(slot?)?;
         kept.links.get_mut(chain as usize)
     }
 
     fn put_before(&mut self, chain: Chain, slot: u32, head: Option<u32>) {
         if let Some(link) = self.link(chain, head) {
-            link.prev = Some(slot);
+            link.prev = Neighbour::new(Some(slot));
         }
         if let Some(link) = self.link(chain, Some(slot)) {
-            *link = Link { prev: None, next: head };
+            *link = Link { prev: Neighbour::default(), next: Neighbour::new(head) };
         }
     }
 
     /// Closes the gap and returns which neighbours it had.
     fn take_out(&mut self, chain: Chain, slot: u32) -> Link {
         let link = self.link(chain, Some(slot)).map(std::mem::take).unwrap_or_default();
-        if let Some(prev) = self.link(chain, link.prev) {
+        if let Some(prev) = self.link(chain, link.prev.slot()) {
             prev.next = link.next;
         }
-        if let Some(next) = self.link(chain, link.next) {
+        if let Some(next) = self.link(chain, link.next.slot()) {
             next.prev = link.prev;
         }
         link
@@ -239,8 +252,24 @@ impl Store {
     }
 }
 
+fn entry_in(slots: &Slots, slot: u32) -> Option<&Entry> {
+    slots.get(slot).map(|kept| &kept.entry)
+}
+
+fn flow_of(slots: &Slots, slot: u32) -> Option<Flow> {
+    entry_in(slots, slot)?.flow()
+}
+
+fn socket_of(slots: &Slots, slot: u32) -> Option<u64> {
+    entry_in(slots, slot)?.record.socket
+}
+
+fn key_of(slots: &Slots, slot: u32) -> Option<ConnectionKey> {
+    Some(entry_in(slots, slot)?.record.key)
+}
+
 /// The ticket that the holder of this one would get today.
-fn current(slots: &[Option<Kept>], ticket: &Ticket) -> Option<Ticket> {
-    let kept = slots.get(ticket.slot as usize)?.as_ref().filter(|kept| kept.serial == ticket.serial)?;
+fn current(slots: &Slots, ticket: &Ticket) -> Option<Ticket> {
+    let kept = slots.get(ticket.slot).filter(|kept| kept.serial == ticket.serial)?;
     Some(Ticket::new(&kept.entry, kept.serial, ticket.slot))
 }

@@ -86,7 +86,7 @@ fn indices_and_queue_do_not_outgrow_the_table() {
     let (keys, len) = (table.records().map(|r| r.key).collect::<Vec<_>>(), table.len());
     assert!(keys.iter().all(|key| table.get(key).is_some()));
     let flows =
-        table.store.iter().filter(|&(slot, e)| e.flow.and_then(|f| table.store.find(&f)) == Some(slot));
+        table.store.iter().filter(|&(slot, e)| e.flow().and_then(|f| table.store.find(&f)) == Some(slot));
     assert_eq!(flows.count(), len);
 
     let mut table = table.max_connections(1);

@@ -167,12 +167,12 @@ fn assert_sound(table: &ConnectionTable) {
     let mut flows = 0;
     for &(slot, entry) in &entries {
         let key = &entry.record.key;
-        let found = match entry.flow {
+        let found = match entry.flow() {
             Some(_) => store.confirmed(key).filter(|&(other, _)| other == slot).count(),
             None => store.unconfirmed(key).filter(|&(other, _)| other == slot).count(),
         };
         assert_eq!(found, 1);
-        if let Some(flow) = entry.flow {
+        if let Some(flow) = entry.flow() {
             flows += 1;
             assert_eq!(store.find(&flow), Some(slot));
             let socket = entry.record.socket.expect("every flow has one");
