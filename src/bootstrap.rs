@@ -17,10 +17,11 @@ use crate::capabilities::Bootstrap;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::kernel::Iterators;
-use crate::model::{KernelTime, Process, Protocol, Provenance};
+use crate::model::{KernelTime, Protocol, Provenance};
 use crate::record::ConnectionRecord;
-use foldhash::{HashMap, HashSet};
+use foldhash::HashSet;
 use namespaces::LeftOut;
+use owners::Owners;
 use sockets::Socket;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -69,9 +70,9 @@ pub(crate) fn existing_connections(
     Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), finding))
 }
 
-fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> ConnectionRecord {
+fn owned(found: Found, owners: &Owners, began: KernelTime) -> ConnectionRecord {
     let (inode, record) = found;
-    let owner = owners.get(&inode).copied();
+    let owner = owners.of(inode);
     let provenance = if owner.is_some() { Provenance::Bootstrap } else { Provenance::Unknown };
     ConnectionRecord { owner, provenance, first_seen: began, last_seen: began, ..record }
 }
@@ -79,28 +80,39 @@ fn owned(found: Found, owners: &HashMap<u64, Process>, began: KernelTime) -> Con
 /// What one way has found.
 struct All {
     found: Vec<Found>,
-    owners: HashMap<u64, Process>,
+    owners: Owners,
     left_out: LeftOut,
 }
 
 fn iterate(iterators: &Iterators) -> Told<All> {
-    let mut found = Vec::new();
+    let (found, left_out) = sockets_by_namespace(iterators)?;
+    Ok(All { found, owners: holders(iterators)?, left_out })
+}
+
+fn sockets_by_namespace(iterators: &Iterators) -> Told<(Vec<Found>, LeftOut)> {
     let (looks, left_out) = namespaces::in_each(|| {
-        let mut here = Vec::new();
+        // A vector that grows is in memory twice, and leaves holes.
+        let mut here = Vec::with_capacity(sockets::count());
         iterators.sockets(|record| here.extend(decode::existing(record)))?;
         Ok::<_, String>(here)
     });
+    let mut looks = looks.into_iter();
+    // Not copied: there may be hundreds of thousands.
+    let mut found = looks.next().unwrap_or(Ok(Vec::new()))?;
     for here in looks {
         found.append(&mut here?);
     }
-    let mut owners = HashMap::default();
+    Ok((found, left_out))
+}
+
+fn holders(iterators: &Iterators) -> Told<Owners> {
+    let mut owners = Owners::default();
     iterators.holders(|record| {
         if let Some((inode, process)) = decode::holder(record) {
-            owners::assign(&mut owners, process, &[inode]);
+            owners.assign(inode, process);
         }
     })?;
-    owners.remove(&sockets::NO_FILE);
-    Ok(All { found, owners, left_out })
+    Ok(owners)
 }
 
 fn by_sock_diag() -> Told<All> {

@@ -4,6 +4,7 @@
 //! Not found this way: sockets that a program keeps in io_uring's own file table, or that are on their way through
 //! SCM_RIGHTS, and those of a thread that has unshared its files from its process.
 
+use super::sockets::NO_FILE;
 use super::unreadable;
 use crate::error::Result;
 use crate::host;
@@ -20,15 +21,15 @@ use std::path::{Component, Path, PathBuf};
 /// The process behind each of these inodes, as far as this process may look.
 ///
 /// Processes come and go during the walk, and those of other users are closed to us: neither is an error.
-pub(super) fn find(inodes: &HashSet<u64>) -> Result<HashMap<u64, Process>> {
-    let mut owners = HashMap::default();
+pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
+    let mut owners = Owners::default();
     if inodes.is_empty() {
         return Ok(owners);
     }
     let mut cgroups = Cgroups::new(host::cgroup2_mount());
     for process in process::all_processes().map_err(|e| unreadable("/proc", e))? {
         match process.and_then(|process| look_into(&process, inodes, &mut cgroups)) {
-            Ok(Some((holder, sockets))) => assign(&mut owners, holder, &sockets),
+            Ok(Some((holder, sockets))) => sockets.iter().for_each(|&inode| owners.assign(inode, holder)),
             Ok(None) | Err(ProcError::NotFound(_) | ProcError::PermissionDenied(_)) => {}
             Err(e) => log::debug!("owners of some connections are not known: {e}"),
         }
@@ -36,20 +37,48 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<HashMap<u64, Process>> {
     Ok(owners)
 }
 
-/// Several processes share a socket after fork(2), or when one has handed it to another. It is given to the one that
-/// started first: as a rule that is the one that connected or accepted, which makes it the owner until another is seen
-/// to use the socket. The youngest would often be a stranger: each child holds copies of all its parent's sockets
-/// until it calls exec(2), a process forked to write a snapshot holds them for minutes, one that inherited a leaked
-/// file descriptor for ever. The lower pid decides between processes of one clock tick.
-///
-/// A service manager comes last: it opens sockets for its services (systemd.socket(5)) and does not use them.
-pub(super) fn assign(owners: &mut HashMap<u64, Process>, holder: Process, sockets: &[u64]) {
-    let rank = |process: &Process| (process.name == "systemd", process.start_time_ns, process.pid);
-    for &inode in sockets {
-        let owner = owners.entry(inode).or_insert(holder);
-        if rank(&holder) < rank(owner) {
-            *owner = holder;
+/// Who holds which socket.
+#[derive(Debug, Default)]
+pub(super) struct Owners {
+    /// Of many sockets few processes are the owners.
+    processes: Vec<Process>,
+    /// By the socket's inode, which of them.
+    by_inode: HashMap<u64, u32>,
+}
+
+impl Owners {
+    /// The owner of the socket with this inode.
+    pub(super) fn of(&self, inode: u64) -> Option<Process> {
+        let owner = self.by_inode.get(&inode).filter(|_| inode != NO_FILE)?;
+        self.processes.get(*owner as usize).copied()
+    }
+
+    /// Takes note of one who has the socket with this inode open.
+    ///
+    /// Several processes share a socket after fork(2), or when one has handed it to another. It is given to the one that
+    /// started first: as a rule that is the one that connected or accepted, which makes it the owner until another is
+    /// seen to use the socket. The youngest would often be a stranger: each child holds copies of all its parent's
+    /// sockets until it calls exec(2), a process forked to write a snapshot holds them for minutes, one that inherited a
+    /// leaked file descriptor for ever. The lower pid decides between processes of one clock tick.
+    ///
+    /// A service manager comes last: it opens sockets for its services (systemd.socket(5)) and does not use them.
+    pub(super) fn assign(&mut self, inode: u64, holder: Process) {
+        let this = self.number(holder);
+        let owner = self.by_inode.entry(inode).or_insert(this);
+        let rank = |process: &Process| (process.name == "systemd", process.start_time_ns, process.pid);
+        let known = self.processes.get(*owner as usize).filter(|_| *owner != this);
+        if known.is_some_and(|known| rank(&holder) < rank(known)) {
+            *owner = this;
         }
+    }
+
+    /// Holders come one after the other, each with all its sockets.
+    fn number(&mut self, holder: Process) -> u32 {
+        if self.processes.last() != Some(&holder) {
+            self.processes.push(holder);
+        }
+        // There are at most 2^22 processes.
+        (self.processes.len() - 1) as u32
     }
 }
 
@@ -209,12 +238,16 @@ mod tests {
         for order in
             [[manager, server, twin, child], [child, twin, server, manager], [twin, child, manager, server]]
         {
-            let mut owners = HashMap::default();
+            let mut owners = Owners::default();
             for holder in order {
-                assign(&mut owners, holder, &[7]);
+                owners.assign(7, holder);
             }
-            assign(&mut owners, manager, &[8]);
-            assert_eq!((owners[&7].pid, owners[&8].pid), (900, 1));
+            owners.assign(8, manager);
+            owners.assign(NO_FILE, server);
+            assert_eq!(
+                [7, 8, 9, NO_FILE].map(|inode| owners.of(inode)),
+                [Some(server), Some(manager), None, None]
+            );
         }
     }
 

@@ -2,6 +2,7 @@
 //! The whole way on this machine, with sockets of the test process. Needs no privilege.
 
 use super::*;
+use crate::model::Process;
 use crate::model::{ConnectionKey, Protocol, TcpState};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -75,7 +76,8 @@ fn records_carry_what_the_tables_and_the_walk_have_found() {
         tcp_state: Some(TcpState::LastAck),
         inode,
     };
-    let owners = HashMap::from_iter([(7, Process::new(70, "seven"))]);
+    let mut owners = Owners::default();
+    owners.assign(7, Process::new(70, "seven"));
     let found = [7, 0, 8].map(|inode| owned(partial(&socket(inode), 9), &owners, KernelTime(5)));
     assert_eq!(found.iter().map(ConnectionRecord::pid).collect::<Vec<_>>(), [Some(70), None, None]);
     let provenance: Vec<_> = found.iter().map(|record| record.provenance).collect();
