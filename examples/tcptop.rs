@@ -85,7 +85,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut table = ConnectionTable::new().linger(linger).rate_window(window);
     if !options.no_bootstrap {
         match collector.bootstrap_existing() {
-            Ok(existing) => table.merge_bootstrap(existing),
+            Ok(existing) => merge(&mut table, existing),
             Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
         }
     }
@@ -104,6 +104,14 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     collector.stop()?;
     events.iter().try_for_each(|event| report(options, &mut table, &event))?;
     Ok(if options.json { end_lines(&mut table, &collector.stats()) } else { show(&mut table) }?)
+}
+
+/// Piece by piece, each of which is given back: else what was found would take memory twice, here and in the table.
+fn merge(table: &mut ConnectionTable, mut existing: Vec<ConnectionRecord>) {
+    while !existing.is_empty() {
+        table.merge_bootstrap(existing.drain(existing.len().saturating_sub(8192)..));
+        existing.shrink_to_fit();
+    }
 }
 
 /// A write would tell, too, but there may be nothing to write.
