@@ -185,6 +185,7 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
+	unsigned long sk_ino; /* 6.18 */
 	u16 sk_protocol;
 	int sk_err;
 };
