@@ -28,9 +28,25 @@ pub(crate) enum Undecodable {
 }
 
 /// The event in a record of the ring buffer.
+///
+/// What most records are is made where it will be, field by field: what was just written in bytes and is then copied in
+/// words makes the processor wait for both, and for the record to come from another processor's cache.
 pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
     let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
-    let malformed = Undecodable::Malformed(kind);
+    if let Some(t) = wire::view(record).filter(|t| is_simple(t)) {
+        match kind {
+            EventKind::TcpSend => return Ok(CollectorEvent::TcpSend(simple_transfer(t))),
+            EventKind::TcpRecv => return Ok(CollectorEvent::TcpRecv(simple_transfer(t))),
+            EventKind::UdpSend => return Ok(CollectorEvent::UdpSend(simple_transfer(t))),
+            EventKind::UdpRecv => return Ok(CollectorEvent::UdpRecv(simple_transfer(t))),
+            _ => {}
+        }
+    }
+    any_event(kind, record).ok_or(Undecodable::Malformed(kind))
+}
+
+#[inline(never)]
+fn any_event(kind: EventKind, record: &[u8]) -> Option<CollectorEvent> {
     match kind {
         EventKind::TcpSend => transfer(record).map(CollectorEvent::TcpSend),
         EventKind::TcpRecv => transfer(record).map(CollectorEvent::TcpRecv),
@@ -40,7 +56,6 @@ pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
         EventKind::Opened | EventKind::ConnectFailed => None,
     }
-    .ok_or(malformed)
 }
 
 fn kind(record: &[u8]) -> Option<EventKind> {
@@ -77,18 +92,34 @@ pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
     is_end && wire::read::<tt_state>(record).is_some_and(|s| s.missing_in != 0 || s.missing_out != 0)
 }
 
+/// Valid, of IPv4, and with names that are as they shall be?
+fn is_simple(t: &tt_transfer) -> bool {
+    let names = [&t.conn.owner, &t.actor].map(|process| &process.comm);
+    is_valid(&t.conn) && t.conn.family == 4 && names.into_iter().all(ProcessName::is_simple)
+}
+
+fn is_valid(conn: &tt_conn) -> bool {
+    matches!(conn.protocol, 6 | 17) && matches!(conn.family, 4 | 6) && conn.provenance <= 2
+}
+
+/// Of a [simple](is_simple) record.
+#[inline(always)]
+fn simple_transfer(t: &tt_transfer) -> Transfer {
+    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, claims: _ } = t;
+    Transfer {
+        connection: simple_connection(conn),
+        actor: simple_process(actor),
+        bytes: *bytes,
+        calls: *calls,
+        total_bytes: *total_bytes,
+        total_packets: *total_packets,
+        rtt_us: rtt(*rtt_us),
+    }
+}
+
 fn transfer(record: &[u8]) -> Option<Transfer> {
-    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, claims: _ } =
-        wire::read(record)?;
-    Some(Transfer {
-        connection: connection(&conn)?,
-        actor: process(&actor),
-        bytes,
-        calls,
-        total_bytes,
-        total_packets,
-        rtt_us: rtt(rtt_us),
-    })
+    let t: tt_transfer = wire::read(record)?;
+    Some(Transfer { connection: connection(&t.conn)?, actor: process(&t.actor), ..simple_transfer(&t) })
 }
 
 fn state_change(record: &[u8]) -> Option<StateChange> {
@@ -134,11 +165,27 @@ fn totals(s: &tt_state) -> Totals {
 }
 
 /// The kernel's zero means that there is no sample yet.
+#[inline(always)]
 fn rtt(us: u32) -> Option<u32> {
     (us != 0).then_some(us)
 }
 
 fn connection(conn: &tt_conn) -> Option<ConnectionInfo> {
+    is_valid(conn).then_some(())?;
+    let simple = simple_connection(conn);
+    let key = if conn.family == 6 { v6_key(conn, simple.key.protocol) } else { simple.key };
+    Some(ConnectionInfo { key, owner: process(&conn.owner), ..simple })
+}
+
+/// Folds addresses that stand for others of IPv4.
+fn v6_key(conn: &tt_conn, protocol: Protocol) -> ConnectionKey {
+    let [local, remote] = [conn.local_addr, conn.remote_addr].map(|addr| Ipv6Addr::from(addr).into());
+    ConnectionKey::new(protocol, local, conn.local_port, remote, conn.remote_port)
+}
+
+/// Of a valid record, as if it were [simple](is_simple): the addresses are of IPv4.
+#[inline(always)]
+fn simple_connection(conn: &tt_conn) -> ConnectionInfo {
     let tt_conn {
         time,
         socket,
@@ -149,53 +196,56 @@ fn connection(conn: &tt_conn) -> Option<ConnectionInfo> {
         remote_port,
         local_addr,
         remote_addr,
-        family,
+        family: _,
         protocol,
         provenance,
         pad: _,
-    } = *conn;
-    let protocol = match protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        _ => return None,
-    };
-    let (local, remote) = (address(family, local_addr)?, address(family, remote_addr)?);
-    let owner = process(&owner);
-    let provenance = match (provenance, owner) {
-        (_, None) | (0, _) => Provenance::Unknown,
-        (1, _) => Provenance::Inherited,
-        (2, _) => Provenance::Seen,
-        _ => return None,
-    };
-    Some(ConnectionInfo {
-        time: KernelTime(time),
-        socket,
-        since: KernelTime(since),
-        key: ConnectionKey::new(protocol, local, local_port, remote, remote_port),
-        netns,
-        owner,
-        provenance,
-    })
-}
-
-fn address(family: u8, bytes: [u8; 16]) -> Option<IpAddr> {
-    match family {
-        4 => Some(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()),
-        6 => Some(Ipv6Addr::from(bytes).into()),
-        _ => None,
+    } = conn;
+    ConnectionInfo {
+        time: KernelTime(*time),
+        socket: *socket,
+        since: KernelTime(*since),
+        key: ConnectionKey {
+            protocol: if *protocol == 17 { Protocol::Udp } else { Protocol::Tcp },
+            local_addr: v4(local_addr),
+            local_port: *local_port,
+            remote_addr: v4(remote_addr),
+            remote_port: *remote_port,
+        },
+        netns: *netns,
+        owner: simple_process(owner),
+        provenance: match provenance {
+            1 if is_somebody(owner) => Provenance::Inherited,
+            2 if is_somebody(owner) => Provenance::Seen,
+            _ => Provenance::Unknown,
+        },
     }
 }
 
+#[inline(always)]
+fn v4(&[a, b, c, d, ..]: &[u8; 16]) -> IpAddr {
+    Ipv4Addr::new(a, b, c, d).into()
+}
+
 fn process(p: &tt_process) -> Option<Process> {
-    let tt_process { start_ns, cgroup, pid, uid, comm } = *p;
-    let is_somebody = pid != 0 || comm[0] != 0;
-    is_somebody.then(|| Process {
+    simple_process(p).map(|simple| Process { name: ProcessName::from_kernel(p.comm), ..simple })
+}
+
+#[inline(always)]
+fn simple_process(p: &tt_process) -> Option<Process> {
+    let tt_process { start_ns, cgroup, pid, uid, ref comm } = *p;
+    is_somebody(p).then(|| Process {
         pid,
-        name: ProcessName::from_kernel(comm),
+        name: ProcessName::as_it_is(comm),
         uid,
         start_time_ns: start_ns,
         cgroup_id: cgroup,
     })
+}
+
+#[inline(always)]
+fn is_somebody(p: &tt_process) -> bool {
+    p.pid != 0 || p.comm[0] != 0
 }
 
 /// A socket that an iterator has found, and the number of its inode. Only for TCP does the kernel keep totals.

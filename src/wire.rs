@@ -24,6 +24,12 @@ pub(crate) fn read<T: plain::Plain + Copy + Default>(bytes: &[u8]) -> Option<T> 
     Some(value)
 }
 
+/// The same without a copy, where the bytes are aligned: as a rule, but nobody promises it for what was kept meanwhile.
+pub(crate) fn view<T: plain::Plain>(bytes: &[u8]) -> Option<&T> {
+    (bytes.len() == size_of::<T>()).then_some(())?;
+    plain::from_bytes(bytes).ok()
+}
+
 /// The bytes of a record.
 pub(crate) fn bytes<T: plain::Plain>(value: &T) -> &[u8] {
     // SAFETY: these types have no padding: their sizes are asserted in wire.h, and all fields are named.

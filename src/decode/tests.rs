@@ -118,6 +118,39 @@ fn each_kind_of_transfer_becomes_its_own_variant_and_zero_rtt_means_none() {
     }
 }
 
+/// What is simple and aligned goes another way than the rest.
+#[test]
+fn the_event_is_the_same_wherever_the_record_lies_and_whatever_its_names_are() {
+    let simple = |name: &[u8]| {
+        let mut record = Bytes::transfer(1, 7, 4, 6, &[10, 0, 0, 1], &[10, 0, 0, 2]).0;
+        // The names of owner and actor.
+        for at in [56, 144] {
+            record[at..at + 16].copy_from_slice(&Bytes::new().padded(name, 16).0);
+        }
+        record
+    };
+    let at = |record: &[u8], start: usize| {
+        let mut bytes = [0_u8; 208];
+        let start = bytes.as_ptr().align_offset(8) + start;
+        bytes[start..start + 192].copy_from_slice(record);
+        event(&bytes[start..start + 192])
+    };
+    let names: [(&[u8], &str); 5] = [
+        (b"curl", "curl"),
+        (b"curl\0left over", "curl"),
+        (b"fifteen letters", "fifteen letters"),
+        (b"sixteen letters!", "sixteen letters"),
+        (b"a\xffb", "a?b"),
+    ];
+    for (name, expected) in names {
+        let record = simple(name);
+        let Ok(CollectorEvent::TcpRecv(t)) = at(&record, 0) else { panic!("{expected}") };
+        assert_eq!(t.actor.map(|actor| actor.name), Some(expected.into()));
+        assert_eq!(t.connection.owner.map(|owner| owner.name), Some(expected.into()));
+        assert_eq!(at(&record, 0), at(&record, 1));
+    }
+}
+
 #[test]
 fn ipv6_stays_ipv6_and_mapped_addresses_become_ipv4() {
     let v6 = |last: u8| [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];

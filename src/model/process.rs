@@ -21,21 +21,41 @@ enum End {
     Zero = 0,
 }
 
+const EACH_BYTE: u128 = u128::MAX / 0xff;
+const NOT_ASCII: u128 = EACH_BYTE << 7;
+
+/// The length of the name in this buffer, and the buffer as a number without what follows the end. All bytes at once,
+/// because every event has two names.
+#[inline(always)]
+fn measure(comm: &[u8; 16]) -> (usize, u128) {
+    let all = u128::from_le_bytes(*comm);
+    // Of the bytes that are marked as zero the first one is: the subtraction borrows from those after it.
+    let zeros = all.wrapping_sub(EACH_BYTE) & !all & NOT_ASCII;
+    let len = (zeros.trailing_zeros() as usize / 8).min(15);
+    (len, all & ((1 << (8 * len)) - 1))
+}
+
 impl ProcessName {
     /// The name in a kernel `comm` buffer, which ends at its first zero byte.
     pub fn from_kernel(comm: [u8; 16]) -> Self {
-        let len = length(&comm).min(15);
-        // All at once, because every event has two names: what follows the end is zero.
-        let name = u128::from_le_bytes(comm) & ((1 << (8 * len)) - 1);
-        if name & (u128::MAX / 0xff * 0x80) == 0 {
-            return Self::ending_at_zero(name.to_le_bytes());
+        let (len, name) = measure(&comm);
+        if name & NOT_ASCII == 0 {
+            return Self::as_it_is(&name.to_le_bytes());
         }
         Self::with_question_marks(&comm[..len])
     }
 
-    fn ending_at_zero(comm: [u8; 16]) -> Self {
-        let [bytes @ .., _] = comm;
-        Self { bytes, end: End::Zero }
+    /// Without a look at what is there; see [`is_simple`](Self::is_simple).
+    #[inline(always)]
+    pub(crate) fn as_it_is([bytes @ .., _]: &[u8; 16]) -> Self {
+        Self { bytes: *bytes, end: End::Zero }
+    }
+
+    /// Whether this buffer is a name as it is: ASCII, and zero after the end.
+    #[inline(always)]
+    pub(crate) fn is_simple(comm: &[u8; 16]) -> bool {
+        let (_, name) = measure(comm);
+        name & NOT_ASCII == 0 && name == u128::from_le_bytes(*comm)
     }
 
     fn with_question_marks(name: &[u8]) -> Self {
@@ -56,7 +76,7 @@ impl ProcessName {
                 rest = &rest[1..];
             }
         }
-        Self::ending_at_zero(bytes)
+        Self::as_it_is(&bytes)
     }
 
     /// The name as text.
@@ -209,6 +229,9 @@ mod tests {
             "a?b\u{e9}c?"
         );
         assert_eq!(ProcessName::from_kernel([b'x'; 16]).as_str().len(), 15);
+        assert_eq!(ProcessName::from_kernel([0; 16]).as_str(), "");
+        assert_eq!(ProcessName::from_kernel(*b"\x01\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0").as_str(), "\x01");
+        assert_eq!(ProcessName::from_kernel(*b"fourteen bytes\0\x01").as_str(), "fourteen bytes");
         assert_eq!(ProcessName::from("a-very-long-process-name"), "a-very-long-pro");
     }
 }
