@@ -79,6 +79,22 @@ impl Entry {
         Some(Flow::new(socket, self.since, &self.record.key))
     }
 
+    /// The same as a comparison with [`flow`](Self::flow), which every event makes.
+    pub(super) fn is_of(&self, flow: &Flow) -> bool {
+        let key = &self.record.key;
+        match *flow {
+            _ if !self.is_confirmed => false,
+            Flow::Tcp { socket, since } => {
+                self.record.socket == Some(socket) && self.since == since && key.protocol == Protocol::Tcp
+            }
+            Flow::Udp { socket, peer, port } => {
+                self.record.socket == Some(socket)
+                    && (key.remote_addr, key.remote_port) == (peer, port)
+                    && key.protocol == Protocol::Udp
+            }
+        }
+    }
+
     fn live(&mut self) -> &mut Live {
         self.live.get_or_insert_default()
     }

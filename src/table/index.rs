@@ -7,8 +7,8 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use std::hash::{BuildHasher, Hash};
 
-/// At most one slot for each key. In all functions `key_of` tells the key of a slot, which must not change while it is in
-/// here.
+/// At most one slot for each key. In all functions `key_of` tells the key of a slot, or `is_it` whether it has this one; that
+/// must not change while the slot is in here.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     slots: HashTable<u32>,
@@ -20,9 +20,8 @@ impl Index {
         self.slots.len()
     }
 
-    pub(super) fn get<K: Hash + Eq>(&self, key: &K, key_of: impl Fn(u32) -> Option<K>) -> Option<u32> {
-        let is_it = |&slot: &u32| key_of(slot).as_ref() == Some(key);
-        self.slots.find(self.hashes.hash_one(key), is_it).copied()
+    pub(super) fn get<K: Hash>(&self, key: &K, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        self.slots.find(self.hashes.hash_one(key), |&slot| is_it(slot)).copied()
     }
 
     /// Returns the slot that had this key until now.

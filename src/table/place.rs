@@ -4,16 +4,27 @@
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Protocol};
 use crate::record::ConnectionRecord;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What names a connection in events. The tuple of addresses and ports does not: it repeats in other network
 /// namespaces and at other times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     /// One life of a socket.
     Tcp { socket: u64, since: KernelTime },
     /// One socket and one peer.
     Udp { socket: u64, peer: IpAddr, port: u16 },
+}
+
+impl Hash for Flow {
+    /// A socket has few lives, and may have many peers.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Tcp { socket, since: _ } => socket.hash(state),
+            Self::Udp { socket, peer, port } => (socket, peer, port).hash(state),
+        }
+    }
 }
 
 impl Flow {

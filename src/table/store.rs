@@ -76,7 +76,7 @@ impl Store {
     }
 
     pub(super) fn find(&self, flow: &Flow) -> Option<u32> {
-        self.flows.get(flow, |slot| flow_of(&self.slots, slot))
+        self.flows.get(flow, |slot| self.get(slot).is_some_and(|entry| entry.is_of(flow)))
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Entry> {
@@ -101,17 +101,24 @@ impl Store {
 
     /// All connections of a socket, in no order.
     pub(super) fn of_socket(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Socket, self.sockets.get(&socket, |slot| socket_of(&self.slots, slot)))
+        self.chain(
+            Chain::Socket,
+            self.sockets.get(&socket, |slot| socket_of(&self.slots, slot) == Some(socket)),
+        )
     }
 
     /// All connections with this key that events have shown.
     pub(super) fn confirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.keys.get(key, |slot| key_of(&self.slots, slot)))
+        self.chain(Chain::Key, self.keys.get(key, |slot| self.has_key(slot, key)))
     }
 
     /// All rows out of /proc with this key.
     pub(super) fn unconfirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.unconfirmed.get(key, |slot| key_of(&self.slots, slot)))
+        self.chain(Chain::Key, self.unconfirmed.get(key, |slot| self.has_key(slot, key)))
+    }
+
+    fn has_key(&self, slot: u32, key: &ConnectionKey) -> bool {
+        self.get(slot).is_some_and(|entry| entry.record.key == *key)
     }
 
     /// The open row out of /proc that is this connection. Where several could be, it takes the same owner.
