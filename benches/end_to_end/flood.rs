@@ -7,8 +7,10 @@ use crate::object;
 use crate::ratio::busy;
 use libbpf_rs::libbpf_sys::bpf_map_create_opts;
 use libbpf_rs::query::MapInfoIter;
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ProgramInput};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, Object, ProgramInput, RingBufferBuilder};
+use std::cell::Cell;
 use std::fmt;
+use std::hint::black_box;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
@@ -94,12 +96,47 @@ fn measure(mut collector: LinuxCollector, folded: &AtomicU64) -> Flood {
     Flood { per_second: EVENTS as f64 / time.as_secs_f64(), each: busy / EVENTS as u32, lost }
 }
 
+/// Records that are read and summed up word by word, and nothing is made of them: what a reader cannot go below.
+pub(crate) fn only_read() -> Flood {
+    let ring = ring("only_read", 64 << 20);
+    let mut source = Source::into(&ring, "flood");
+    let (begin, before) = (Instant::now(), busy("tcptop-"));
+    let reader = thread::Builder::new().name("tcptop-only-read".into()).spawn(move || {
+        pin(SECOND);
+        let (seen, sum) = (Cell::new(0), Cell::new(0));
+        let mut builder = RingBufferBuilder::new();
+        let look = |record: &[u8]| {
+            let words = record.chunks_exact(8).filter_map(|word| word.first_chunk());
+            sum.set(words.fold(sum.get(), |sum: u64, word| sum.wrapping_add(u64::from_ne_bytes(*word))));
+            seen.set(seen.get() + 1);
+            0
+        };
+        builder.add(&ring, look).expect("a ring");
+        let ring = builder.build().expect("memory");
+        while seen.get() < EVENTS {
+            if ring.consume_raw() == 0 {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        black_box(sum.get());
+        busy("tcptop-")
+    });
+    pin(FIRST);
+    while source.flood() < EVENTS {}
+    let busy = reader.expect("a thread").join().expect("it does not panic") - before;
+    Flood { per_second: EVENTS as f64 / begin.elapsed().as_secs_f64(), each: busy / EVENTS as u32, lost: 0 }
+}
+
+fn ring(name: &str, size: u32) -> MapHandle {
+    let options = bpf_map_create_opts { sz: size_of::<bpf_map_create_opts>() as u64, ..Default::default() };
+    MapHandle::create(MapType::RingBuf, Some(name), 0, 0, size, &options).expect("memory")
+}
+
 /// What a record costs the processor that writes it while as many others write into the same ring.
 pub(crate) fn crowd(processors: usize) -> Duration {
     const RUNS: u32 = 16;
     let size = (64 << 20) * processors.next_power_of_two() as u32;
-    let options = bpf_map_create_opts { sz: size_of::<bpf_map_create_opts>() as u64, ..Default::default() };
-    let ring = MapHandle::create(MapType::RingBuf, Some("crowd"), 0, 0, size, &options).expect("memory");
+    let ring = ring("crowd", size);
     let ready = Barrier::new(processors);
     let write = |processor| {
         let mut source = Source::into(&ring, "crowd");

@@ -89,6 +89,7 @@ fn main() {
     let floods = [
         ("events folded, one by one", flood::single as fn() -> flood::Flood, "8 M/s, 100 ns"),
         ("events folded, in batches", flood::batches, "10 M/s, 15 ns"),
+        ("their records only read", flood::only_read, "the limit"),
     ];
     for (name, how, target) in floods {
         if is_wanted(name) {
