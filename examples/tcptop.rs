@@ -85,7 +85,11 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let mut table = ConnectionTable::new().linger(linger).rate_window(window);
     if !options.no_bootstrap {
         match collector.bootstrap_existing() {
-            Ok(existing) => merge(&mut table, existing),
+            // Memory is given back meanwhile: else all would be there twice.
+            Ok(mut all) => table.merge_bootstrap(iter::from_fn(|| {
+                all.shrink_to(all.len().next_multiple_of(8192));
+                all.pop()
+            })),
             Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
         }
     }
@@ -104,14 +108,6 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     collector.stop()?;
     events.iter().try_for_each(|event| report(options, &mut table, &event))?;
     Ok(if options.json { end_lines(&mut table, &collector.stats()) } else { show(&mut table) }?)
-}
-
-/// Piece by piece, each of which is given back: else what was found would take memory twice, here and in the table.
-fn merge(table: &mut ConnectionTable, mut existing: Vec<ConnectionRecord>) {
-    while !existing.is_empty() {
-        table.merge_bootstrap(existing.drain(existing.len().saturating_sub(8192)..));
-        existing.shrink_to_fit();
-    }
 }
 
 /// A write would tell, too, but there may be nothing to write.
@@ -141,10 +137,8 @@ fn texts<T: ToString>(all: &[T]) -> Vec<String> {
 fn report(options: &Options, table: &mut ConnectionTable, event: &CollectorEvent) -> io::Result<()> {
     table.apply(event);
     let &Options { json, events, no_events, .. } = options;
-    if no_events || !(json || events || matches!(event, CollectorEvent::Lost(_))) {
-        return Ok(());
-    }
-    writeln!(stdout(), "{}", event_line(table, event, json))
+    let is_told = !no_events && (json || events || matches!(event, CollectorEvent::Lost(_)));
+    if is_told { writeln!(stdout(), "{}", event_line(table, event, json)) } else { Ok(()) }
 }
 
 fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> String {
@@ -183,12 +177,11 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
 /// Who and where, and what.
 fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value) -> Value {
     let mut object = json!({"type": name, "time_ns": r.last_seen.as_nanos(), "socket": r.socket,
-        "protocol": r.key.protocol.as_str(),
-        "local_addr": r.key.local_addr.to_string(), "local_port": r.key.local_port,
-        "remote_addr": r.key.remote_addr.to_string(), "remote_port": r.key.remote_port, "pid": r.pid(),
-        "process": r.process_name().map(|name| name.to_string()), "actor_pid": actor.map(|a| a.pid),
-        "actor": actor.map(|a| a.name.to_string()),
-        "uid": r.owner.map(|o| o.uid), "netns": r.netns, "cgroup": r.owner.map(|o| o.cgroup_id)});
+        "protocol": r.key.protocol.as_str(), "local_addr": r.key.local_addr.to_string(),
+        "local_port": r.key.local_port, "remote_addr": r.key.remote_addr.to_string(),
+        "remote_port": r.key.remote_port, "pid": r.pid(), "process": r.process_name().map(|name| name.to_string()),
+        "actor_pid": actor.map(|a| a.pid), "actor": actor.map(|a| a.name.to_string()), "uid": r.owner.map(|o| o.uid),
+        "netns": r.netns, "cgroup": r.owner.map(|o| o.cgroup_id)});
     if let (Some(object), Value::Object(what)) = (object.as_object_mut(), what) {
         object.extend(what);
     }
@@ -204,9 +197,8 @@ fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     }
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
         "losses": stats.losses.iter().map(|(kind, place, count)| json!({"kind": kind.as_str(),
-            "place": place.as_str(), "count": count})).collect::<Vec<_>>(),
-        "unknown_records": stats.unknown_records, "unbalanced": stats.unbalanced,
-        "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
+            "place": place.as_str(), "count": count})).collect::<Vec<_>>(), "unknown_records": stats.unknown_records,
+        "unbalanced": stats.unbalanced, "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
     writeln!(stdout(), "{stats}")
 }
 

@@ -38,7 +38,8 @@
 //!
 //! # Requirements
 //! Linux 5.8 or later with BTF, on x86_64 or arm64; root, or the capabilities CAP_BPF, CAP_PERFMON and, for the
-//! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. Tested on 5.10 to 7.3.
+//! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. (For kprobes kernels of Debian also want
+//! CAP_SYS_ADMIN while the sysctl kernel.perf_event_paranoid is above 2.) Tested on 5.10 to 7.3.
 //!
 //! # Features
 //! - `serde`: `Serialize` and `Deserialize` for events, records and statistics, `Serialize` for capabilities.
