@@ -2,8 +2,7 @@
 //! The whole way on this machine, with sockets of the test process. Needs no privilege.
 
 use super::*;
-use crate::model::Process;
-use crate::model::{ConnectionKey, Protocol, TcpState};
+use crate::model::{ConnectionKey, Process, Protocol, TcpState};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};

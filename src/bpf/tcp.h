@@ -306,9 +306,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	ch.now = bpf_ktime_get_ns();
 	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN)
 		begin_life(st, sk, tp, new_state, ch.now);
-	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
-		read_key(&st->c.conn, sk, tp);
-	else if (!st->c.conn.local_port)
+	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV || !st->c.conn.local_port)
 		read_key(&st->c.conn, sk, tp);
 	owner_if_locked(st, sk);
 	if (old_state == TCP_SYN_SENT)
