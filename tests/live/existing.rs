@@ -2,11 +2,11 @@
 //! Connections that were there before the tracer.
 
 use crate::harness::{Trace, builder};
-use crate::net::{Child, cookie, hear, port, recv, run, send, tcp_pair, tell};
+use crate::net::{Child, cookie, hear, pair_by, port, recv, run, send, tcp_pair, tell};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use tcptop::{
@@ -108,10 +108,7 @@ fn every_way_finds_what_proc_lists() {
     let mut held = Vec::new();
     for address in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         let listener = TcpListener::bind(address).unwrap();
-        for _ in 0..30 {
-            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            held.push((client, listener.accept().unwrap().0));
-        }
+        held.extend((0..30).map(|_| pair_by(&listener)));
     }
     let datagrams: Vec<_> = (0..30).map(|_| UdpSocket::bind("[::]:0").unwrap()).collect();
     let is_ours = |r: &&ConnectionRecord| r.pid() == Some(std::process::id());
@@ -169,7 +166,7 @@ fn every_network_namespace_is_looked_into_once() {
     });
     let trace = Trace::start();
     let [of_child, of_stranger] = [&mut child, &mut stranger].map(|c| (c.hear() as u16, c.hear() as u16));
-    let stranger_inode = std::fs::metadata(format!("/proc/{}/ns/net", stranger.pid)).unwrap().ino();
+    let stranger_inode = stranger.netns();
     let ways = [
         (trace.collector.bootstrap_existing().unwrap(), false),
         (without_start(Bootstrap::SockDiag), false),

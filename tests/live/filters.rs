@@ -2,9 +2,8 @@
 //! Filters let through what they say and nothing else, of events and of what exists already.
 
 use crate::harness::{Trace, builder};
-use crate::net::{Cgroup, Child, hear, port, recv, run, send, tcp_pair, tell};
+use crate::net::{Cgroup, Child, hear, pair_at, pair_by, port, recv, run, send, tcp_pair, tell};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use tcptop::{
     AddressFamily, CollectorEvent, ConnectionInfo, ConnectionRecord, LinuxCollectorBuilder, NetworkCollector,
@@ -56,8 +55,7 @@ fn one_process_port_or_protocol() {
     let l = listener.local_addr().unwrap().port();
     let mut trace = Trace::with(builder().port(l));
     work();
-    let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
-    let (server, _) = listener.accept().unwrap();
+    let (client, server) = pair_by(&listener);
     assert_eq!((send(&client, &[1; 72], 0), recv(&server, 72, 0)), (72, 72));
     let c = port(&client);
     drop((client, server));
@@ -73,8 +71,7 @@ fn one_process_port_or_protocol() {
 
 /// Ten bytes to a server that listens at this address; the ports of both.
 fn exchange(listener: &TcpListener, to: SocketAddr) -> (u16, u16) {
-    let client = TcpStream::connect(to).unwrap();
-    let (server, _) = listener.accept().unwrap();
+    let (client, server) = pair_at(listener, to);
     assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
     (port(&client), port(&server))
 }
@@ -84,17 +81,13 @@ struct Servers {
     v4: TcpListener,
     v6: TcpListener,
     both: TcpListener,
-    _existing: [[TcpStream; 2]; 2],
+    _existing: [(TcpStream, TcpStream); 2],
 }
 
 impl Servers {
     fn new() -> Self {
         let [v4, v6, both] = ["127.0.0.1:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap());
-        let pair = |listener: &TcpListener| {
-            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            [client, listener.accept().unwrap().0]
-        };
-        let _existing = [&v4, &v6].map(pair);
+        let _existing = [&v4, &v6].map(pair_by);
         Self { v4, v6, both, _existing }
     }
 
@@ -158,12 +151,11 @@ fn work_elsewhere(parent: &mut UnixStream, group: &Cgroup) {
     run("ip link set lo up && ip address add 192.0.2.7/32 dev lo");
     let servers = Servers::new();
     let listener = TcpListener::bind((Ipv4Addr::from(ELSEWHERE), 0)).unwrap();
-    let to = listener.local_addr().unwrap();
-    let _existing = (TcpStream::connect(to).unwrap(), listener.accept().unwrap());
+    let _existing = pair_by(&listener);
     tell(parent, 0);
     while hear(parent) == 1 {
         servers.v4();
-        let (c, s) = exchange(&listener, to);
+        let (c, s) = exchange(&listener, listener.local_addr().unwrap());
         tell(parent, c.into());
         tell(parent, s.into());
     }
@@ -174,7 +166,7 @@ fn one_network_namespace_or_cgroup_and_no_loopback() {
     let (servers, group) = (Servers::new(), Cgroup::new());
     let mut child = Child::fork(|parent| work_elsewhere(parent, &group));
     child.hear();
-    let netns = std::fs::metadata(format!("/proc/{}/ns/net", child.pid)).unwrap().ino() as u32;
+    let netns = child.netns() as u32;
     let is_loopback =
         |row: &ConnectionRecord| row.key.local_addr.is_loopback() || row.key.remote_addr.is_loopback();
     let mut traced = |builder: LinuxCollectorBuilder| {

@@ -13,7 +13,7 @@ use tcptop::{
 };
 
 /// Generous: guests without hardware virtualization are slow.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What does not add up may still: where several processes share a socket, what one of them moved may be reported after
 /// the end, and the tracer looks once a second whether programs were skipped.

@@ -2,7 +2,9 @@
 //! How connections begin and end, and what was there before.
 
 use crate::harness::{Trace, is_slow, lost_by_us};
-use crate::net::{Child, connect, hear, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell};
+use crate::net::{
+    Child, connect, hear, pair_by, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell,
+};
 use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -193,8 +195,7 @@ fn a_hundred_blocked_readers_are_a_hundred_receives() {
     let mut ends = Vec::new();
     let mut children = Vec::new();
     for _ in 0..READERS {
-        let client = TcpStream::connect(("127.0.0.1", l)).unwrap();
-        let (server, _) = listener.accept().unwrap();
+        let (client, server) = pair_by(&listener);
         let reader = server.try_clone().unwrap();
         children.push(Child::fork(move |_| assert_eq!(recv(&reader, 10, 0), 10)));
         ends.push((client, server));

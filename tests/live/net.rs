@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::mem::size_of_val;
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -51,8 +51,17 @@ pub(crate) fn cookie(socket: &impl AsRawFd) -> u64 {
 
 /// A connected pair over 127.0.0.1: client, server.
 pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    pair_by(&TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+/// A pair by this listener, at the address that it has.
+pub(crate) fn pair_by(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    pair_at(listener, listener.local_addr().unwrap())
+}
+
+/// A pair by this listener, at one of the addresses where it listens.
+pub(crate) fn pair_at(listener: &TcpListener, to: impl ToSocketAddrs) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(to).unwrap();
     let (server, _) = listener.accept().unwrap();
     (client, server)
 }
@@ -138,6 +147,11 @@ impl Child {
             unsafe { libc::_exit(i32::from(done.is_err())) };
         }
         Self { pid: pid as u32, channel }
+    }
+
+    /// The inode number of its network namespace.
+    pub(crate) fn netns(&self) -> u64 {
+        std::fs::metadata(format!("/proc/{}/ns/net", self.pid)).unwrap().ino()
     }
 
     /// A number from the child.

@@ -7,7 +7,6 @@ use crate::net::{Cgroup, Child, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
 use std::thread;
 use tcptop::{Backend, CollectorEvent, TcpState};
 
@@ -180,8 +179,7 @@ fn an_owner_is_described_in_full() {
     let owner = row.owner.unwrap();
     assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, group.id()));
     assert_eq!(owner.start_time_ns / 10_000_000, start_ticks(child.pid));
-    let netns = std::fs::metadata(format!("/proc/{}/ns/net", child.pid)).unwrap().ino();
-    assert_eq!(u64::from(row.netns), netns);
+    assert_eq!(u64::from(row.netns), child.netns());
     child.tell(1);
     child.wait();
 }

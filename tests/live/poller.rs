@@ -2,14 +2,12 @@
 //! The collector without its thread, in the loop of a program.
 
 use crate::collector::{bpf_objects, nothing_left_but};
-use crate::harness::{builder, lost_by_us};
-use crate::net::{port, recv, send, tcp_pair};
+use crate::harness::{PATIENCE, builder, lost_by_us};
+use crate::net::{pair_by, port, recv, send, tcp_pair};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use tcptop::{Backend, CollectorEvent, ConnectionTable, Granularity, Poller};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for the descriptor as a loop does that knows nothing else of the poller.
 fn is_readable(poller: &Poller, within: Duration) -> bool {
@@ -45,8 +43,7 @@ fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
     assert!(poller.capabilities().is_some());
     let mut table = ConnectionTable::new().linger(Duration::MAX);
     for round in 1..=2 {
-        let client = TcpStream::connect(("127.0.0.1", s)).unwrap();
-        let (server, _) = listener.accept().unwrap();
+        let (client, server) = pair_by(&listener);
         exchange(&client, &server, 50 * round);
         let c = port(&client);
         assert!(poller.bootstrap_existing().unwrap().iter().any(|row| row.key.local_port == c));

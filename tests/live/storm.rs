@@ -2,9 +2,10 @@
 //! A storm of short connections that is there before the collector, and goes on while it starts and searches.
 
 use crate::harness::{Trace, builder, is_slow, lost_by_us};
+use crate::net::pair_at;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -55,8 +56,7 @@ impl Storm {
 
 fn connect_once(listener: &TcpListener, port: u16, number: u32) {
     let address = Ipv4Addr::from(u32::from(FIRST_ADDRESS) + number);
-    let mut client = TcpStream::connect((address, port)).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let (mut client, mut server) = pair_at(listener, (address, port));
     if is_slow() {
         // Guests would make connections faster than events are taken. While one is open, so that there is one to find.
         thread::sleep(Duration::from_millis(5));

@@ -2,7 +2,7 @@
 //! TCP: every way to move bytes, and the exact numbers.
 
 use crate::harness::{Trace, ports};
-use crate::net::{Child, cookie, get_option, port, recv, reset, send, set_option, tcp_pair, tell};
+use crate::net::{Child, cookie, get_option, pair_by, port, recv, reset, send, set_option, tcp_pair, tell};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -68,8 +68,7 @@ fn send_500_receive_1000() {
 fn ipv6_connections_are_shown_as_ipv6() {
     let mut trace = Trace::start();
     let listener = TcpListener::bind("[::1]:0").unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (mut server, _) = listener.accept().unwrap();
+    let (mut client, mut server) = pair_by(&listener);
     let (c, s) = (port(&client), port(&server));
     client.write_all(&[1; 500]).unwrap();
     server.read_exact(&mut [0; 500]).unwrap();
