@@ -50,20 +50,24 @@ static __always_inline struct sk_state *state_peek(struct sock *sk)
 	return hash_peek(sk);
 }
 
-/* The same, made where there is none; NULL if the kernel refuses (no memory, a socket on its way out). */
-static __always_inline struct sk_state *state_get(struct sock *sk)
-{
-	if (use_storage)
-		return bpf_sk_storage_get(&sk_storage, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	return hash_get(sk);
-}
-
-/* The same, made with something in it. */
+/*
+ * The same, made where there is none, with something in it; NULL if the kernel refuses (no memory, a socket on its way
+ * out). Where another CPU makes the same one meanwhile it refuses, too: then it is there, as that one made it.
+ */
 static __always_inline struct sk_state *state_make(struct sock *sk, struct sk_state *fresh)
 {
-	if (use_storage)
-		return bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
-	return hash_make(sk, fresh);
+	struct sk_state *st;
+
+	if (!use_storage)
+		return hash_make(sk, fresh);
+	st = bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
+	return st ?: bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+/* The same, made with nothing in it. */
+static __always_inline struct sk_state *state_get(struct sock *sk)
+{
+	return use_storage ? state_make(sk, NULL) : hash_get(sk);
 }
 
 /* Socket storage goes with the socket. */

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: flows by socket and peer.
 
-use crate::harness::{Answer, Trace, absent, answer, builder, is_slow};
+use crate::harness::{Answer, Trace, absent, answer, builder, is_slow, lost_by_us};
 use crate::net::{connect, cookie, recv, send, sockaddr, socket_of};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 use tcptop::{
@@ -119,6 +120,33 @@ fn threads_on_one_socket_add_up() {
         assert_eq!(transfers.filter(of_flow).map(|t| t.bytes).sum::<u64>(), row.bytes_out);
     }
     let stats = trace.collector.stats();
+    assert!(missing <= stats.lost(EventKind::UdpSend, LossPlace::Hook), "{missing} missing: {stats:?}");
+}
+
+/// Several processors send the first datagrams of a socket at the same time: each finds that nothing is known of it yet.
+#[test]
+fn first_datagrams_sent_at_the_same_time_all_count() {
+    const THREADS: u64 = 2;
+    let sockets: Vec<_> = (0..if is_slow() { 50 } else { 400 }).map(|_| bound("127.0.0.1:0")).collect();
+    let (peer, r) = bound("127.0.0.1:0");
+    let mut trace = Trace::fresh();
+    let together = Barrier::new(THREADS as usize);
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for (socket, _) in &sockets {
+                    together.wait();
+                    assert_eq!(socket.send_to(&[1; 10], ("127.0.0.1", r)).unwrap(), 10);
+                }
+            });
+        }
+    });
+    drop(peer);
+    trace.stop();
+    let sent = |(_, local): &(UdpSocket, u16)| trace.udp_flow(*local, r).map_or(0, |row| row.packets_out);
+    let missing = THREADS * sockets.len() as u64 - sockets.iter().map(sent).sum::<u64>();
+    let stats = trace.collector.stats();
+    assert_eq!(lost_by_us(&stats), 0, "{missing} missing: {stats:?}");
     assert!(missing <= stats.lost(EventKind::UdpSend, LossPlace::Hook), "{missing} missing: {stats:?}");
 }
 
