@@ -28,21 +28,28 @@ pub(crate) enum Undecodable {
 }
 
 /// The event in a record of the ring buffer.
-///
-/// What most records are is made where it will be, field by field: what was just written in bytes and is then copied in
-/// words makes the processor wait for both, and for the record to come from another processor's cache.
 pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
-    let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
-    if let Some(t) = wire::view(record).filter(|t| is_simple(t)) {
-        match kind {
-            EventKind::TcpSend => return Ok(CollectorEvent::TcpSend(simple_transfer(t))),
-            EventKind::TcpRecv => return Ok(CollectorEvent::TcpRecv(simple_transfer(t))),
-            EventKind::UdpSend => return Ok(CollectorEvent::UdpSend(simple_transfer(t))),
-            EventKind::UdpRecv => return Ok(CollectorEvent::UdpRecv(simple_transfer(t))),
-            _ => {}
-        }
+    if let Some(event) = simple_event(record) {
+        return Ok(event);
     }
+    let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
     any_event(kind, record).ok_or(Undecodable::Malformed(kind))
+}
+
+/// The same for what most records are; none for others.
+///
+/// It is made where it will be, field by field: what was just written in bytes and is then copied in words makes the
+/// processor wait for both, and for the record to come from another processor's cache.
+#[inline(always)]
+pub(crate) fn simple_event(record: &[u8]) -> Option<CollectorEvent> {
+    let t = wire::view(record).filter(|t| is_simple(t))?;
+    match kind(record)? {
+        EventKind::TcpSend => Some(CollectorEvent::TcpSend(simple_transfer(t))),
+        EventKind::TcpRecv => Some(CollectorEvent::TcpRecv(simple_transfer(t))),
+        EventKind::UdpSend => Some(CollectorEvent::UdpSend(simple_transfer(t))),
+        EventKind::UdpRecv => Some(CollectorEvent::UdpRecv(simple_transfer(t))),
+        _ => None,
+    }
 }
 
 #[inline(never)]
@@ -92,10 +99,11 @@ pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
     is_end && wire::read::<tt_state>(record).is_some_and(|s| s.missing_in != 0 || s.missing_out != 0)
 }
 
-/// Valid, of IPv4, and with names that are as they shall be?
+/// Valid, of IPv4, and of processes whose names are as they shall be?
+#[inline(always)]
 fn is_simple(t: &tt_transfer) -> bool {
-    let names = [&t.conn.owner, &t.actor].map(|process| &process.comm);
-    is_valid(&t.conn) && t.conn.family == 4 && names.into_iter().all(ProcessName::is_simple)
+    let is_simple = |process: &tt_process| process.pid != 0 && ProcessName::is_simple(&process.comm);
+    is_valid(&t.conn) && t.conn.family == 4 && is_simple(&t.conn.owner) && is_simple(&t.actor)
 }
 
 fn is_valid(conn: &tt_conn) -> bool {
@@ -234,7 +242,7 @@ fn process(p: &tt_process) -> Option<Process> {
 #[inline(always)]
 fn simple_process(p: &tt_process) -> Option<Process> {
     let tt_process { start_ns, cgroup, pid, uid, ref comm } = *p;
-    is_somebody(p).then(|| Process {
+    is_somebody(p).then_some(Process {
         pid,
         name: ProcessName::as_it_is(comm),
         uid,

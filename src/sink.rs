@@ -76,6 +76,18 @@ impl Sink {
         if self.keeps_ends && decode::is_end(record) {
             return self.ends.push(record.to_vec());
         }
+        match (decode::simple_event(record), &mut self.output) {
+            (Some(event), Output::Batches { batch, .. }) => {
+                batch.push(event);
+                self.stats.events += 1;
+            }
+            (Some(event), _) => self.send(event),
+            (None, _) => self.any_record(record),
+        }
+    }
+
+    #[inline(never)]
+    fn any_record(&mut self, record: &[u8]) {
         match decode::event(record) {
             Ok(event) => {
                 let milestone = decode::milestone(&event, record);
