@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A machine with 100,000 connections: how fast they are found, and how much memory the example takes for them.
 
-use crate::example;
+use crate::{example, object};
+use libbpf_rs::{Iter, Link, ProgramMut};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -75,6 +76,25 @@ impl Crowd {
             Some(ss) => format!("{ours:.0?}, ss/{:.0}", ss.as_secs_f64() / ours.as_secs_f64()),
             None => format!("{ours:.0?}, no ss here"),
         }
+    }
+
+    /// How long the kernel walks over them and over all files, both at once, if nobody looks.
+    pub(crate) fn pass_by(&self) -> String {
+        let object = object::open("walking").load().expect("Linux 5.9");
+        let attach = |program: ProgramMut<'_>| program.attach().expect("it is loaded");
+        let links: Vec<Link> = object.progs_mut().map(attach).collect();
+        let walk = |link: &Link| {
+            let nothing = Iter::new(link).expect("an iterator").read(&mut [0; 4096]).expect("it ends");
+            assert_eq!(nothing, 0, "it hands out nothing");
+        };
+        let walk_all = |_| {
+            let begin = Instant::now();
+            thread::scope(|scope| links.iter().for_each(|link| drop(scope.spawn(move || walk(link)))));
+            begin.elapsed()
+        };
+        let mut times: Vec<_> = (0..TIMES).map(walk_all).collect();
+        times.sort();
+        format!("{:.0?}", times[TIMES / 2])
     }
 
     /// The most memory that the example has resident while it shows them.

@@ -86,9 +86,15 @@ fn main() {
     if is_wanted(idle) {
         println!("{idle:<60} {:>22}   nothing to measure", ratio::idle());
     }
+    let under_load = "the tracer under load";
+    if is_wanted(under_load) {
+        let found = ratio::loaded(&mut UdpBlast::new(), 2);
+        println!("{under_load:<60} {found:>22}   0.5 % at 350,000 calls/s");
+    }
     let floods = [
         ("events folded, one by one", flood::single as fn() -> flood::Flood, "8 M/s, 100 ns"),
         ("events folded, in batches", flood::batches, "10 M/s, 15 ns"),
+        ("events only handed out, in batches", flood::handed_out, "a limit"),
         ("their records only read", flood::only_read, "the limit"),
     ];
     for (name, how, target) in floods {
@@ -104,6 +110,7 @@ fn main() {
     if is_wanted(find) || is_wanted(memory) {
         let crowd = existing::Crowd::new();
         println!("{find:<60} {:>22}   100 ms, ss/15", crowd.find());
+        println!("{:<60} {:>22}   a limit", "    passed by, without a look", crowd.pass_by());
         println!("{memory:<60} {:>22}   64 MiB", crowd.memory_of_example());
     }
     if is_wanted("programs") {

@@ -2,7 +2,7 @@
 //! With the tracer and without, in turns.
 
 use crate::floor::Floor;
-use crate::loads::{Load, SECOND, nanoseconds_per_operation, pin};
+use crate::loads::{FIRST, Load, SECOND, nanoseconds_per_operation, pin};
 use std::fmt;
 use std::fs;
 use std::thread::{self, JoinHandle};
@@ -11,6 +11,8 @@ use tcptop::{Backend, Granularity, LinuxCollector, NetworkCollector, Stats};
 
 const PAIRS: usize = 30;
 const SLICE: Duration = Duration::from_millis(60);
+/// For what the tracer does when nothing changes.
+const STEADY: Duration = Duration::from_secs(4);
 const WARM_UP: Duration = Duration::from_millis(15);
 /// In which the kernel finishes what starting and stopping a tracer leaves behind.
 const REST: Duration = Duration::from_millis(20);
@@ -109,15 +111,32 @@ fn traced(load: &mut dyn Load, granularity: Granularity, tool: &mut Tool) -> f64
 
 /// The share of a processor that the tracer takes while there is no traffic.
 pub(crate) fn idle() -> String {
+    let share = steady_share(|| thread::sleep(STEADY));
+    format!("{share:.3} % of a core")
+}
+
+/// The same under load, when it has come to rest; and how many calls there were.
+pub(crate) fn loaded(load: &mut dyn Load, calls_each: u64) -> String {
+    load.run(WARM_UP);
+    let mut operations = 0;
+    let share = steady_share(|| operations = load.run(STEADY));
+    let calls = (operations * calls_each) as f64 / STEADY.as_secs_f64();
+    format!("{share:.2} % of a core, {:.0},000 calls/s", calls / 1e3)
+}
+
+fn steady_share(during: impl FnOnce()) -> f64 {
+    pin(SECOND);
     let (mut collector, events) = LinuxCollector::builder().spawn().expect("tracing needs root");
-    // Until it sleeps.
+    pin(FIRST);
+    let folding = thread::spawn(move || events.iter().for_each(drop));
+    // Until what starting it makes it do is done.
     thread::sleep(Duration::from_secs(1));
     let (begin, before) = (Instant::now(), busy("tcptop-"));
-    thread::sleep(Duration::from_secs(4));
+    during();
     let share = (busy("tcptop-") - before).as_secs_f64() / begin.elapsed().as_secs_f64();
     collector.stop().expect("stops");
-    drop(events);
-    format!("{:.3} % of a core", 100.0 * share)
+    folding.join().expect("ends with the channel");
+    100.0 * share
 }
 
 /// What the tracer's own threads did.
