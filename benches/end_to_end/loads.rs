@@ -42,12 +42,24 @@ fn repeat(time: Duration, mut operation: impl FnMut()) -> u64 {
 
 /// Machines with one processor have no other choice.
 pub(crate) fn pin(cpu: usize) {
-    // As it was at the start: who is pinned sees one.
-    static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    let processors = PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from));
+    run_on([cpu.min(processors() - 1)]);
+}
+
+/// For what this thread starts: it runs where the scheduler puts it.
+pub(crate) fn unpin() {
+    run_on(0..processors());
+}
+
+fn run_on(processors: impl IntoIterator<Item = usize>) {
     let mut set = CpuSet::new();
-    set.set(cpu.min(processors - 1));
+    processors.into_iter().for_each(|cpu| set.set(cpu));
     sched_setaffinity(None, &set).expect("a processor to run on");
+}
+
+/// As many as there were at the start: who is pinned sees one.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn tcp_pair() -> (TcpStream, TcpStream) {

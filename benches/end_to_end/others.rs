@@ -2,7 +2,7 @@
 //! Other tools that watch the same traffic, where this machine has them: what they cost it, and what they say of it.
 
 use crate::example;
-use crate::loads::{Churn, Load, PingPong, UdpBlast};
+use crate::loads::{Churn, Load, PingPong, UdpBlast, unpin};
 use crate::ratio::{Ratio, slice};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
@@ -119,6 +119,7 @@ impl Tool {
         let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tool-output");
         let file = File::create(&output).expect("cargo's directory");
         let mut command = (self.command)();
+        unpin();
         let child = command.stdout(file).stderr(std::process::Stdio::null()).spawn().expect("it is here");
         thread::sleep(START);
         Running { child, output }
