@@ -150,6 +150,15 @@ static __always_inline __u32 actor_is_current(struct sk_state *st)
 	return 0;
 }
 
+/*
+ * The same where a call is under way, which holds the socket's lock. Without that it is the kernel that reads, in an
+ * interrupt and for the owner (kTLS).
+ */
+static __always_inline __u32 actor_if_locked(struct sk_state *st, struct sock *sk)
+{
+	return sk->sk_lock.owned ? actor_is_current(st) : st->c.conn.owner.pid;
+}
+
 /* As the library shows it: IPv4 over an IPv6 socket is IPv4. */
 static __always_inline __u8 shown_family(const struct tt_conn *conn)
 {

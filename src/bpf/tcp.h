@@ -390,9 +390,8 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	}
 	if (in->total == before)
 		return 0;
-	owner_if_locked(st, sk);
+	r.actor = actor_if_locked(st, sk);
 	read_quality(st, tp);
-	r.actor = st->c.conn.owner.pid;
 	begins = !st->moved_in;
 	st->moved_in = 1;
 	if (chunks_are_calls || (interval_ns && !st->first_in)) {

@@ -24,7 +24,7 @@ SECURITY_SUITES='bullseye-security bookworm-security trixie-security'
 
 # What the tests need beyond what a cloud kernel has built in: MODULES are loaded at boot, and the cryptography is
 # there for the kernel to ask for when a socket gets kTLS keys.
-MODULES='veth tls inet_diag tcp_diag udp_diag sch_netem sctp'
+MODULES='veth tls inet_diag tcp_diag udp_diag sch_netem sctp nbd'
 MODULE_DIRECTORIES='kernel/crypto kernel/arch/x86/crypto kernel/lib/crypto'
 
 # The Debian archives of this machine's own configuration: `URI SUITE` of everything that looks like one.

@@ -22,6 +22,7 @@ mod filters;
 mod handover;
 mod harness;
 mod intervals;
+mod kernel;
 mod lifecycle;
 mod net;
 mod owner;

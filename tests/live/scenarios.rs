@@ -3,12 +3,13 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     include_str!("collector.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
     include_str!("existing.rs"),
     include_str!("handover.rs"),
+    include_str!("kernel.rs"),
     include_str!("lifecycle.rs"),
     include_str!("owner.rs"),
     include_str!("paths.rs"),
