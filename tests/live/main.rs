@@ -24,6 +24,7 @@ mod harness;
 mod intervals;
 mod kernel;
 mod lifecycle;
+mod misses;
 mod net;
 mod owner;
 mod paths;
