@@ -8,7 +8,7 @@
 use super::ConnectionTable;
 use super::entry::Entry;
 use super::older::Found;
-use super::place::{Flow, Place, is_unconnected, unconnected_keys};
+use super::place::{Flow, Place, is_unconnected, unconnected_keys, wildcard_keys};
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
@@ -85,7 +85,12 @@ impl ConnectionTable {
             (None, _) => {}
         }
         let mut rows = self.store.unconfirmed(&row.key);
-        if rows.any(|(_, row)| !row.is_open() && is_candidate(row)) || self.gone.ended_since(&place, walk) {
+        let socket = row.socket.filter(|_| row.key.protocol == Protocol::Udp);
+        let ended = socket.and_then(|socket| self.gone.time((socket, None)));
+        if rows.any(|(_, row)| !row.is_open() && is_candidate(row))
+            || self.gone.ended_since(&place, walk)
+            || ended.is_some_and(|end| end >= walk)
+        {
             return Match::Unclear;
         }
         Match::None
@@ -107,18 +112,26 @@ impl ConnectionTable {
     }
 
     /// A UDP socket was closed: so is its row, if it had one of its own. Where several share its address it is the one
-    /// with the same owner, or none.
+    /// with the same owner, or none. One that was found at any address may have been connected since: then it has got
+    /// another address, and only its id tells that it is the same.
     pub(super) fn close_unconnected(&mut self, info: &ConnectionInfo) {
         let event = Place::of_event(info);
-        for key in unconnected_keys(&info.key) {
+        let at = |key: ConnectionKey| {
             let same_owner = Place { key: &key, ..event };
             let any_owner = Place { pid: None, ..same_owner };
-            let row = self.store.row_of(&same_owner).or_else(|| self.store.row_of(&any_owner));
-            let seen = row.and_then(|slot| self.store.get(slot)).map(|entry| entry.record.last_seen);
-            if let (Some(slot), Some(true)) = (row, seen.map(|walk| walk <= info.time)) {
-                self.end(slot, info.time);
-                return;
-            }
+            self.store.row_of(&same_owner).or_else(|| self.store.row_of(&any_owner))
+        };
+        let by_id = |key: ConnectionKey| {
+            let mut rows = self.store.unconfirmed(&key);
+            rows.find(|(_, row)| row.is_open() && row.record.socket == Some(info.socket))
+                .map(|(slot, _)| slot)
+        };
+        let is_in_time =
+            |slot: &u32| self.store.get(*slot).is_some_and(|entry| entry.record.last_seen <= info.time);
+        let mut rows = unconnected_keys(&info.key).filter_map(at);
+        let row = rows.find(is_in_time);
+        if let Some(slot) = row.or_else(|| wildcard_keys(&info.key).filter_map(by_id).find(is_in_time)) {
+            self.end(slot, info.time);
         }
     }
 

@@ -206,6 +206,25 @@ fn the_end_of_an_earlier_udp_socket_leaves_the_row_alone() {
     assert_eq!(all.iter().map(|r| r.is_closed).collect::<Vec<_>>(), [false, true]);
 }
 
+/// Connecting gives it an address, so its row and its end are at different places.
+#[test]
+fn a_udp_socket_that_was_connected_after_the_walk_takes_its_row_along() {
+    let anywhere = ConnectionKey { local_addr: [0, 0, 0, 0].into(), ..unconnected(1500, 50).key };
+    let events = |time| [send(udp(2, time - 50), 1, 1), udp_closed(time)];
+    for (socket, closed, open) in
+        [(Some(1), 1700, 0), (Some(2), 1700, 1), (None, 1700, 1), (Some(1), 1450, 1)]
+    {
+        let row = ConnectionRecord { socket, ..row(anywhere, 1500, 50) };
+        for at in 0..=2 {
+            let mut table = table(&events(closed)[..at]);
+            table.merge_bootstrap([row.clone()]);
+            events(closed)[at..].iter().for_each(|event| table.apply(event));
+            let left = table.records().filter(|record| !record.is_closed).count();
+            assert_eq!(left, open, "socket {socket:?}, closed at {closed}, merged after {at} events");
+        }
+    }
+}
+
 #[test]
 fn workers_that_share_a_port_keep_their_rows_and_no_flow_is_given_to_one_by_chance() {
     let mut table = ConnectionTable::new();
