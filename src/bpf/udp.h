@@ -136,44 +136,15 @@ static __always_inline struct counted *udp_flow(struct sk_state *st, const struc
 }
 
 /*
- * The socket is gone, and with it all its flows. What waits of the first and of the latest one is sent now; what other
- * peers' flows still have to report follows when the reader collects it.
- */
-static __always_inline void udp_end(struct sk_state *st)
-{
-	struct change end = { .kind = TT_CLOSED };
-	struct tt_conn *conn = &st->c.conn;
-	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
-	struct counted *latest;
-
-	if (!conn->socket || !is_wanted(conn))
-		return;
-	flush(&st->c);
-	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
-	latest = bpf_map_lookup_elem(&udp_flows, &key);
-	if (latest)
-		flush(latest);
-	/* This is about the socket, not about one of its flows. */
-	__builtin_memset(conn->remote_addr, 0, 16);
-	conn->remote_port = 0;
-	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
-	end.now = bpf_ktime_get_ns();
-	emit_state(st, &end);
-	/* No second time. */
-	conn->socket = 0;
-}
-
-/*
  * Where states are found by the socket's address: is this still that of the socket for which it was made? The end may have
- * gone past the programs, and the memory be used again. Then the end is told now. (A socket that gets another port, after
- * AF_UNSPEC, is taken for another one.)
+ * gone past the programs, and the memory be used again. (A socket that gets another port, after AF_UNSPEC, is taken for
+ * another one.)
  */
 static __always_inline struct sk_state *still_of(struct sk_state *st, struct sock *sk, const bool typed)
 {
 	if (use_storage || !st || !st->c.conn.local_port ||
 	    st->c.conn.local_port == FIELD(typed, sk, __sk_common.skc_num))
 		return st;
-	udp_end(st);
 	state_forget(sk);
 	return NULL;
 }
@@ -227,6 +198,34 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 		return;
 	peer_of_connected(&peer, sk, typed);
 	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), TT_OUT, bytes, 0, &peer, typed);
+}
+
+/*
+ * The socket is gone, and with it all its flows. What waits of the first and of the latest one is sent now; what other
+ * peers' flows still have to report follows when the reader collects it.
+ */
+static __always_inline void udp_end(struct sk_state *st)
+{
+	struct change end = { .kind = TT_CLOSED };
+	struct tt_conn *conn = &st->c.conn;
+	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
+	struct counted *latest;
+
+	if (!conn->socket || !is_wanted(conn))
+		return;
+	flush(&st->c);
+	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
+	latest = bpf_map_lookup_elem(&udp_flows, &key);
+	if (latest)
+		flush(latest);
+	/* This is about the socket, not about one of its flows. */
+	__builtin_memset(conn->remote_addr, 0, 16);
+	conn->remote_port = 0;
+	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
+	end.now = bpf_ktime_get_ns();
+	emit_state(st, &end);
+	/* No second time. */
+	conn->socket = 0;
 }
 
 #endif
