@@ -6,7 +6,7 @@ mod lane;
 
 use crate::harness::{AFTERMATH, Trace, is_slow, lost_by_us};
 use crate::net::{Child, tell};
-use lane::{End, Moved, PATIENCE, Side};
+use lane::{End, Moved, Side};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -76,8 +76,10 @@ fn end_of(row: &ConnectionRecord) -> End {
     (row.key.protocol, row.key.local_port, row.key.remote_port)
 }
 
-/// Each row of these processes is an end that they have had, closed, with the right owner.
-fn look_up(trace: &Trace, ledgers: &mut Ledgers, pids: &[u32]) {
+/// Each row of these processes is an end that they have had, with the right owner. Returns how many of
+/// them did not end.
+fn look_up(trace: &Trace, ledgers: &mut Ledgers, pids: &[u32]) -> u64 {
+    let mut open = 0;
     for row in trace.table.records() {
         let Some(ledger) = ledgers.get_mut(&end_of(row)) else {
             assert!(row.pid().is_none_or(|pid| !pids.contains(&pid)), "nobody had it: {row:?}");
@@ -89,29 +91,48 @@ fn look_up(trace: &Trace, ledgers: &mut Ledgers, pids: &[u32]) {
         // kprobes do not see who accepts.
         let is_unused = trace.backend() == Backend::Kprobe && moved == [0; 4];
         assert_eq!(row.pid().or(is_unused.then_some(ledger.pid)), Some(ledger.pid), "{row:?}");
-        assert!(row.is_closed && !row.is_partial, "{row:?}");
+        assert!(!row.is_partial, "{row:?}");
+        open += u64::from(!row.is_closed);
         enter(&mut ledger.found, row.key.protocol, moved);
     }
+    open
 }
 
-/// TCP must be exact. Returns how many datagrams were not seen going out and coming in.
-fn compare(ledgers: &mut Ledgers) -> [u64; 2] {
-    let mut missing = [0, 0];
+/// What was moved and not seen: it must be no more than programs were skipped.
+#[derive(Debug, Default)]
+struct Unseen {
+    /// TCP connections of which less was found, or nothing.
+    connections: u64,
+    /// Datagrams out and in.
+    datagrams: [u64; 2],
+}
+
+fn compare(ledgers: &mut Ledgers) -> Unseen {
+    let mut unseen = Unseen::default();
     for (end, Ledger { expected, found, .. }) in ledgers {
-        expected.sort_unstable();
-        found.sort_unstable();
-        if end.0 == Protocol::Tcp || expected == found {
-            assert_eq!(found, expected, "{end:?}");
+        // The same ports may have been used several times.
+        for moved in std::mem::take(found) {
+            match expected.iter().position(|expected| *expected == moved) {
+                Some(at) => drop(expected.swap_remove(at)),
+                None => found.push(moved),
+            }
+        }
+        assert!(found.len() <= expected.len(), "{end:?}: {found:?} of {expected:?}");
+        if end.0 == Protocol::Tcp {
+            let is_less = |found: &Moved| expected.iter().any(|all| (0..4).all(|i| found[i] <= all[i]));
+            assert!(found.iter().all(is_less), "{end:?}: {found:?} of {expected:?}");
+            unseen.connections += expected.len() as u64;
             continue;
         }
-        let (expected, found) = (expected[0], found.first().copied().unwrap_or_default());
+        let Some(expected) = expected.first() else { continue };
+        let found = found.first().copied().unwrap_or_default();
         for way in [0, 1] {
             let (bytes, datagrams) = (expected[way].cmp(&found[way]), expected[way + 2].cmp(&found[way + 2]));
             assert!(bytes == datagrams && datagrams.is_ge(), "{end:?}: {found:?} of {expected:?}");
-            missing[way] += expected[way + 2] - found[way + 2];
+            unseen.datagrams[way] += expected[way + 2] - found[way + 2];
         }
     }
-    missing
+    unseen
 }
 
 /// TCPTOP_SOAK_SECONDS says for how long, if a few seconds are not enough.
@@ -119,24 +140,27 @@ fn compare(ledgers: &mut Ledgers) -> [u64; 2] {
 fn what_is_moved_at_random_is_counted_exactly() {
     let seconds = std::env::var("TCPTOP_SOAK_SECONDS").map(|seconds| seconds.parse().unwrap());
     let mut trace = Trace::fresh();
-    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(if is_slow() { 3 } else { 5 }));
+    let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(if is_slow() { 2 } else { 5 }));
     let mut children = start(until);
     trace.listen(until - Instant::now());
     let mut ledgers = hear_all(&mut children);
     let pids: Vec<_> = children.iter().map(|child| child.pid).collect();
     children.into_iter().for_each(Child::wait);
+    let moved: Vec<Moved> = ledgers.values().flat_map(|ledger| ledger.expected.clone()).collect();
     let is_open = |row: &ConnectionRecord| ledgers.contains_key(&end_of(row)) && !row.is_closed;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + AFTERMATH * 20;
     while trace.table.records().any(is_open) && Instant::now() < deadline {
         trace.listen(AFTERMATH);
     }
     trace.stop();
-    look_up(&trace, &mut ledgers, &pids);
-    let (missing, stats) = (compare(&mut ledgers), trace.collector.stats());
+    let open = look_up(&trace, &mut ledgers, &pids);
+    let (unseen, stats) = (compare(&mut ledgers), trace.collector.stats());
     assert_eq!((lost_by_us(&stats), stats.unbalanced, stats.unknown_records), (0, 0, 0), "{stats:?}");
-    let skipped = [EventKind::UdpSend, EventKind::UdpRecv].map(|kind| stats.lost(kind, LossPlace::Hook));
-    assert!(missing[0] <= skipped[0] && missing[1] <= skipped[1], "{missing:?}: {stats:?}");
-    let moved: Vec<_> = ledgers.values().flat_map(|ledger| &ledger.expected).collect();
+    let [sends, receives, states, ends] =
+        [EventKind::UdpSend, EventKind::UdpRecv, EventKind::TcpStateChange, EventKind::Closed]
+            .map(|kind| stats.lost(kind, LossPlace::Hook));
+    assert!(unseen.datagrams[0] <= sends && unseen.datagrams[1] <= receives, "{unseen:?}: {stats:?}");
+    assert!(unseen.connections <= states + ends && open <= ends, "{unseen:?}, {open} open: {stats:?}");
     let bytes: u64 = moved.iter().map(|moved| moved[0] + moved[1]).sum();
-    println!("{} ends, {bytes} bytes, {} events, {missing:?} missing", moved.len(), stats.events);
+    println!("{} ends, {bytes} bytes, {} events, {unseen:?}, {open} open", moved.len(), stats.events);
 }
