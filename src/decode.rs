@@ -29,11 +29,7 @@ pub(crate) enum Undecodable {
 
 /// The event in a record of the ring buffer.
 pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
-    if let Some(event) = simple_event(record) {
-        return Ok(event);
-    }
-    let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
-    any_event(kind, record).ok_or(Undecodable::Malformed(kind))
+    simple_event(record).map_or_else(|| any_event(record), Ok)
 }
 
 /// The same for what most records are; none for others.
@@ -52,9 +48,11 @@ pub(crate) fn simple_event(record: &[u8]) -> Option<CollectorEvent> {
     }
 }
 
+/// The same for all records.
 #[inline(never)]
-fn any_event(kind: EventKind, record: &[u8]) -> Option<CollectorEvent> {
-    match kind {
+pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
+    let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
+    let event = match kind {
         EventKind::TcpSend => transfer(record).map(CollectorEvent::TcpSend),
         EventKind::TcpRecv => transfer(record).map(CollectorEvent::TcpRecv),
         EventKind::UdpSend => transfer(record).map(CollectorEvent::UdpSend),
@@ -62,7 +60,8 @@ fn any_event(kind: EventKind, record: &[u8]) -> Option<CollectorEvent> {
         EventKind::TcpStateChange => state_change(record).map(CollectorEvent::TcpStateChange),
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
         EventKind::Opened | EventKind::ConnectFailed => None,
-    }
+    };
+    event.ok_or(Undecodable::Malformed(kind))
 }
 
 fn kind(record: &[u8]) -> Option<EventKind> {

@@ -88,7 +88,7 @@ impl Sink {
 
     #[inline(never)]
     fn any_record(&mut self, record: &[u8]) {
-        match decode::event(record) {
+        match decode::any_event(record) {
             Ok(event) => {
                 let milestone = decode::milestone(&event, record);
                 self.stats.unbalanced += u64::from(decode::is_unbalanced(&event, record));

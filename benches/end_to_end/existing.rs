@@ -69,10 +69,8 @@ impl Crowd {
         }
         collector.stop().expect("stops");
         drop(events);
-        by_us.sort();
-        by_ss.sort();
-        let ours = by_us[TIMES / 2];
-        match by_ss.get(by_ss.len() / 2) {
+        let ours = median(by_us).expect("there are some");
+        match median(by_ss) {
             Some(ss) => format!("{ours:.0?}, ss/{:.0}", ss.as_secs_f64() / ours.as_secs_f64()),
             None => format!("{ours:.0?}, no ss here"),
         }
@@ -92,9 +90,8 @@ impl Crowd {
             thread::scope(|scope| links.iter().for_each(|link| drop(scope.spawn(move || walk(link)))));
             begin.elapsed()
         };
-        let mut times: Vec<_> = (0..TIMES).map(walk_all).collect();
-        times.sort();
-        format!("{:.0?}", times[TIMES / 2])
+        let time = median((0..TIMES).map(walk_all).collect());
+        format!("{:.0?}", time.expect("there are some"))
     }
 
     /// The most memory that the example has resident while it shows them.
@@ -113,6 +110,11 @@ impl Crowd {
         }
         format!("{} MiB", peak / 1024)
     }
+}
+
+fn median(mut times: Vec<Duration>) -> Option<Duration> {
+    times.sort();
+    times.get(times.len() / 2).copied()
 }
 
 impl Drop for Crowd {

@@ -121,11 +121,11 @@ fn a_non_blocking_connect_belongs_to_who_connected() {
 
 /// A process for each processor that does nothing but use it.
 pub(crate) fn busy_strangers() -> Vec<Child> {
-    let processors = thread::available_parallelism().unwrap().get();
-    let spin = |_: &mut std::os::unix::net::UnixStream| loop {
-        std::hint::spin_loop();
-    };
-    (0..processors).map(|_| Child::fork(spin)).collect()
+    Child::fork_for_each_processor(|_| {
+        loop {
+            std::hint::spin_loop();
+        }
+    })
 }
 
 /// 28: a socket that is connected again after AF_UNSPEC is a second connection: 10 and 20 bytes.

@@ -123,7 +123,13 @@ impl Child {
         Self::begin(|| unsafe { libc::fork() as isize }, work)
     }
 
-    /// The same, under a pid that was another process's before (clone3(2), Linux 5.5).
+    /// As many as there are processors, so that each has one.
+    pub(crate) fn fork_for_each_processor(work: impl Fn(&mut UnixStream)) -> Vec<Self> {
+        let processors = std::thread::available_parallelism().unwrap().get();
+        (0..processors).map(|_| Self::fork(&work)).collect()
+    }
+
+    /// The same as [`fork`](Self::fork), under a pid that was another process's before (clone3(2), Linux 5.5).
     pub(crate) fn fork_as(pid: u32, work: impl FnOnce(&mut UnixStream)) -> Self {
         let wanted = [pid];
         // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
