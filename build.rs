@@ -9,7 +9,7 @@ use std::process::{Command, exit};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// The programs; everything else in `src/bpf` is a header of theirs.
-const OBJECTS: [&str; 3] = ["tcptop", "probe", "existing"];
+const OBJECTS: [&str; 3] = ["tcptop", "probe", "holders"];
 
 fn main() {
     for input in ["build.rs", "src/bpf", "vmlinux"] {

@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections that exist already, in all network namespaces: by the kernel's iterators or by sock_diag, with their
-//! totals, or out of /proc, which is always there, needs no BPF and no privilege.
+//! Connections that exist already, in all network namespaces: by sock_diag, with their totals, or out of /proc, which is
+//! always there. Neither needs a privilege. The processes that hold them come by an iterator over all files, or out of
+//! /proc.
+//!
+//! The kernel's iterator over TCP sockets would be faster, but up to August 2026 it damages requests that are on their way
+//! to a listener (CVE-2026-74714), and whether a kernel is mended cannot be asked.
 //!
 //! What /proc cannot know: totals (every record is partial), socket ids, and the owners of sockets that it may not look
 //! at. Another user's files take root, or CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.
 
 mod diag;
+mod finding;
 mod namespaces;
 mod owners;
 mod sockets;
-mod ways;
 
-pub(crate) use ways::Finding;
+pub(crate) use finding::Finding;
 
 use crate::capabilities::Bootstrap;
 use crate::decode;
 use crate::error::{Error, Result};
-use crate::kernel::Iterators;
+use crate::kernel::Holders;
 use crate::model::{KernelTime, Protocol, Provenance};
 use crate::record::ConnectionRecord;
-use foldhash::HashSet;
 use namespaces::LeftOut;
 use owners::Owners;
 use sockets::Socket;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread::{self, ScopedJoinHandle};
-use ways::{Attempt, first_that_works};
 
 /// A connection and the number of its socket's inode, by which its owner is found.
 type Found = (u64, ConnectionRecord);
@@ -34,41 +36,51 @@ type Found = (u64, ConnectionRecord);
 /// This, or in words why not.
 type Told<T> = Result<T, String>;
 
-/// Loads the iterators if they are wanted, and finds out which way there will be.
-pub(crate) fn prepare(wanted: Bootstrap, use_cookie: bool) -> (Told<Iterators>, Finding) {
-    let iterators = match wanted {
-        Bootstrap::Iterators => Iterators::load(use_cookie),
-        _ => Err("iterators are not wanted".into()),
-    };
-    let are_loaded = || iterators.as_ref().map(drop).map_err(String::clone);
-    let is_there = || diag::read(0).map(drop);
-    let attempts: [Attempt<'_, ()>; 2] =
-        [(Bootstrap::Iterators, &are_loaded), (Bootstrap::SockDiag, &is_there)];
-    let (_, finding) = first_that_works(wanted, attempts);
-    (iterators, finding)
+/// Loads the iterator if it is wanted, and finds out which way there will be.
+pub(crate) fn prepare(wanted: Bootstrap) -> (Told<Holders>, Finding) {
+    if wanted == Bootstrap::Procfs {
+        return (Err("it is not wanted".into()), Finding::new(wanted, []));
+    }
+    let holders = Holders::load();
+    let is_there = diag::is_there();
+    let way = if is_there.is_ok() { Bootstrap::SockDiag } else { Bootstrap::Procfs };
+    let limits = [is_there.err(), holders.as_ref().err().map(|reason| owners_by_proc(reason))];
+    let finding = Finding::new(way, limits.into_iter().flatten());
+    (holders, finding)
 }
 
-/// The connections of this machine by the best way that works, of this one and the ones after it; and which way that
-/// was.
+/// The connections of this machine, in the wanted way or else out of /proc, and which way that was.
 ///
 /// The time in the records is from before the first look: an event with a later time knows more. Keys may repeat (UDP
 /// sockets with SO_REUSEPORT, namespaces).
 pub(crate) fn existing_connections(
     wanted: Bootstrap,
-    iterators: &Told<Iterators>,
+    holders: &Told<Holders>,
 ) -> Result<(Vec<ConnectionRecord>, Finding)> {
     let began = KernelTime::now();
-    let by_iterators = || iterators.as_ref().map_err(String::clone).and_then(iterate);
-    let attempts: [Attempt<'_, All>; 2] =
-        [(Bootstrap::Iterators, &by_iterators), (Bootstrap::SockDiag, &by_sock_diag)];
-    let (all, mut finding) = first_that_works(wanted, attempts);
-    let All { found, owners, left_out } = match all {
-        Some(all) => all,
-        None => from_proc()?,
+    let (found, owners) =
+        at_once(|| find(wanted), || holders.as_ref().map_err(String::clone).and_then(owners_by_iterator));
+    let (found, mut finding) = found?;
+    let owners = match owners {
+        Ok(owners) => owners,
+        Err(reason) => {
+            finding.limits.extend((wanted != Bootstrap::Procfs).then(|| owners_by_proc(&reason)));
+            let inodes = found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE);
+            owners::find(&inodes.collect())?
+        }
     };
-    finding.limits.extend(left_out.limits());
     finding.limits.iter().for_each(|limit| log::info!("existing connections: {limit}"));
     Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), finding))
+}
+
+/// Both wait for memory most of the time: on two processors the shorter one costs no time.
+fn at_once<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("tcptop-holders".into()).spawn_scoped(scope, &beside);
+        let here = here();
+        let joined = |thread: ScopedJoinHandle<'_, B>| thread.join().unwrap_or_else(|_| beside());
+        (here, thread.map_or_else(|_| beside(), joined))
+    })
 }
 
 fn owned(found: Found, owners: &Owners, began: KernelTime) -> ConnectionRecord {
@@ -78,34 +90,36 @@ fn owned(found: Found, owners: &Owners, began: KernelTime) -> ConnectionRecord {
     ConnectionRecord { owner, provenance, first_seen: began, last_seen: began, ..record }
 }
 
-/// What one way has found.
-struct All {
-    found: Vec<Found>,
-    owners: Owners,
-    left_out: LeftOut,
+fn owners_by_iterator(holders: &Holders) -> Told<Owners> {
+    let mut owners = Owners::default();
+    holders.read(|record| {
+        if let Some((inode, process)) = decode::holder(record) {
+            owners.assign(inode, process);
+        }
+    })?;
+    Ok(owners)
 }
 
-/// Both walks wait for memory most of the time: on two processors the shorter one costs no time. What begins between
-/// them is seen by events.
-fn iterate(iterators: &Iterators) -> Told<All> {
-    let holders = || holders(iterators);
-    let (sockets, owners) = thread::scope(|scope| {
-        let owners = thread::Builder::new().name("tcptop-holders".into()).spawn_scoped(scope, holders);
-        let sockets = sockets_by_namespace(iterators);
-        let joined = |owners: ScopedJoinHandle<'_, _>| owners.join().unwrap_or_else(|_| holders());
-        (sockets, owners.map_or_else(|_| holders(), joined))
-    });
-    let (found, left_out) = sockets?;
-    Ok(All { found, owners: owners?, left_out })
+fn owners_by_proc(reason: &str) -> String {
+    format!("owners out of /proc: {reason}")
 }
 
-fn sockets_by_namespace(iterators: &Iterators) -> Told<(Vec<Found>, LeftOut)> {
-    let (looks, left_out) = namespaces::in_each(|| {
-        // A vector that grows is in memory twice, and leaves holes.
-        let mut here = Vec::with_capacity(sockets::count());
-        iterators.sockets(|record| here.extend(decode::existing(record)))?;
-        Ok::<_, String>(here)
-    });
+/// The connections without their owners.
+fn find(wanted: Bootstrap) -> Result<(Vec<Found>, Finding)> {
+    let by_sock_diag = (wanted == Bootstrap::SockDiag).then(by_sock_diag);
+    let refusal = match by_sock_diag {
+        Some(Ok((found, left_out))) => {
+            return Ok((found, Finding::new(Bootstrap::SockDiag, left_out.limits())));
+        }
+        Some(Err(refusal)) => Some(refusal),
+        None => None,
+    };
+    let (found, left_out) = by_proc()?;
+    Ok((found, Finding::new(Bootstrap::Procfs, refusal.into_iter().chain(left_out.limits()))))
+}
+
+fn by_sock_diag() -> Told<(Vec<Found>, LeftOut)> {
+    let (looks, left_out) = namespaces::in_each(|| diag::read(netns()));
     let mut looks = looks.into_iter();
     // Not copied: there may be hundreds of thousands.
     let mut found = looks.next().unwrap_or(Ok(Vec::new()))?;
@@ -115,40 +129,13 @@ fn sockets_by_namespace(iterators: &Iterators) -> Told<(Vec<Found>, LeftOut)> {
     Ok((found, left_out))
 }
 
-fn holders(iterators: &Iterators) -> Told<Owners> {
-    let mut owners = Owners::default();
-    iterators.holders(|record| {
-        if let Some((inode, process)) = decode::holder(record) {
-            owners.assign(inode, process);
-        }
-    })?;
-    Ok(owners)
-}
-
-fn by_sock_diag() -> Told<All> {
-    let mut found = Vec::new();
-    let (looks, left_out) = namespaces::in_each(|| diag::read(netns()));
-    for sockets in looks {
-        found.extend(sockets?);
-    }
-    with_holders(found, left_out).map_err(|e| e.to_string())
-}
-
-fn from_proc() -> Result<All> {
+fn by_proc() -> Result<(Vec<Found>, LeftOut)> {
     let mut found = Vec::new();
     let (looks, left_out) = namespaces::in_each(|| (netns(), sockets::read()));
     for (netns, sockets) in looks {
         found.extend(sockets?.iter().map(|socket| partial(socket, netns)));
     }
-    with_holders(found, left_out)
-}
-
-/// Adds the owners by a walk over /proc.
-fn with_holders(found: Vec<Found>, left_out: LeftOut) -> Result<All> {
-    let inodes: HashSet<u64> =
-        found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE).collect();
-    let owners = owners::find(&inodes)?;
-    Ok(All { found, owners, left_out })
+    Ok((found, left_out))
 }
 
 fn partial(socket: &Socket, netns: u32) -> Found {

@@ -117,8 +117,8 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// The best way to find existing connections that shall be used; where it does not work the next one is. Default:
-    /// iterators.
+    /// The best way to find existing connections that shall be used; where it does not work /proc is. Default:
+    /// sock_diag.
     pub fn bootstrap(mut self, way: Bootstrap) -> Self {
         self.config.bootstrap = way;
         self

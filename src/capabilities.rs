@@ -44,20 +44,18 @@ impl fmt::Display for Backend {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Bootstrap {
-    /// BPF iterators over sockets and over the files of processes (Linux 5.9): totals, states, socket ids, owners.
+    /// sock_diag(7), if the kernel has INET_DIAG: totals, states, socket ids. A BPF iterator over the files of all
+    /// processes finds the owners; where it is not to be had, a walk over /proc does.
     #[default]
-    Iterators,
-    /// sock_diag(7): the same of sockets, if the kernel has INET_DIAG; owners out of /proc.
     SockDiag,
     /// Tables and processes in /proc: always there; no totals and no socket ids.
     Procfs,
 }
 
 impl Bootstrap {
-    /// Lower-case name: `iterators`, `sock_diag` or `procfs`.
+    /// Lower-case name: `sock_diag` or `procfs`.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Iterators => "iterators",
             Self::SockDiag => "sock_diag",
             Self::Procfs => "procfs",
         }

@@ -49,11 +49,15 @@ pub trait NetworkCollector {
     /// [`start`](Self::start) and give the result to
     /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
     ///
-    /// A running collector asks the kernel's iterators, which know the totals of TCP. Where they are not to be had, and
-    /// while it does not run, sock_diag(7) is asked, and last /proc, whose records are partial. Of a started collector
-    /// [`Capabilities::bootstrap`] says afterwards which way it was, and the limit of [`Feature::Existing`] why it was
-    /// not a better one, and how many network namespaces could not be entered. Blocks for as long as the search takes:
-    /// milliseconds, or a second where there are many processes and it has to look at all their files in /proc.
+    /// sock_diag(7) is asked, which knows the totals of TCP; where it is not to be had, /proc, whose records are partial.
+    /// For the owners a running collector has an iterator over the files of all processes; else they come out of /proc.
+    /// Of a started collector [`Capabilities::bootstrap`] says afterwards which way it was, and the limit of
+    /// [`Feature::Existing`] why it was not a better one, and how many network namespaces could not be entered. Blocks for
+    /// as long as the search takes: milliseconds, or a second where there are many processes and it has to look at all
+    /// their files in /proc.
+    ///
+    /// Bytes that arrive at a connection while it is looked at may count as read already; its next event, or its end, puts
+    /// that right in a table.
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -176,10 +180,9 @@ impl LinuxCollector {
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
         let mut capabilities = session.capabilities.clone();
-        let use_cookie = capabilities.visibility(Feature::SocketCookie) != Visibility::Unseen;
-        let (iterators, finding) = bootstrap::prepare(self.config.bootstrap, use_cookie);
+        let (holders, finding) = bootstrap::prepare(self.config.bootstrap);
         finding.tell(&mut capabilities);
-        *shared.iterators() = iterators;
+        *shared.holders() = holders;
         let early = self_test(&session, &self.config, &mut capabilities)?;
         self.capabilities = Some(capabilities);
         *self.existing() = None;
@@ -217,7 +220,7 @@ impl NetworkCollector for LinuxCollector {
 
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
         let (mut found, finding) =
-            bootstrap::existing_connections(self.config.bootstrap, &self.shared.iterators())?;
+            bootstrap::existing_connections(self.config.bootstrap, &self.shared.holders())?;
         *self.existing() = Some(finding);
         if let Some(can) = &self.capabilities {
             let cookies = can.visibility(Feature::SocketCookie);

@@ -6,11 +6,8 @@ use crate::event::{
     Lost, Opened, StateChange, Totals, Transfer,
 };
 use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
-use crate::record::ConnectionRecord;
 use crate::stats::LossTable;
-use crate::wire::{
-    self, KINDS, tt_conn, tt_counters, tt_existing, tt_holder, tt_process, tt_state, tt_transfer,
-};
+use crate::wire::{self, KINDS, tt_conn, tt_counters, tt_holder, tt_process, tt_state, tt_transfer};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -253,26 +250,6 @@ fn simple_process(p: &tt_process) -> Option<Process> {
 #[inline(always)]
 fn is_somebody(p: &tt_process) -> bool {
     p.pid != 0 || p.comm[0] != 0
-}
-
-/// A socket that an iterator has found, and the number of its inode. Only for TCP does the kernel keep totals.
-pub(crate) fn existing(record: &[u8]) -> Option<(u64, ConnectionRecord)> {
-    let e: tt_existing = wire::read(record)?;
-    let info = connection(&e.conn)?;
-    let is_tcp = info.key.protocol == Protocol::Tcp;
-    let found = ConnectionRecord {
-        socket: (info.socket != 0).then_some(info.socket),
-        netns: info.netns,
-        tcp_state: is_tcp.then(|| TcpState::from_kernel(e.state.into())),
-        bytes_in: e.bytes_in,
-        bytes_out: e.bytes_out,
-        packets_in: e.packets_in,
-        packets_out: e.packets_out,
-        rtt_us: rtt(e.rtt_us),
-        is_partial: e.flags & HAS_TOTALS == 0,
-        ..ConnectionRecord::new(info.key, info.time)
-    };
-    Some((e.inode, found))
 }
 
 /// A process that holds the socket with this inode.

@@ -5,7 +5,7 @@ mod sweeps;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::kernel::{Iterators, ReaderState, Ring, Session};
+use crate::kernel::{Holders, ReaderState, Ring, Session};
 use crate::sink::{Output, Sink};
 use crate::stats::Stats;
 use std::cell::RefCell;
@@ -22,8 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// After so many looks at an empty ring it goes to sleep. More would cost it more than the wake-ups that they spare.
 const EMPTY_LOOKS: u32 = 10;
 
-/// Why there are no iterators without a reader.
-const NOT_RUNNING: &str = "iterators are only there while the collector runs";
+/// Why there is no iterator without a reader.
+const NOT_RUNNING: &str = "the iterator is only there while the collector runs";
 
 /// What the reader and the collector share.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     pub(crate) ended: AtomicBool,
     stats: Mutex<Stats>,
     /// There while the thread runs; else in words why not.
-    iterators: Mutex<Result<Iterators, String>>,
+    holders: Mutex<Result<Holders, String>>,
 }
 
 impl Default for Shared {
@@ -43,7 +43,7 @@ impl Default for Shared {
             stop: AtomicBool::default(),
             ended: AtomicBool::default(),
             stats: Mutex::default(),
-            iterators: Mutex::new(Err(NOT_RUNNING.into())),
+            holders: Mutex::new(Err(NOT_RUNNING.into())),
         }
     }
 }
@@ -62,9 +62,9 @@ impl Shared {
         self.lock().kernel_memory_bytes = bytes;
     }
 
-    /// Iterators over what exists already. Nobody panics while holding them.
-    pub(crate) fn iterators(&self) -> MutexGuard<'_, Result<Iterators, String>> {
-        self.iterators.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The iterator over the processes that hold sockets. Nobody panics while holding it.
+    pub(crate) fn holders(&self) -> MutexGuard<'_, Result<Holders, String>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn stopping(&self) -> bool {
@@ -112,7 +112,7 @@ struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        *self.0.iterators() = Err(NOT_RUNNING.into());
+        *self.0.holders() = Err(NOT_RUNNING.into());
         self.0.ended.store(true, Ordering::Release);
     }
 }
@@ -242,8 +242,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn iterators_are_only_there_with_a_reader() {
+    fn the_iterator_is_only_there_with_a_reader() {
         let shared = Shared::default();
-        assert!(shared.iterators().as_ref().is_err_and(|why| why.contains("while the collector runs")));
+        assert!(shared.holders().as_ref().is_err_and(|why| why.contains("while the collector runs")));
     }
 }

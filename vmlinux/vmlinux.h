@@ -185,7 +185,6 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
-	unsigned long sk_ino; /* 6.18 */
 	u16 sk_protocol;
 	int sk_err;
 };
@@ -268,16 +267,6 @@ struct seq_file;
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
-};
-
-struct bpf_iter__tcp {
-	struct bpf_iter_meta *meta;
-	struct sock_common *sk_common;
-};
-
-struct bpf_iter__udp {
-	struct bpf_iter_meta *meta;
-	struct udp_sock *udp_sk;
 };
 
 struct bpf_iter__task_file {

@@ -13,6 +13,7 @@
 )]
 
 mod delay;
+mod diag;
 mod example;
 mod existing;
 mod flood;

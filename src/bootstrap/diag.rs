@@ -1,65 +1,98 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets by sock_diag(7): like the iterators it knows totals and cookies, and like /proc it needs no privilege. It does
-//! not know processes.
+//! Sockets by sock_diag(7): it knows totals and cookies, and like /proc it needs no privilege. It does not know processes.
 
 use super::{Found, sockets};
 use crate::model::{ConnectionKey, KernelTime, Protocol, TcpState};
 use crate::record::ConnectionRecord;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};
-use netlink_packet_sock_diag::inet::nlas::Nla;
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
-use netlink_packet_sock_diag::{SockDiagMessage, SockDiagMessage::InetResponse as Response};
+use netlink_packet_core::{
+    DecodeError, Emitable, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NlasIterator, Parseable,
+};
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, INET_DIAG_INFO, IPPROTO_TCP, IPPROTO_UDP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SOCK_DIAG_BY_FAMILY, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use std::io;
+
+/// As much as the kernel hands out at once (netlink_dump()).
+const PIECE: usize = 32 << 10;
+
+/// A listener has no peer, a closed socket none any more, and one in TIME_WAIT has reported its end.
+const NO_CONNECTIONS: StateFlags = StateFlags::LISTEN.union(StateFlags::CLOSE).union(StateFlags::TIME_WAIT);
+
+/// Whether there is INET_DIAG, in the kernel or loadable.
+pub(super) fn is_there() -> Result<(), String> {
+    [IPPROTO_TCP, IPPROTO_UDP]
+        .into_iter()
+        .try_for_each(|protocol| dump(AF_INET, protocol, StateFlags::empty(), |_, _| {}))
+}
 
 /// The connections of the calling thread's network namespace.
 pub(super) fn read(netns: u32) -> Result<Vec<Found>, String> {
-    let mut found = Vec::new();
+    // A vector that grows is in memory twice, and leaves holes.
+    let mut found = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
-        for (number, protocol) in [(IPPROTO_TCP, Protocol::Tcp), (IPPROTO_UDP, Protocol::Udp)] {
-            dump(family, number, |response| found.extend(connection(response, protocol, netns)))?;
-        }
+        dump(family, IPPROTO_TCP, NO_CONNECTIONS.complement(), |header, attributes| {
+            found.extend(tcp(header, attributes, netns))
+        })?;
+        dump(family, IPPROTO_UDP, StateFlags::all(), |header, _| {
+            found.push(connection(header, Protocol::Udp, netns))
+        })?;
     }
     Ok(found)
 }
 
-/// Asks for all sockets of one kind (INET_DIAG has to be in the kernel, or loadable).
-fn dump(family: u8, protocol: u8, mut each: impl FnMut(&InetResponse)) -> Result<(), String> {
+/// Asks for the sockets of one kind in these states, and hands out each with its attributes.
+fn dump(
+    family: u8,
+    protocol: u8,
+    states: StateFlags,
+    mut each: impl FnMut(&InetResponseHeader, &[u8]),
+) -> Result<(), String> {
     let refused = |e| format!("sock_diag: {e}");
     let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(refused)?;
     socket.bind_auto().map_err(refused)?;
     socket.connect(&SocketAddr::new(0, 0)).map_err(refused)?;
-    socket.send(&request(family, protocol), 0).map_err(refused)?;
+    socket.send(&request(family, protocol, states), 0).map_err(refused)?;
+    let mut answer = Vec::with_capacity(PIECE);
     loop {
-        let (answer, _) = socket.recv_from_full().map_err(refused)?;
+        answer.clear();
+        socket.recv(&mut answer, 0).map_err(refused)?;
         let mut rest = answer.as_slice();
         while !rest.is_empty() {
-            let message = NetlinkMessage::<SockDiagMessage>::deserialize(rest)
-                .map_err(|e| format!("sock_diag: an answer that is not understood: {e}"))?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(Response(response)) => each(&response),
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(e) => return Err(refused(e.to_io())),
-                _ => {}
+            let message = NetlinkBuffer::new_checked(rest).map_err(not_understood)?;
+            if message.message_type() != SOCK_DIAG_BY_FAMILY {
+                return end(rest).map_err(not_understood)?.map_err(refused);
             }
-            // Messages are aligned to four bytes.
-            let length = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length.max(4)..).unwrap_or_default();
+            // Taken apart in place, as there may be hundreds of thousands.
+            let header = InetResponseHeader::parse(message.payload()).map_err(not_understood)?;
+            each(&header, &message.payload()[header.buffer_len()..]);
+            rest = rest
+                .get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..)
+                .unwrap_or_default();
         }
     }
 }
 
-fn request(family: u8, protocol: u8) -> Vec<u8> {
+fn not_understood(e: DecodeError) -> String {
+    format!("sock_diag: an answer that is not understood: {e}")
+}
+
+/// What the kernel says when it has no more, or does not want to.
+fn end(message: &[u8]) -> Result<io::Result<()>, DecodeError> {
+    let code = match NetlinkMessage::<SockDiagMessage>::deserialize(message)?.payload {
+        NetlinkPayload::Done(done) => done.code,
+        NetlinkPayload::Error(e) => e.raw_code(),
+        other => return Err(format!("{other:?}").into()),
+    };
+    Ok(if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) })
+}
+
+fn request(family: u8, protocol: u8, states: StateFlags) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    let request = InetRequest {
-        family,
-        protocol,
-        extensions: ExtensionFlags::INFO,
-        states: StateFlags::all(),
-        socket_id,
-    };
+    let request = InetRequest { family, protocol, extensions: ExtensionFlags::INFO, states, socket_id };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -67,32 +100,36 @@ fn request(family: u8, protocol: u8) -> Vec<u8> {
     bytes
 }
 
-fn connection(response: &InetResponse, protocol: Protocol, netns: u32) -> Option<Found> {
-    let (header, id) = (&response.header, &response.header.socket_id);
-    let (inode, state) = (u64::from(header.inode), TcpState::from_kernel(header.state.into()));
-    let is_tcp = protocol == Protocol::Tcp;
-    if is_tcp && !sockets::is_connection(state, inode) {
-        return None;
-    }
+/// None for what is not a socket: the rest of a connection that has reported its end, which the kernel shows in the state
+/// FIN_WAIT2, and a request to a listener. Neither has a struct tcp_info.
+fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: u32) -> Option<Found> {
+    let info =
+        NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == INET_DIAG_INFO)?;
+    let (inode, mut record) = connection(header, Protocol::Tcp, netns);
+    let state = info.value().first().copied().unwrap_or(header.state);
+    record.tcp_state = Some(TcpState::from_kernel(state.into()));
+    put_totals(&mut record, info.value(), header.recv_queue);
+    Some((inode, record))
+}
+
+fn connection(header: &InetResponseHeader, protocol: Protocol, netns: u32) -> Found {
+    let id = &header.socket_id;
     let remote = (id.destination_address, id.destination_port);
     let key = ConnectionKey::new(protocol, id.source_address, id.source_port, remote.0, remote.1);
-    let mut record = ConnectionRecord {
+    let record = ConnectionRecord {
         socket: Some(u64::from_ne_bytes(id.cookie)),
         netns,
-        tcp_state: is_tcp.then_some(state),
         is_partial: true,
         ..ConnectionRecord::new(key, KernelTime(0))
     };
-    let info =
-        response.nlas.iter().find_map(|nla| if let Nla::TcpInfo(info) = nla { Some(info) } else { None });
-    if let Some(info) = info.filter(|_| is_tcp) {
-        put_totals(&mut record, info, header.recv_queue);
-    }
-    Some((inode, record))
+    (header.inode.into(), record)
 }
 
 /// The totals out of struct tcp_info (include/uapi/linux/tcp.h), by the same sums as in `src/bpf/totals.h`. Left partial
 /// where the kernel's is too short (before 4.19).
+///
+/// The kernel fills it, with the state, while it holds the socket; how much is unread it has looked up before that. What
+/// comes in between counts as read, until an event or the end of the connection says better.
 fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     use TcpState::{CloseWait, Closing, FinWait1, LastAck};
     let Some(TcpInfo { rtt, received, segs_out, segs_in, unsent, sent, retransmitted }) = TcpInfo::read(info)

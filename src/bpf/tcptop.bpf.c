@@ -13,8 +13,7 @@
 #include "kprobe.h"
 #include "tracepoint.h"
 
-/* For the skeleton generator, which describes what an object has variables of: records of existing.bpf.c. */
-const volatile struct tt_existing shape_of_existing = {};
+/* For the skeleton generator, which describes what an object has variables of: the record of holders.bpf.c. */
 const volatile struct tt_holder shape_of_holder = {};
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

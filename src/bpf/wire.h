@@ -39,7 +39,7 @@ enum tt_end {
 	TT_ABORTED,
 };
 
-/* Flags of struct tt_state and struct tt_existing. */
+/* Flags of struct tt_state. */
 enum tt_flags {
 	TT_HAS_TOTALS = 1,
 	TT_ACTIVE = 2, /* this end connected */
@@ -102,20 +102,6 @@ struct tt_state {
 	__u8 end;   /* enum tt_end */
 };
 
-/* A socket that exists. */
-struct tt_existing {
-	__u64 inode; /* 0: no file */
-	struct tt_conn conn;
-	__u64 bytes_in;
-	__u64 bytes_out;
-	__u64 packets_in;
-	__u64 packets_out;
-	__u32 rtt_us;
-	__u8 state;
-	__u8 flags; /* enum tt_flags */
-	__u8 pad[2];
-};
-
 /* A process that has a socket among its files. */
 struct tt_holder {
 	__u64 inode;
@@ -161,7 +147,6 @@ _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
 _Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
 _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_state) == 192, "wire layout");
-_Static_assert(sizeof(struct tt_existing) == 160, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
 _Static_assert(sizeof(struct tt_control) == 3 * 64, "cache lines");

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
-//! talking to their maps ([`session`], [`shared`]), and what exists already ([`existing`]). What goes out of here is bytes.
+//! talking to their maps ([`session`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is bytes.
 
-mod existing;
 mod facts;
+mod holders;
 mod load;
 mod session;
 mod shared;
 mod skel;
 
-pub(crate) use existing::Iterators;
 pub(crate) use facts::collect as collect_facts;
+pub(crate) use holders::Holders;
 pub(crate) use load::{LoadError, start};
 pub(crate) use session::{Barrier, ReaderState, Ring, Session};
 pub(crate) use skel::types;

@@ -6,9 +6,9 @@ mod tcptop {
     include!(concat!(env!("OUT_DIR"), "/tcptop.skel.rs"));
 }
 
-mod existing {
+mod holders {
     #![allow(warnings, clippy::all, clippy::restriction, reason = "generated code")]
-    include!(concat!(env!("OUT_DIR"), "/existing.skel.rs"));
+    include!(concat!(env!("OUT_DIR"), "/holders.skel.rs"));
 }
 
 mod probe {
@@ -16,6 +16,6 @@ mod probe {
     include!(concat!(env!("OUT_DIR"), "/probe.skel.rs"));
 }
 
-pub(crate) use existing::ExistingSkelBuilder;
+pub(crate) use holders::HoldersSkelBuilder;
 pub(crate) use probe::{ProbeSkel, ProbeSkelBuilder};
 pub(crate) use tcptop::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder, types};

@@ -273,7 +273,6 @@ impl Entry {
             self.record.netns = row.netns;
         }
         self.record.rtt_us = self.record.rtt_us.or(row.rtt_us);
-        self.take_totals(&row);
         // A walk may have begun before a connection that it then saw.
         if !self.born {
             self.record.first_seen = self.record.first_seen.min(row.first_seen);
@@ -283,18 +282,6 @@ impl Entry {
             *claimed = Some(Box::new(row));
         }
         self.publish();
-    }
-
-    /// The totals of a row that is not partial are the kernel's own.
-    fn take_totals(&mut self, row: &ConnectionRecord) {
-        let protocol = row.key.protocol;
-        if protocol != Protocol::Tcp || row.is_partial {
-            return;
-        }
-        let since = self.since;
-        let live = self.live();
-        live.out.raise(since, row.bytes_out, row.packets_out, protocol);
-        live.r#in.raise(since, row.bytes_in, row.packets_in, protocol);
     }
 
     /// The same row, found by another walk.
@@ -326,11 +313,20 @@ impl Entry {
 
     fn publish(&mut self) {
         let Self { record, live, .. } = self;
-        let Live { out, r#in, older, .. } = &**live.get_or_insert_default();
+        let Live { out, r#in, older, claimed, .. } = &**live.get_or_insert_default();
         (record.bytes_out, record.packets_out) = (out.bytes(), out.packets());
         (record.bytes_in, record.packets_in) = (r#in.bytes(), r#in.packets());
+        // What a walk has read may be from the middle of a change. It stands in until an event says how much it is.
+        let row = claimed.as_ref().filter(|row| row.key.protocol == Protocol::Tcp && !row.is_partial);
+        if let Some(row) = row.filter(|_| !out.is_known()) {
+            (record.bytes_out, record.packets_out) = (row.bytes_out, row.packets_out);
+        }
+        if let Some(row) = row.filter(|_| !r#in.is_known()) {
+            (record.bytes_in, record.packets_in) = (row.bytes_in, row.packets_in);
+        }
+        let is_whole = row.is_some() || out.is_known() && r#in.is_known();
         record.is_partial = match record.key.protocol {
-            Protocol::Tcp => !(self.born || out.is_known() && r#in.is_known()),
+            Protocol::Tcp => !(self.born || is_whole),
             Protocol::Udp => older.is_some(),
         };
     }

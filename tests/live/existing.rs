@@ -19,7 +19,7 @@ fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&Connection
     all.filter(|r| (r.key.local_port, r.key.remote_port) == (local, remote)).collect()
 }
 
-/// What can be found without tracing anything: no iterators then.
+/// What can be found without tracing anything: no iterator then.
 fn without_start(way: Bootstrap) -> Vec<ConnectionRecord> {
     LinuxCollector::builder().bootstrap(way).build().unwrap().bootstrap_existing().unwrap()
 }
@@ -68,15 +68,9 @@ fn older_than_the_tracer(way: Bootstrap) {
     trace.closed(s, c);
 }
 
-/// 33: by the kernel's iterators the totals are there at once.
+/// 33: by sock_diag the totals are there at once.
 #[test]
 fn a_connection_from_before_is_found_and_gets_its_true_total() {
-    older_than_the_tracer(Bootstrap::Iterators);
-}
-
-/// 33: the same by sock_diag.
-#[test]
-fn sock_diag_knows_the_totals_too() {
     older_than_the_tracer(Bootstrap::SockDiag);
 }
 

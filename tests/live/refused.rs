@@ -26,7 +26,7 @@ fn told(trace: &Trace) -> (Bootstrap, Vec<String>) {
     (trace.capabilities().bootstrap, limits.into_iter().filter(|limit| !hidden(limit)).collect())
 }
 
-/// Existing connections are found without iterators, and without sock_diag too; which way it was is told, and why.
+/// Existing connections are found without sock_diag, their owners without an iterator; which way it was is told, and why.
 #[test]
 fn each_way_to_find_connections_is_followed_by_the_next_and_told() {
     let trace = Trace::start();
@@ -40,33 +40,37 @@ fn each_way_to_find_connections_is_followed_by_the_next_and_told() {
         (row.is_partial, row.bytes_out)
     };
     assert_eq!(look(), (false, 90));
-    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, Vec::new()));
 
     assert_eq!(without(&[ITERATORS], look), (false, 90));
     let (way, limits) = told(&trace);
     assert_eq!((way, limits.len()), (Bootstrap::SockDiag, 1), "{limits:?}");
-    assert!(limits[0].starts_with("an iterator cannot begin"), "{limits:?}");
+    assert!(limits[0].starts_with("owners out of /proc: an iterator cannot begin"), "{limits:?}");
+
+    assert_eq!(without(&[NETLINK], look), (true, 0));
+    let (way, limits) = told(&trace);
+    assert_eq!((way, limits.len()), (Bootstrap::Procfs, 2), "{limits:?}");
+    assert_eq!(limits[0], "out of /proc, without totals");
+    assert!(limits[1].starts_with("sock_diag: "), "{limits:?}");
 
     assert_eq!(without(&[ITERATORS, NETLINK], look), (true, 0));
     let (way, limits) = told(&trace);
     assert_eq!((way, limits.len()), (Bootstrap::Procfs, 3), "{limits:?}");
-    assert_eq!(limits[0], "out of /proc, without totals");
-    assert!(limits[1].starts_with("an iterator") && limits[2].starts_with("sock_diag"), "{limits:?}");
 
     assert_eq!(look(), (false, 90));
-    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()), "it is what the latest call has found");
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, Vec::new()), "it is what the latest call has found");
 }
 
 /// A started collector that was stopped says what is left to it.
 #[test]
-fn after_the_stop_there_are_no_iterators_and_that_is_told() {
+fn after_the_stop_there_is_no_iterator_and_that_is_told() {
     let mut trace = Trace::fresh();
     let (client, server) = tcp_pair();
     trace.stop();
-    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()), "nothing was looked for");
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, Vec::new()), "nothing was looked for");
     let found = trace.collector.bootstrap_existing().unwrap();
     assert!(row(&found, port(&client), port(&server)).is_some());
-    let limit = "iterators are only there while the collector runs".to_owned();
+    let limit = "owners out of /proc: the iterator is only there while the collector runs".to_owned();
     assert_eq!(told(&trace), (Bootstrap::SockDiag, vec![limit]));
 }
 
@@ -86,15 +90,15 @@ fn network_namespaces_that_cannot_be_entered_are_counted() {
     let trace = Trace::start();
     let look = || row(&trace.collector.bootstrap_existing().unwrap(), c, s).is_some();
     assert!(look());
-    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, Vec::new()));
     assert!(!without_cap_sys_admin(look));
     let (way, limits) = told(&trace);
-    assert_eq!((way, limits.len()), (Bootstrap::Iterators, 1), "{limits:?}");
+    assert_eq!((way, limits.len()), (Bootstrap::SockDiag, 1), "{limits:?}");
     let count = limits[0].strip_prefix("network namespaces that cannot be entered: ").expect(&limits[0]);
     let count: u32 = count.split(' ').next().unwrap().parse().unwrap();
     assert!(count >= 1, "{limits:?}");
     assert!(look());
-    assert_eq!(told(&trace), (Bootstrap::Iterators, Vec::new()));
+    assert_eq!(told(&trace), (Bootstrap::SockDiag, Vec::new()));
     child.tell(1);
     child.wait();
 }

@@ -2,14 +2,14 @@
 //! A storm of short connections that is there before the collector, and goes on while it starts and searches.
 
 use crate::harness::{Trace, builder, is_slow, lost_by_us};
-use crate::net::pair_at;
+use crate::net::{pair_at, pair_by};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tcptop::{CollectorEvent, ConnectionKey, EventKind, LossPlace, NetworkCollector};
 
 /// The ring must have room for what happens while the reader has no processor, which it shares with the storm, the search
@@ -172,4 +172,35 @@ fn a_storm_while_starting_leaves_no_gap() {
     let wrong: Vec<_> = names.filter(|name| !is_complete(name)).map(|name| (name, ends.get(&name))).collect();
     let some = &wrong[..wrong.len().min(5)];
     assert!(wrong.len() <= skipped(&trace), "{} of {wanted} wrong: {some:?}", wrong.len());
+}
+
+/// Connections that are made and closed as fast as it goes, while what exists is looked for again and again. Each look
+/// finds each connection that is held meanwhile, with its bytes. The kernel bears it: the guests' consoles tell.
+#[test]
+fn looking_into_a_storm_finds_each_connection_and_harms_none() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port();
+    let mut pairs: Vec<_> = (0..40).map(|_| pair_by(&held)).collect();
+    pairs.iter_mut().for_each(|(client, _)| client.write_all(&[1; 70]).unwrap());
+    // Of the storm nothing shall be told.
+    let trace = Trace::with(builder().port(port));
+    let until = Instant::now() + Duration::from_secs(2);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                while Instant::now() < until {
+                    drop(pair_by(&listener));
+                }
+            });
+        }
+        while Instant::now() < until {
+            let found = trace.collector.bootstrap_existing().unwrap();
+            let mut ours: Vec<_> = found.iter().filter(|row| row.key.remote_port == port).collect();
+            ours.sort_by_key(|row| row.key.local_port);
+            ours.dedup_by_key(|row| row.key.local_port);
+            assert_eq!(ours.len(), pairs.len());
+            assert!(ours.iter().all(|row| (row.bytes_out, row.is_partial) == (70, false)), "{ours:?}");
+        }
+    });
 }

@@ -169,6 +169,21 @@ fn a_row_from_the_kernel_itself_brings_totals_and_knows_its_socket() {
 }
 
 #[test]
+fn a_row_from_the_middle_of_a_change_is_put_right_by_the_next_event() {
+    let torn = ConnectionRecord {
+        socket: Some(1),
+        is_partial: false,
+        bytes_in: 700,
+        bytes_out: 900,
+        ..row(tcp_key(), 1500, 50)
+    };
+    for event in [recv(tcp(1600), 10, 690), closed(tcp(1600), totals(690, 900))] {
+        let all = in_any_order(&torn, &[event]);
+        assert_eq!(all.iter().map(|r| (bytes(r), r.is_partial)).collect::<Vec<_>>(), [((690, 900), false)]);
+    }
+}
+
+#[test]
 fn connected_udp_stays_partial() {
     let all = in_any_order(&row(udp_key(2), 1500, 50), &[send(udp(2, 1600), 1, 1), recv(udp(2, 1601), 1, 1)]);
     let [record] = all.as_slice() else { panic!("{all:?}") };
