@@ -55,6 +55,7 @@ struct sk_state {
 	struct counted c;
 	__u64 exec_id;	/* of the owner when its name was read */
 	__u64 ended_ns; /* when it went to CLOSE */
+	__u64 shut;	/* after a change of state that ends writing: one more than was written */
 	__u32 min_rtt_us;
 	__u32 retransmits;
 	__s32 error;	 /* sk_err then */

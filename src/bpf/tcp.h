@@ -97,11 +97,11 @@ static __always_inline __u8 how_it_ends(struct sock *sk, struct tcp_sock *tp, in
  * 0 is the total modulo 2^32. Two CPUs may get here at once: both values were true, and the next call or the
  * end of the connection brings the latest.
  */
-static __always_inline __u64 read_written(struct sk_state *st, struct tcp_sock *tp)
+static __always_inline __u64 add_written(struct sk_state *st, __u32 write_seq)
 {
 	volatile __u64 *total = &st->c.acct[TT_OUT].total;
 	__u64 before = *total;
-	__s32 more = TCP(tp, write_seq) - st->seq_out - (__u32)before;
+	__s32 more = write_seq - st->seq_out - (__u32)before;
 
 	if (more <= 0)
 		return before;
@@ -114,9 +114,9 @@ static __always_inline __u64 read_written(struct sk_state *st, struct tcp_sock *
  * (they differ by the SYN of an active opener), else another CPU is just transmitting, and the next call will
  * do. The bytes of this call are news, what came before is history.
  */
-static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *tp, __u64 of_this_call)
+static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *tp, __u32 end,
+					  __u64 of_this_call)
 {
-	__u32 end = TCP(tp, write_seq);
 	__u64 sent = TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + (__u32)(end - TCP(tp, snd_nxt));
 	__u64 acked = TCP(tp, bytes_acked) + (__u32)(end - TCP(tp, snd_una));
 	struct acct *out = &st->c.acct[TT_OUT];
@@ -222,6 +222,23 @@ static __always_inline bool has_counters(int old_state, int new_state)
 }
 
 /*
+ * A call returns without the socket's lock, and so perhaps beside a change of state, which reports all that there is. Each
+ * of them claims its bytes before it looks whether both did, and gives back what exceeds the total. If both give it back,
+ * it waits for the next report, at the latest that of the end.
+ */
+static __always_inline void give_back(struct acct *a, struct report *r)
+{
+	__s64 excess = *(volatile __u64 *)&a->reported - *(volatile __u64 *)&a->total;
+
+	if (excess <= 0)
+		return;
+	if ((__u64)excess > r->bytes)
+		excess = r->bytes;
+	add_u64(&a->reported, -excess);
+	r->bytes -= excess;
+}
+
+/*
  * Reports `news`, which has moved in one direction and is in no report yet, but no more than `limit`.
  *
  * Calls that return at the same time on two CPUs do so without the socket's lock. Each then reports what it moved
@@ -233,6 +250,12 @@ static __always_inline void post_up_to(struct sk_state *st, struct report *r, __
 
 	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
 	add_u64(&a->reported, r->bytes);
+	if (r->direction == TT_IN) {
+		give_back(a, r);
+	} else if (*(volatile __u64 *)&st->shut) {
+		raise(&a->total, st->shut - 1);
+		give_back(a, r);
+	}
 	if (!post(&st->c, r))
 		add_u64(&a->reported, -r->bytes); /* a later report takes them along */
 }
@@ -318,6 +341,9 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		read_quality(st, tp);
 		read_condition(st, tp);
 		/* Whoever is sending goes on, and will report it. In other states calls leave that to us. */
+		/* Atomic for the sake of its barrier: see give_back(). */
+		if (new_state != TCP_ESTABLISHED && new_state != TCP_CLOSE_WAIT)
+			add_u64(&st->shut, st->c.acct[TT_OUT].total + 1 - st->shut);
 		if (new_state != TCP_CLOSE_WAIT || chunks_are_calls)
 			post_out(st, ch.now);
 		post_in(st, ch.now);
@@ -487,6 +513,7 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	__u64 reported, written;
 	struct sk_state *st;
 	struct acct *out;
+	__u32 write_seq;
 	__u8 state;
 
 	if (!tp)
@@ -496,15 +523,17 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 		return;
 	out = &st->c.acct[TT_OUT];
 	r.actor = actor_is_current(st);
+	reported = *(volatile __u64 *)&out->reported;
+	write_seq = TCP(tp, write_seq);
+	barrier();
 	/* Before and after these states write_seq counts the SYN or the FIN; the state change brings the
-	 * total. */
+	 * total. The state changes before the FIN is counted. */
 	state = sk->__sk_common.skc_state;
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
 		return;
-	reported = *(volatile __u64 *)&out->reported;
 	if (st->known & KNOWN_OUT) {
-		written = read_written(st, tp);
-	} else if (learn_written(st, tp, ret)) {
+		written = add_written(st, write_seq);
+	} else if (learn_written(st, tp, write_seq, ret)) {
 		reported = out->reported;
 		written = out->total;
 	} else {

@@ -121,3 +121,28 @@ fn a_report_that_is_missing_or_there_twice_is_found() {
         assert_eq!((wrong_sums(&less).len(), wrong_sums(&more).len()), (1, 1));
     }
 }
+
+/// A connection that ends while a thread still sends: what that thread's calls report and what the change of state does is
+/// the same, and counts once. Reset by the peer, closed for writing by another thread.
+#[test]
+fn a_send_that_meets_the_end_of_its_connection_counts_once() {
+    use crate::net::{reset, send, tcp_pair};
+    let rounds = if crate::harness::is_slow() { 60 } else { 20_000 };
+    let mut trace = crate::harness::Trace::fresh();
+    for round in 0..rounds {
+        let (client, server) = tcp_pair();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..500).all(|_| send(&client, &[1; 10], libc::MSG_NOSIGNAL) > 0));
+            (0..round % 100 * 50).for_each(|_| std::hint::spin_loop());
+            if round % 2 == 0 {
+                reset(server);
+            } else {
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+        });
+        trace.drain();
+    }
+    trace.stop();
+    let stats = trace.collector.stats();
+    assert_eq!((stats.unbalanced, crate::harness::lost_by_us(&stats)), (0, 0), "{stats:?}");
+}
