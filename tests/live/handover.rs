@@ -271,6 +271,14 @@ fn check_shares(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
     assert!(strayed <= LONGEST_SEND as u64 * skipped, "{shares:?} instead of {sent:?}, {skipped} skipped");
 }
 
+/// All actors have sent. Where the kernel has run no program for sends, it may be the one who connected, too.
+fn check_actors(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
+    let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
+    let may_be = |pid: &u32| sent.contains_key(pid) || skipped > 0 && *pid == std::process::id();
+    let strangers: Vec<_> = shares.keys().filter(|pid| !may_be(pid)).collect();
+    assert!(strangers.is_empty(), "{strangers:?}: {shares:?} of {sent:?}, {skipped} skipped");
+}
+
 /// 37: four processes send on one socket at the same time: the actors' shares are what each has sent, or what the table of
 /// scenarios says; they add up to the total in any case.
 #[test]
@@ -280,8 +288,7 @@ fn shares_add_up_under_contention() {
     match answer(37, trace.backend()) {
         Answer::Exact => check_shares(&trace, &both),
         Answer::Lesser => {
-            let [sent, shares] = &both;
-            assert!(shares.keys().all(|pid| sent.contains_key(pid)), "{shares:?} of {sent:?}");
+            check_actors(&trace, &both);
             assert_ne!(trace.sees(Feature::TcpSend), Visibility::Exact);
         }
     }
@@ -294,6 +301,6 @@ fn shares_add_up_under_contention_with_an_event_per_call() {
     let both = contend(&mut trace);
     match answer(37, trace.backend()) {
         Answer::Exact => check_shares(&trace, &both),
-        Answer::Lesser => assert!(both[1].keys().all(|pid| both[0].contains_key(pid)), "{both:?}"),
+        Answer::Lesser => check_actors(&trace, &both),
     }
 }
