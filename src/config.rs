@@ -110,6 +110,9 @@ impl Config {
         if self.ring_bytes == 0 || self.ring_bytes > 1 << 30 {
             return invalid("ring_bytes must be between 1 and 1 GiB");
         }
+        if self.channel_capacity == 0 || self.channel_capacity > 1 << 24 {
+            return invalid("channel_capacity must be between 1 and 16,777,216");
+        }
         if self.max_sockets == 0 || self.max_sockets > 1 << 24 {
             return invalid("max_sockets must be between 1 and 16,777,216");
         }
@@ -122,6 +125,9 @@ impl Config {
         }
         if self.filter.pid == Some(0) {
             return invalid("pid 0 is not a process");
+        }
+        if self.filter.port == Some(0) {
+            return invalid("port 0 is no port of a connection");
         }
         if self.filter.netns == Some(0) || self.filter.cgroup == Some(0) {
             return invalid("a network namespace or cgroup has a number other than 0");
@@ -149,10 +155,24 @@ mod tests {
             Config { max_sockets: 0, ..Config::default() },
             Config { granularity: Granularity::Interval(Duration::from_micros(1)), ..Config::default() },
             Config { filter: Filter { pid: Some(0), ..Filter::default() }, ..Config::default() },
+            Config { channel_capacity: 0, ..Config::default() },
+            Config { channel_capacity: usize::MAX, ..Config::default() },
+            Config { filter: Filter { port: Some(0), ..Filter::default() }, ..Config::default() },
             Config { filter: Filter { netns: Some(0), ..Filter::default() }, ..Config::default() },
             Config { filter: Filter { cgroup: Some(0), ..Filter::default() }, ..Config::default() },
         ];
-        let words = ["ring_bytes", "max_sockets", "interval", "pid 0", "network namespace", "cgroup"];
+        let words = [
+            "ring_bytes",
+            "max_sockets",
+            "interval",
+            "pid 0",
+            "channel_capacity",
+            "channel_capacity",
+            "port 0",
+            "network namespace",
+            "cgroup",
+        ];
+        assert_eq!(bad.len(), words.len());
         for (config, word) in bad.iter().zip(words) {
             let message = config.check().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");

@@ -109,9 +109,10 @@ fn is_valid(conn: &tt_conn) -> bool {
 /// Of a [simple](is_simple) record.
 #[inline(always)]
 fn simple_transfer(t: &tt_transfer) -> Transfer {
-    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, claims: _ } = t;
+    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, span_us } = t;
     Transfer {
         connection: simple_connection(conn),
+        until: KernelTime(conn.time.saturating_add(u64::from(*span_us) * 1000)),
         actor: simple_process(actor),
         bytes: *bytes,
         calls: *calls,

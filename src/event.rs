@@ -97,6 +97,8 @@ pub struct ConnectionInfo {
 pub struct Transfer {
     /// Who and where.
     pub connection: ConnectionInfo,
+    /// When the last of these calls ended, or shortly after: several calls are told of at the end of their interval.
+    pub until: KernelTime,
     /// The process that made these calls.
     pub actor: Option<Process>,
     /// Payload bytes since the last event of this socket (UDP: and peer), direction and actor.

@@ -223,7 +223,7 @@ impl ConnectionTable {
 
     fn transfer(&mut self, transfer: &Transfer, direction: Direction) {
         let window = self.window;
-        self.fold(&transfer.connection, transfer.rtt_us, |entry| {
+        self.fold(&transfer.connection, transfer.until, transfer.rtt_us, |entry| {
             entry.transfer(transfer, direction, window);
         });
     }
@@ -234,7 +234,7 @@ impl ConnectionTable {
             // A socket that listens now has no connection any more.
             return self.end_earlier_lives(info.socket, info.since);
         }
-        let slot = self.fold(info, change.rtt_us, |entry| entry.state(change, window));
+        let slot = self.fold(info, info.time, change.rtt_us, |entry| entry.state(change, window));
         if change.new_state == TcpState::Close {
             self.end(slot, info.time);
         }
@@ -243,7 +243,8 @@ impl ConnectionTable {
     fn closed(&mut self, closed: &Closed) {
         let (info, window) = (&closed.connection, self.window);
         if info.key.protocol == Protocol::Tcp {
-            let slot = self.fold(info, closed.rtt_us, |entry| entry.totals(info, &closed.totals, window));
+            let slot =
+                self.fold(info, info.time, closed.rtt_us, |entry| entry.totals(info, &closed.totals, window));
             return self.end(slot, info.time);
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
@@ -258,16 +259,23 @@ impl ConnectionTable {
         self.close_unconnected(info);
     }
 
-    /// Folds what all events have in common, and what `change` adds, into the connection's entry.
-    fn fold(&mut self, info: &ConnectionInfo, rtt_us: Option<u32>, change: impl FnOnce(&mut Entry)) -> u32 {
+    /// Folds what all events have in common, and what `change` adds, into the connection's entry. What the event tells of
+    /// went on until this time.
+    fn fold(
+        &mut self,
+        info: &ConnectionInfo,
+        until: KernelTime,
+        rtt_us: Option<u32>,
+        change: impl FnOnce(&mut Entry),
+    ) -> u32 {
         let slot = match self.store.find(&Flow::of(info)) {
             Some(slot) => slot,
             None => self.create(info),
         };
         let Some(entry) = self.store.get_mut(slot) else { return slot };
         let better_key = entry.better_key(info);
-        let goes_on = entry.goes_on(info.time);
-        entry.see(info, rtt_us);
+        let goes_on = entry.goes_on(until);
+        entry.see(info, until, rtt_us);
         change(entry);
         if goes_on {
             self.store.requeue(slot);

@@ -50,7 +50,7 @@ struct peer {
 	__u8 family; /* 4, 6, or 0: not known */
 };
 
-/* The state of one socket. Of UDP: its conn and accounts with its first peer, exec_id, noted and sent_to. */
+/* The state of one socket. Of UDP: its conn and accounts with its first peer, exec_id, noted, told and sent_to. */
 struct sk_state {
 	struct counted c;
 	__u64 exec_id;	/* of the owner when its name was read */
@@ -71,7 +71,7 @@ struct sk_state {
 	__u8 active;	 /* it connected */
 	__u8 born;	 /* its begin was seen */
 	__u8 failed;	 /* it never got to ESTABLISHED */
-	__u8 pad[1];
+	__u8 told;	 /* something of it passed the filter */
 	struct peer sent_to; /* UDP: where the latest send went */
 };
 

@@ -115,8 +115,8 @@ static __always_inline struct tt_transfer *claim_slot(__u32 bank, __u32 *number)
 		t = bpf_map_lookup_elem(&slots, number);
 		if (!t)
 			return NULL;
-		__sync_fetch_and_add(&t->claims, 1);
-		if (*(volatile __u32 *)&t->claims == 1)
+		__sync_fetch_and_add(&t->span_us, 1);
+		if (*(volatile __u32 *)&t->span_us == 1)
 			return t;
 	}
 	return NULL;
@@ -184,7 +184,7 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 	put_transfer(t, c, r);
 	t->bytes = r->bytes;
 	t->calls = r->calls;
-	t->claims = 0;
+	t->span_us = 0;
 	bpf_ringbuf_submit(t, wake_flags());
 	return true;
 }
@@ -235,6 +235,7 @@ static __noinline bool send_waiting(struct tt_transfer *waiting)
 		return false;
 	}
 	*t = *waiting;
+	t->span_us = (bpf_ktime_get_ns() - t->conn.time) / 1000;
 	__sync_fetch_and_add(&waiting->bytes, -t->bytes);
 	__sync_fetch_and_add(&waiting->calls, -t->calls);
 	bpf_ringbuf_submit(t, wake_flags());

@@ -195,7 +195,7 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
 	flush(&st->c);
-	if (is_wanted(&st->c.conn))
+	if (st->told || is_wanted(&st->c.conn))
 		emit_state(st, &end);
 }
 
@@ -256,6 +256,7 @@ static __always_inline void post_up_to(struct sk_state *st, struct report *r, __
 		raise(&a->total, st->shut - 1);
 		give_back(a, r);
 	}
+	note_told(st, &st->c.conn);
 	if (!post(&st->c, r))
 		add_u64(&a->reported, -r->bytes); /* a later report takes them along */
 }
@@ -358,6 +359,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		flush(&st->c);
 	}
 	note_change(st, old_state, new_state);
+	note_told(st, &st->c.conn);
 	if (is_wanted(&st->c.conn))
 		emit_state(st, &ch);
 	return 0;

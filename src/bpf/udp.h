@@ -174,6 +174,7 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 	}
 	if (!interval_ns || !waiting_report(&c->acct[direction]))
 		put_socket(&c->conn, &st->c.conn, sk, typed);
+	note_told(st, &c->conn);
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, packets);
 	if (!post(c, &r))
@@ -211,7 +212,7 @@ static __always_inline void udp_end(struct sk_state *st)
 	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
 	struct counted *latest;
 
-	if (!conn->socket || !is_wanted(conn))
+	if (!conn->socket || !(st->told || is_wanted(conn)))
 		return;
 	flush(&st->c);
 	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);

@@ -78,7 +78,9 @@ struct tt_transfer {
 	__u64 total_bytes;
 	__u64 total_packets;
 	__u32 calls;
-	__u32 claims; /* while it waits: see claim_slot() */
+	/* From the first of these calls to the last one, or the end of their interval. While it waits: how often it was
+	 * claimed, see claim_slot(). */
+	__u32 span_us;
 };
 
 /* TT_TCP_STATE and TT_CLOSED. */

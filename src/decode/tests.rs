@@ -58,7 +58,7 @@ impl Bytes {
             .u64(5_000_000_000)
             .u64(9)
             .u32(2)
-            .u32(0)
+            .u32(7)
     }
     fn state(kind: u32, provenance: u8, error: u32, old: u8, new: u8, flags: u8) -> Self {
         Self::end(kind, provenance, error, [old, new, flags, 0], [0; 3])
@@ -90,6 +90,7 @@ fn a_tcp_transfer_carries_every_field_over() {
     let Ok(CollectorEvent::TcpSend(t)) = event(&record.0) else { panic!("{:?}", event(&record.0)) };
     let c = t.connection;
     assert_eq!((c.time, c.socket, c.since, c.netns), (KernelTime(1_000), 77, KernelTime(900), 4_026_531_840));
+    assert_eq!(t.until, KernelTime(8_000));
     assert_eq!(c.key.to_string(), "tcp 127.0.0.1:40000 -> 192.0.2.7:443");
     let owner = c.owner.unwrap();
     assert_eq!((owner.pid, owner.name.as_str(), owner.uid), (4242, "curl", 1000));

@@ -7,6 +7,7 @@ use crate::capabilities::Capabilities;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::event::{EventKind, LossPlace};
+use crate::model::KernelTime;
 use crate::stats::LossTable;
 use crate::wire::{self, tt_life_key, tt_transfer};
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -34,6 +35,7 @@ pub(crate) struct Session {
     slots: Slots,
     barrier: Barrier,
     epoch: u32,
+    epoch_began: KernelTime,
     pub(crate) capabilities: Capabilities,
     pub(crate) kernel_memory_bytes: u64,
 }
@@ -77,6 +79,7 @@ impl Session {
                 inner: Arc::new(MapHandle::try_from(&maps.stone)?),
             },
             epoch: FIRST_EPOCH,
+            epoch_began: KernelTime::now(),
             capabilities,
             kernel_memory_bytes: skel
                 .object()
@@ -122,6 +125,7 @@ impl Session {
         // After 2^32 intervals zero comes again, which is no epoch; its bank is the one that is free.
         self.epoch = self.epoch.checked_add(1).unwrap_or(2);
         self.control.epoch().store(self.epoch, Ordering::Release);
+        self.epoch_began = KernelTime::now();
     }
 
     /// Readable while there is something in the ring; who waits for that is told only by a wake-up.
@@ -142,7 +146,7 @@ impl Session {
     pub(crate) fn collect_waiting(&mut self, mut record: impl FnMut(&[u8])) {
         let bank = Bank::of_epoch(self.epoch.wrapping_add(1));
         let used = self.control.used(bank).load(Ordering::Acquire);
-        self.slots.empty(bank, used, &mut record);
+        self.slots.empty(bank, used, self.epoch_began, &mut record);
         self.control.used(bank).store(0, Ordering::Release);
         if self.control.unsent(bank).swap(0, Ordering::Relaxed) != 0 {
             let life_in_bank =

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory that the programs and the reader share: no system call, and no copy.
 
+use crate::model::KernelTime;
 use crate::wire::{self, tt_bank, tt_control, tt_transfer};
 use libbpf_rs::{MapCore, MapHandle};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -103,15 +104,17 @@ impl Slots {
         Mapping::new(map).map(Self)
     }
 
-    /// Hands out the reports of a bank and makes it free again. The programs have left it: see
-    /// [`Barrier`](super::Barrier).
-    pub(super) fn empty(&mut self, bank: Bank, used: u32, mut record: impl FnMut(&[u8])) {
+    /// Hands out the reports of a bank, which the programs have left at this time, and makes it free again. None of them
+    /// is still there: see [`Barrier`](super::Barrier).
+    pub(super) fn empty(&mut self, bank: Bank, used: u32, left: KernelTime, mut record: impl FnMut(&[u8])) {
         let in_bank = self.0.elements / 2;
         for i in 0..in_bank.min(used as usize) {
             // SAFETY: inside of the mapping; no program writes here now, and the reference does not outlive this turn.
             let slot = unsafe { &mut *self.0.first.as_ptr().add(bank as usize * in_bank + i) };
             // Else two processors have met here and gone on, or all was sent early.
             if slot.bytes != 0 || slot.calls != 0 {
+                let span = left.saturating_since(KernelTime(slot.conn.time)).as_micros();
+                slot.span_us = u32::try_from(span).unwrap_or(u32::MAX);
                 record(wire::bytes(slot));
             }
             *slot = tt_transfer::default();

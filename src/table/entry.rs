@@ -165,16 +165,16 @@ impl Entry {
     }
 
     /// Takes note of what every event carries.
-    pub(super) fn see(&mut self, info: &ConnectionInfo, rtt_us: Option<u32>) {
+    pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt_us: Option<u32>) {
         let record = &mut self.record;
-        if rtt_us.is_some() && (record.rtt_us.is_none() || info.time >= record.last_seen) {
+        if rtt_us.is_some() && (record.rtt_us.is_none() || until >= record.last_seen) {
             record.rtt_us = rtt_us;
         }
         if record.netns == 0 {
             record.netns = info.netns;
         }
         record.first_seen = record.first_seen.min(info.since);
-        record.last_seen = record.last_seen.max(info.time);
+        record.last_seen = record.last_seen.max(until);
         self.since = self.since.min(info.since);
         if let Some(owner) = info.owner {
             self.learn_owner(owner, info.provenance, info.time);
@@ -203,7 +203,7 @@ impl Entry {
             Direction::In => &mut live.r#in,
         };
         let growth = counter.raise(info.since, total, packets, info.key.protocol);
-        counter.rate.add(info.time, growth.min(transfer.bytes), window);
+        counter.rate.add(transfer.until, growth.min(transfer.bytes), window);
         self.publish();
     }
 

@@ -21,7 +21,7 @@ pub(super) struct Order {
 pub(super) struct Ticket {
     is_open: bool,
     time: u64,
-    /// Tells an entry from later ones in the same slot.
+    /// Tells the entry's latest ticket from earlier ones, and from those of others in the same slot.
     pub(super) serial: u64,
     pub(super) slot: u32,
 }
@@ -39,15 +39,14 @@ impl Order {
         self.queue.push(Reverse(ticket));
     }
 
-    /// The slot of the entry that has to go. `current` gives the ticket that this one's holder would get today, if it
-    /// is still there.
+    /// The slot of the entry that has to go. `current` gives the ticket that this one's holder would get today, if this is
+    /// its latest.
     pub(super) fn pop(&mut self, current: impl Fn(&Ticket) -> Option<Ticket>) -> Option<u32> {
         while let Some(Reverse(ticket)) = self.queue.pop() {
             match current(&ticket) {
-                Some(now) if now.is_open == ticket.is_open && now.time > ticket.time => self.push(now),
-                Some(now) if now.is_open == ticket.is_open => return Some(ticket.slot),
-                // Gone, or closed or opened since, which has given it another ticket.
-                _ => {}
+                Some(now) if now.time > ticket.time => self.push(now),
+                Some(_) => return Some(ticket.slot),
+                None => {}
             }
         }
         None
@@ -56,8 +55,7 @@ impl Order {
     /// Keeps the queue in proportion to the table.
     pub(super) fn sweep(&mut self, entries: usize, current: impl Fn(&Ticket) -> Option<Ticket>) {
         if self.queue.len() > 2 * entries + SLACK {
-            self.queue
-                .retain(|Reverse(ticket)| current(ticket).is_some_and(|now| now.is_open == ticket.is_open));
+            self.queue.retain(|Reverse(ticket)| current(ticket).is_some());
         }
     }
 

@@ -162,9 +162,13 @@ impl Store {
         }
         let kept = self.slots.take(slot)?;
         self.free.push(slot);
+        self.sweep();
+        Some(kept.entry)
+    }
+
+    fn sweep(&mut self) {
         let Self { order, slots, free, .. } = self;
         order.sweep(slots.len() - free.len(), |ticket| current(slots, ticket));
-        Some(kept.entry)
     }
 
     /// Gives an entry another key.
@@ -176,11 +180,13 @@ impl Store {
         self.attach_key(slot);
     }
 
-    /// To be called when an entry has closed, or opened again.
+    /// To be called when an entry has closed, or opened again. Its former ticket is worth nothing any more.
     pub(super) fn requeue(&mut self, slot: u32) {
-        if let Some(kept) = self.kept(slot) {
-            let ticket = Ticket::new(&kept.entry, kept.serial, slot);
-            self.order.push(ticket);
+        self.serial += 1;
+        if let Some(kept) = self.slots.get_mut(slot) {
+            kept.serial = self.serial;
+            self.order.push(Ticket::new(&kept.entry, kept.serial, slot));
+            self.sweep();
         }
     }
 

@@ -52,7 +52,8 @@ fn owned(mut info: ConnectionInfo, pid: u32, provenance: Provenance) -> Connecti
 
 fn transfer(connection: ConnectionInfo, bytes: u64, total_bytes: u64) -> Transfer {
     let total_packets = total_bytes / 100;
-    Transfer { connection, actor: None, bytes, calls: 1, total_bytes, total_packets, rtt_us: None }
+    let until = connection.time;
+    Transfer { connection, until, actor: None, bytes, calls: 1, total_bytes, total_packets, rtt_us: None }
 }
 
 fn send(connection: ConnectionInfo, bytes: u64, total: u64) -> CollectorEvent {
@@ -295,6 +296,18 @@ fn rates_count_growth_and_not_history() {
     assert_eq!(rates(&mut table, 200), (0.0, 0.0));
     let mut table = table.rate_window(std::time::Duration::from_secs(1));
     assert_eq!(rates(&mut table, 101), (0.0, 0.0), "measured anew");
+}
+
+#[test]
+fn a_report_of_an_interval_counts_at_its_end() {
+    let mut table = ConnectionTable::new().udp_idle(std::time::Duration::from_secs(30));
+    let until = KernelTime(60 * SECOND);
+    let report = |connection| CollectorEvent::UdpSend(Transfer { until, ..transfer(connection, 500, 500) });
+    table.apply(&report(udp(2, 1601)));
+    let row = &table.snapshot(until)[0];
+    assert_eq!((row.rate_out, row.last_seen, row.is_closed), (100.0, until, false));
+    assert!(!table.snapshot(KernelTime(89 * SECOND))[0].is_closed);
+    assert!(table.snapshot(KernelTime(90 * SECOND))[0].is_closed, "idle since then");
 }
 
 #[test]

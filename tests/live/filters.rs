@@ -69,6 +69,38 @@ fn one_process_port_or_protocol() {
     );
 }
 
+/// Who was told of a flow is told of its end: where it was not the first one of its UDP socket, and where the connection
+/// has changed hands since.
+#[test]
+fn what_was_wanted_ends() {
+    let [first, wanted] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let [first, wanted] = [&first, &wanted].map(|peer| peer.local_addr().unwrap());
+    let mut trace = Trace::with(builder().port(wanted.port()));
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let local = socket.local_addr().unwrap().port();
+    for peer in [first, wanted] {
+        assert_eq!(socket.send_to(&[1; 30], peer).unwrap(), 30);
+    }
+    assert!(!trace.udp(local, wanted.port(), 0, 30).is_closed);
+    drop(socket);
+    trace.until("its end", |t| t.udp_flow(local, wanted.port()).filter(|row| row.is_closed).map(drop));
+    trace.stop();
+
+    let mut trace = Trace::with(builder().pid(std::process::id()));
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+    // The last one to close is the owner in the end.
+    let mut heir = Child::fork(|parent| {
+        hear(parent);
+    });
+    drop((client, server));
+    heir.tell(1);
+    heir.wait();
+    assert_eq!(trace.closed(c, s).bytes_out, 10);
+    assert_eq!(trace.closed(s, c).bytes_in, 10);
+}
+
 /// Ten bytes to a server that listens at this address; the ports of both.
 fn exchange(listener: &TcpListener, to: SocketAddr) -> (u16, u16) {
     let (client, server) = pair_at(listener, to);

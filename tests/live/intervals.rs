@@ -6,15 +6,19 @@ use crate::lifecycle::{check_churn, churn, ended};
 use crate::net::{port, recv, send, tcp_pair};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, Granularity, LossPlace};
+use tcptop::{CollectorEvent, Granularity, KernelTime, LossPlace};
 
-/// The default granularity reports the first bytes at once and the last within an interval, without another call.
+/// The default granularity reports the first bytes at once and the last within an interval, without another call. What is
+/// reported together tells from when to when it moved.
 #[test]
 fn the_last_bytes_are_reported_though_the_socket_falls_silent() {
     let mut trace = Trace::with(builder().granularity(Granularity::Interval(Duration::from_millis(200))));
     let (client, server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
+    let mut before_last = KernelTime::now();
     for _ in 0..10 {
+        thread::sleep(Duration::from_millis(1));
+        before_last = KernelTime::now();
         assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
     }
     trace.until("100 bytes out", |t| t.tcp(c, s).filter(|r| r.bytes_out == 100).map(drop));
@@ -24,6 +28,9 @@ fn the_last_bytes_are_reported_though_the_socket_falls_silent() {
     for p in [c, s] {
         assert!((1..=4).contains(&of(p).count()), "{:#?}", of(p).collect::<Vec<_>>());
         assert_eq!(of(p).map(|t| t.bytes).sum::<u64>(), 100);
+        assert!(of(p).all(|t| t.connection.time <= t.until && t.until < KernelTime::now()));
+        let last = of(p).max_by_key(|t| t.until).unwrap();
+        assert!(last.until > before_last, "{before_last:?}: {last:#?}");
     }
 }
 

@@ -97,6 +97,17 @@ fn indices_and_queue_do_not_outgrow_the_table() {
 }
 
 #[test]
+fn a_flow_that_pauses_again_and_again_takes_no_more_memory() {
+    let mut table = ConnectionTable::new().udp_idle(Duration::from_nanos(10));
+    for n in 1..20_000 {
+        table.apply(&send(udp(2, 1000 * n), 1, n));
+        table.snapshot(KernelTime(1000 * n + 500));
+        assert!(only(&table).is_closed);
+    }
+    assert!(table.store.tickets() <= 1100, "{}", table.store.tickets());
+}
+
+#[test]
 fn at_the_bound_events_stay_cheap() {
     let mut table = ConnectionTable::new().max_connections(20_000);
     let began = Instant::now();
