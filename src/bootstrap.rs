@@ -160,8 +160,8 @@ fn netns() -> u32 {
     u32::try_from(inode).unwrap_or(0)
 }
 
-fn unreadable(path: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Proc { path: path.into(), source: Box::new(source) }
+fn unreadable(path: &str, reason: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Proc { path: path.into(), reason: Box::new(reason) }
 }
 
 #[cfg(test)]

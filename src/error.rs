@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One variant per thing that a user can do about it.
+//! One variant per thing that a user can do about it. Each says in its text all there is to say, and so has no
+//! [`source`](std::error::Error::source).
 
 use crate::capabilities::Backend;
 use std::path::PathBuf;
@@ -67,25 +68,25 @@ pub enum Error {
     #[error("the collector runs already: stop it before you start it again")]
     AlreadyRunning,
 
-    /// The kernel refused something that should work: the source says what; worth a bug report.
-    #[error("the kernel refused to {what}: {source}")]
+    /// The kernel refused something that should work: the reason says what; worth a bug report.
+    #[error("the kernel refused to {what}: {reason}")]
     Kernel {
         /// What was tried.
         what: &'static str,
         /// The kernel's or libbpf's answer.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        reason: Box<dyn std::error::Error + Send + Sync>,
     },
 
     /// /proc could not be read (is it mounted?), or is not understood.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {reason}")]
     Proc {
         /// Which file.
         path: String,
         /// Why not.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        reason: Box<dyn std::error::Error + Send + Sync>,
     },
 
     /// The system is out of threads.
     #[error("cannot start the reader thread: {0}")]
-    Thread(#[source] std::io::Error),
+    Thread(std::io::Error),
 }

@@ -25,6 +25,7 @@ pub enum CollectorEvent {
     /// A TCP socket changed its state (tracepoint `sock:inet_sock_set_state`). The first change of an accepted
     /// connection is SYN_RECV to ESTABLISHED: LISTEN to SYN_RECV, just before, is the copy of a listening socket that
     /// has neither address nor id yet (`inet_csk_clone_lock`), and is not reported.
+    #[cfg_attr(feature = "serde", serde(rename = "tcp_state"))]
     TcpStateChange(StateChange),
     /// A connection is established, with the state change that made it so.
     Opened(Opened),
@@ -265,6 +266,7 @@ pub struct Closed {
 /// Cumulative counters of a connection, both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Totals {
     /// Payload bytes that the program consumed.
     pub bytes_in: u64,
@@ -306,6 +308,7 @@ pub enum EventKind {
     TcpRecv,
     UdpSend,
     UdpRecv,
+    #[cfg_attr(feature = "serde", serde(rename = "tcp_state"))]
     TcpStateChange,
     Closed,
     Opened,

@@ -68,6 +68,9 @@ mod stats;
 mod table;
 mod wire;
 
+/// The channels in which events come.
+pub use crossbeam_channel;
+
 pub use builder::LinuxCollectorBuilder;
 pub use capabilities::{
     Backend, Bootstrap, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown,

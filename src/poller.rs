@@ -61,7 +61,7 @@ impl fmt::Debug for Poller {
 impl Poller {
     pub(crate) fn new(mut collector: LinuxCollector) -> Result<Self> {
         let (reader, events) = collector.start_here()?;
-        let refused = |e| Error::Kernel { what: "make a descriptor to wait for", source: Box::new(e) };
+        let refused = |e| Error::Kernel { what: "make a descriptor to wait for", reason: Box::new(e) };
         let alarm = Alarm::new(reader.ring_fd()).map_err(refused)?;
         alarm.set(reader.pause());
         Ok(Self { collector, reader: Some(reader), events, alarm })

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Counters of a running collector.
 
-use crate::event::{EventKind, LossPlace};
+use crate::event::{EventKind, LossPlace, Lost};
 
 /// What a collector has done so far. Counters only grow while it runs and survive its stop.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -36,7 +36,11 @@ impl Stats {
 
 /// A count for each kind of event and each place where it can be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(into = "Vec<Lost>", from = "Vec<Lost>")
+)]
 pub struct LossTable {
     counts: [[u64; LossPlace::ALL.len()]; EventKind::ALL.len()],
 }
@@ -68,9 +72,38 @@ impl LossTable {
     }
 }
 
+impl From<LossTable> for Vec<Lost> {
+    /// A report for each count that is not zero.
+    fn from(table: LossTable) -> Self {
+        table.iter().map(|(kind, place, count)| Lost::new(kind, place, count)).collect()
+    }
+}
+
+impl From<Vec<Lost>> for LossTable {
+    /// The sums of such reports.
+    fn from(reports: Vec<Lost>) -> Self {
+        let mut table = Self::default();
+        reports.iter().for_each(|lost| table.add(lost.kind, lost.place, lost.count));
+        table
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn in_json_losses_are_a_list_of_reports_with_the_names_that_are_printed() {
+        let mut losses = LossTable::default();
+        losses.add(EventKind::TcpStateChange, LossPlace::Ring, 3);
+        let json = r#"[{"kind":"tcp_state","place":"ring","count":3}]"#;
+        assert_eq!(serde_json::to_string(&losses).unwrap(), json);
+        assert_eq!(serde_json::from_str::<LossTable>(json).unwrap(), losses);
+        for kind in EventKind::ALL {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
+        }
+    }
 
     #[test]
     fn losses_are_kept_apart_by_kind_and_place() {

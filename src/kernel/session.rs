@@ -251,7 +251,7 @@ impl<'cb> Ring<'cb> {
         let seen = Rc::new(Cell::new(0));
         let count = Rc::clone(&seen);
         let mut builder = RingBufferBuilder::new();
-        let refused = |e| Error::Kernel { what: "map the ring buffer", source: Box::new(e) };
+        let refused = |e| Error::Kernel { what: "map the ring buffer", reason: Box::new(e) };
         builder
             .add(&session.events, move |bytes| {
                 count.set(count.get() + 1);
