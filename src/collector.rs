@@ -318,6 +318,7 @@ mod tests {
             functions: Default::default(),
             tracepoints: Vec::new(),
             cgroup: Ok(()),
+            all_cgroups: true,
             preemptible: false,
         }
     }

@@ -74,11 +74,21 @@ fn effective_capabilities() -> Result<u64> {
     Ok(status.map_err(|e| unreadable(Box::new(e)))?.capeff)
 }
 
-/// Without support for user namespaces there is only the initial one.
+/// Fixed since Linux 3.8 and 4.6 (PROC_USER_INIT_INO, PROC_CGROUP_INIT_INO, include/linux/proc_ns.h).
+const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+
 fn in_initial_user_namespace() -> bool {
-    /// Fixed since Linux 3.8 (PROC_USER_INIT_INO, include/linux/proc_ns.h).
-    const INITIAL: u64 = 0xEFFF_FFFD;
-    fs::metadata("/proc/self/ns/user").map_or(true, |ns| ns.ino() == INITIAL)
+    is_in("user", INITIAL_USER_NAMESPACE)
+}
+
+pub(crate) fn in_initial_cgroup_namespace() -> bool {
+    is_in("cgroup", INITIAL_CGROUP_NAMESPACE)
+}
+
+/// Without support for a kind of namespace there is only the initial one.
+fn is_in(kind: &str, initial: u64) -> bool {
+    fs::metadata(format!("/proc/self/ns/{kind}")).map_or(true, |ns| ns.ino() == initial)
 }
 
 /// BPF tokens (Linux 6.9) lend the right to use BPF to a user namespace, through a mount of bpffs; libbpf takes them by

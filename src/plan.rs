@@ -31,6 +31,8 @@ pub(crate) struct Facts {
     pub(crate) tracepoints: Vec<&'static str>,
     /// Cgroup programs can be used, or why not.
     pub(crate) cgroup: Result<(), String>,
+    /// The root at which they attach is the machine's, and not that of a cgroup namespace.
+    pub(crate) all_cgroups: bool,
     /// A task may lose its processor in the middle of a program.
     pub(crate) preemptible: bool,
 }
@@ -183,6 +185,8 @@ pub(crate) struct Plan {
     pub(crate) recvmsg_args: u32,
     /// The understudies of hooks in system calls are among the programs.
     pub(crate) calls_run_twice: bool,
+    /// See [`Facts::all_cgroups`].
+    pub(crate) all_cgroups: bool,
 }
 
 /// The plan for a backend, or why it cannot run.
@@ -205,6 +209,7 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_task_btf: facts.task_btf,
         use_cast: facts.cast,
         calls_run_twice: call_understudies && backend != Backend::Kprobe,
+        all_cgroups: facts.all_cgroups,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
     for program in programs(backend, call_understudies) {
@@ -271,6 +276,10 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         Visibility::Exact => Visibility::Limited(limit.into()),
         none => none,
     };
+    let in_cgroups = |names: &[&str]| match all(names) {
+        Visibility::Exact if !plan.all_cgroups => Visibility::Limited(OWN_CGROUPS.into()),
+        seen => seen,
+    };
     match (feature, plan.backend) {
         (Feature::TcpTotals, _) => Visibility::Exact,
         (Feature::TcpSend | Feature::TcpRecv, Backend::Fentry | Backend::Tracepoint) => Visibility::Exact,
@@ -291,18 +300,21 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => all(&["kprobe_skb_consume_udp"]),
         (Feature::UdpSendPeer, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
         (Feature::UdpSendPeer, Backend::Kprobe) => all(&["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"]),
-        (Feature::UdpSendPeer, Backend::Tracepoint) => all(&["cgroup_sendmsg4", "cgroup_sendmsg6"]),
-        (Feature::UdpRecvPeer, Backend::Tracepoint) => limited(
-            &["cgroup_recvmsg4", "cgroup_recvmsg6"],
-            "unknown where the reader does not ask for the address (recv, read)",
-        ),
+        (Feature::UdpSendPeer, Backend::Tracepoint) => in_cgroups(&["cgroup_sendmsg4", "cgroup_sendmsg6"]),
+        (Feature::UdpRecvPeer, Backend::Tracepoint) => {
+            let own = if plan.all_cgroups { String::new() } else { format!("; {OWN_CGROUPS}") };
+            limited(
+                &["cgroup_recvmsg4", "cgroup_recvmsg6"],
+                &format!("unknown where the reader does not ask for the address (recv, read){own}"),
+            )
+        }
         (Feature::UdpClose, Backend::Fentry) => {
             all(&["fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock"])
         }
         (Feature::UdpClose, Backend::Kprobe) => {
             all(&["kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock"])
         }
-        (Feature::UdpClose, Backend::Tracepoint) => all(&["cgroup_sock_release"]),
+        (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(&["cgroup_sock_release"]),
         (Feature::AcceptOwner, backend) => accept_owner(backend, plan.use_storage, running),
         (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
         (Feature::SocketCookie, Backend::Kprobe) => {
@@ -312,6 +324,8 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         (Feature::Existing, _) => Visibility::Limited("out of /proc, without totals".into()),
     }
 }
+
+const OWN_CGROUPS: &str = "only of processes in the cgroup namespace of this one";
 
 fn accept_owner(backend: Backend, inherits: bool, running: &[&str]) -> Visibility {
     if backend == Backend::Fentry && running.iter().any(|name| name.starts_with("fexit_accept")) {

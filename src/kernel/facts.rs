@@ -46,6 +46,7 @@ pub(crate) fn collect() -> Facts {
         functions,
         tracepoints,
         cgroup: cgroup(),
+        all_cgroups: host::in_initial_cgroup_namespace(),
         preemptible: host::is_preemptible(),
     }
 }

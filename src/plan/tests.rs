@@ -37,6 +37,7 @@ fn everything() -> Facts {
         functions: FUNCTIONS.into(),
         tracepoints: TRACEPOINTS.into(),
         cgroup: Ok(()),
+        all_cgroups: true,
         preemptible: false,
     }
 }
@@ -143,6 +144,20 @@ fn without_cgroup2_only_the_peers_of_unconnected_udp_sockets_are_unseen() {
     assert_eq!(of(Feature::UdpClose), Visibility::Unseen);
     assert_eq!(of(Feature::UdpSend), Visibility::Exact);
     assert_eq!(plan.missing.len(), 5);
+}
+
+#[test]
+fn in_a_cgroup_namespace_what_cgroup_programs_see_is_limited() {
+    let facts = Facts { all_cgroups: false, ..everything() };
+    let plan = plan(Backend::Tracepoint, &facts).unwrap();
+    let features = features(&plan, &names(&plan));
+    for feature in [Feature::UdpSendPeer, Feature::UdpRecvPeer, Feature::UdpClose] {
+        let (_, visibility) = features.iter().find(|(f, _)| *f == feature).unwrap();
+        assert!(
+            matches!(visibility, Visibility::Limited(why) if why.contains("cgroup namespace")),
+            "{visibility}"
+        );
+    }
 }
 
 #[test]
