@@ -199,22 +199,6 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 		emit_state(st, &end);
 }
 
-/*
- * connect() or listen(). A socket that lived before (connected again after AF_UNSPEC) first says how that ended.
- */
-static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
-				       int new_state, __u64 now)
-{
-	if (new_state == TCP_SYN_SENT && st->known && !st->failed)
-		emit_end(st, now);
-	renew(st, st->c.conn.socket);
-	st->listens = new_state == TCP_LISTEN;
-	st->active = new_state == TCP_SYN_SENT;
-	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
-	st->c.conn.since = now;
-	read_key(&st->c.conn, sk, tp);
-}
-
 static __always_inline bool has_counters(int old_state, int new_state)
 {
 	return old_state != TCP_LISTEN && new_state != TCP_LISTEN && new_state != TCP_SYN_SENT &&
@@ -284,6 +268,25 @@ static __always_inline void post_in(struct sk_state *st, __u64 now)
 	struct report r = { .now = now, .direction = TT_IN, .actor = st->c.conn.owner.pid };
 
 	post_news(st, &r, ALL_NEWS);
+}
+
+/*
+ * connect() or listen(). A socket that lived before (AF_UNSPEC has disconnected it) first says how that ended.
+ */
+static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
+				       int new_state, __u64 now)
+{
+	if (st->known && !st->failed) {
+		post_out(st, now);
+		post_in(st, now);
+		emit_end(st, now);
+	}
+	renew(st, st->c.conn.socket);
+	st->listens = new_state == TCP_LISTEN;
+	st->active = new_state == TCP_SYN_SENT;
+	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
+	st->c.conn.since = now;
+	read_key(&st->c.conn, sk, tp);
 }
 
 static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)

@@ -128,6 +128,34 @@ pub(crate) fn busy_strangers() -> Vec<Child> {
     })
 }
 
+fn disconnect(socket: &impl AsRawFd) {
+    let mut nowhere = sockaddr([0; 4], 0);
+    nowhere.sin_family = libc::AF_UNSPEC as u16;
+    assert_eq!(connect(socket, &nowhere), 0);
+}
+
+/// What a socket was connected to has ended when it listens instead, and is told with its totals.
+#[test]
+fn a_socket_that_listens_after_its_connection_tells_its_end() {
+    let mut trace = Trace::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap().port();
+    let client = socket(libc::AF_INET, libc::SOCK_STREAM);
+    assert_eq!(connect(&client, &sockaddr([127, 0, 0, 1], to)), 0);
+    let (server, _) = listener.accept().unwrap();
+    assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+    disconnect(&client);
+    // SAFETY: takes plain numbers.
+    assert_eq!(unsafe { libc::listen(client.as_raw_fd(), 1) }, 0);
+    trace.until("its end", |t| {
+        let mut ends = t.seen.iter().filter_map(|event| match event {
+            CollectorEvent::Closed(c) if c.connection.key.remote_port == to => Some(c.totals.bytes_out),
+            _ => None,
+        });
+        ends.next().map(|bytes| assert_eq!(bytes, 10))
+    });
+}
+
 /// 28: a socket that is connected again after AF_UNSPEC is a second connection: 10 and 20 bytes.
 #[test]
 fn a_socket_connected_again_is_a_second_connection() {
@@ -142,9 +170,7 @@ fn a_socket_connected_again_is_a_second_connection() {
         let (server, _) = listener.accept().unwrap();
         assert_eq!(send(&client, &vec![1; len], 0), len as isize);
         assert_eq!(recv(&server, len, 0), len as isize);
-        let mut nowhere = sockaddr([0; 4], 0);
-        nowhere.sin_family = libc::AF_UNSPEC as u16;
-        assert_eq!(connect(&client, &nowhere), 0);
+        disconnect(&client);
     }
     drop(client);
     let mut rows = Vec::new();
