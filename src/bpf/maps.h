@@ -50,7 +50,10 @@ struct peer {
 	__u8 family; /* 4, 6, or 0: not known */
 };
 
-/* The state of one socket. Of UDP: its conn and accounts with its first peer, exec_id, noted, told and sent_to. */
+/*
+ * The state of one socket. It is made on the stack: with eight bytes more Linux 5.10 refuses to load the programs for UDP.
+ * Of UDP: its conn and accounts with its first peer, exec_id, noted, told and sent_to.
+ */
 struct sk_state {
 	struct counted c;
 	__u64 exec_id;	/* of the owner when its name was read */
@@ -58,20 +61,20 @@ struct sk_state {
 	__u64 shut;	/* after a change of state that ends writing: one more than was written */
 	__u32 min_rtt_us;
 	__u32 retransmits;
-	__s32 error;	 /* sk_err then */
 	__u32 seq_out;	 /* write_seq at byte 0 */
-	__u32 calls_out; /* sends that are not reported yet (kprobes) */
+	__s16 error;	 /* sk_err then */
+	__u16 calls_out; /* sends that are not reported yet (kprobes) */
 	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */
 	__u8 first_in;	 /* the first receive on a connection older than this tracer is not finished */
 	__u8 moved_in;	 /* a receive call has moved bytes and is not finished */
 	__u8 listens;
-	__u8 noted;	 /* a UDP peer was noted for this socket (tracepoints) */
-	__u8 changed[2]; /* the latest state change, from and to */
-	__u8 end;	 /* enum tt_end */
-	__u8 active;	 /* it connected */
-	__u8 born;	 /* its begin was seen */
-	__u8 failed;	 /* it never got to ESTABLISHED */
-	__u8 told;	 /* something of it passed the filter */
+	__u8 noted;	     /* a UDP peer was noted for this socket (tracepoints) */
+	__u8 changed[2];     /* the latest state change, from and to */
+	__u8 end;	     /* enum tt_end */
+	__u8 active;	     /* it connected */
+	__u8 born;	     /* its begin was seen */
+	__u8 failed;	     /* it never got to ESTABLISHED */
+	__u8 told;	     /* something of it passed the filter */
 	struct peer sent_to; /* UDP: where the latest send went */
 };
 

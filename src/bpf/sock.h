@@ -198,7 +198,8 @@ static __always_inline bool is_wanted(const struct tt_conn *conn)
 /* Who was told of a connection is told of its end, though it may have changed hands or be that of another UDP peer. */
 static __always_inline void note_told(struct sk_state *st, const struct tt_conn *conn)
 {
-	const bool all_alike = !filter_family && !filter_loopback && !filter_cgroup && !filter_port && !filter_pid;
+	const bool all_alike =
+		!filter_family && !filter_loopback && !filter_cgroup && !filter_port && !filter_pid;
 
 	if (!all_alike && is_wanted(conn))
 		st->told = 1;

@@ -174,11 +174,11 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 	}
 	if (!interval_ns || !waiting_report(&c->acct[direction]))
 		put_socket(&c->conn, &st->c.conn, sk, typed);
-	note_told(st, &c->conn);
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, packets);
 	if (!post(c, &r))
 		count_storage_loss(transfer_kind(&c->conn, direction));
+	note_told(st, &c->conn);
 }
 
 static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
