@@ -46,13 +46,17 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections that this process owns.
+    /// Reports only connections that this process owns. Of one that has changed hands since, the end is reported. The pid
+    /// is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid).
     pub fn pid(mut self, pid: u32) -> Self {
         self.config.filter.pid = Some(pid);
         self
     }
 
     /// Reports only connections with this local or remote port.
+    ///
+    /// A UDP socket that has been there before, without a peer and at another port, is none of those that are found to
+    /// exist. Its flows with this port are reported, but not marked as partial.
     pub fn port(mut self, port: u16) -> Self {
         self.config.filter.port = Some(port);
         self
@@ -64,7 +68,8 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4.
+    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4. Of UDP sockets
+    /// without a peer that are found to exist the family of the socket counts: see [`port`](Self::port).
     pub fn family(mut self, family: AddressFamily) -> Self {
         self.config.filter.family = Some(family);
         self
@@ -112,6 +117,10 @@ impl LinuxCollectorBuilder {
 
     /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
     /// with the kprobe backend also for how many sockets. Default: 16,384, about 700 bytes each.
+    ///
+    /// What was used least recently makes room for what is new. A UDP flow then starts again from zero, with a new
+    /// [`since`](crate::ConnectionInfo::since). So does a TCP connection where sockets need room, but with its true totals:
+    /// it is a second connection to who looks at the events.
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.max_sockets = sockets;
         self

@@ -74,7 +74,7 @@ impl CollectorEvent {
 pub struct ConnectionInfo {
     /// When it happened. Of several calls in one event: when the first of them ended.
     pub time: KernelTime,
-    /// Socket id: the kernel's socket cookie (`SO_COOKIE`, `ss -e`). Kernels before 5.12 and the kprobe backend
+    /// Socket id: the kernel's socket cookie (`SO_COOKIE`, `ss -e`). Kernels before 5.12, and the kprobe backend for UDP,
     /// have none to give: there it is an id made by the tracer, unique for the run.
     pub socket: u64,
     /// Since when this connection is counted: its birth, or when the tracer first saw it. A socket that is
@@ -316,7 +316,8 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// All kinds, in the order in which the kernel side numbers them; the last two are made of state changes.
+    /// All kinds, in the order in which the kernel side numbers them; the last two are made of state changes, and lost as
+    /// such, but for those that are lost in the channel.
     pub const ALL: [Self; 8] = [
         Self::TcpSend,
         Self::TcpRecv,
@@ -364,8 +365,8 @@ pub enum LossPlace {
     /// The library could not decode the record.
     Decode,
     /// The kernel skipped a program because it was already running on that CPU, in what had been interrupted or
-    /// preempted (`recursion_misses` in the program's fdinfo; Linux 5.12). Counted is the most that can have been lost:
-    /// hooks where it matters have two programs, and both must be skipped. The next event of a TCP connection has its
+    /// preempted (`recursion_misses` in the program's fdinfo; Linux 5.12, for kprobes 6.7: before, it is not counted).
+    /// Counted is the most that can have been lost: hooks where it matters have two programs, and both must be skipped. The next event of a TCP connection has its
     /// total all the same; a UDP datagram that was missed here is in no total.
     Hook,
 }

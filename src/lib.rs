@@ -39,7 +39,9 @@
 //! # Requirements
 //! Linux 5.8 or later with BTF, on x86_64 or arm64; root, or the capabilities CAP_BPF, CAP_PERFMON and, for the
 //! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. (For kprobes kernels of Debian also want
-//! CAP_SYS_ADMIN while the sysctl kernel.perf_event_paranoid is above 2.) Tested on 5.10 to 7.3.
+//! CAP_SYS_ADMIN while the sysctl kernel.perf_event_paranoid is above 2. Existing connections of other network namespaces
+//! take CAP_SYS_ADMIN, their owners out of /proc CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Before Linux 5.11 maps count
+//! against RLIMIT_MEMLOCK, which libbpf raises if it may: CAP_SYS_RESOURCE.) Tested on 5.10, 6.1, 6.12, 6.18 and 7.
 //!
 //! # Features
 //! - `serde`: `Serialize` and `Deserialize` for events, records and statistics, `Serialize` for capabilities.

@@ -28,7 +28,8 @@ impl Stats {
         self.losses.get(kind, place)
     }
 
-    /// All events that were lost, of any kind and anywhere.
+    /// All events that were lost, of any kind and anywhere. The same one may be lost twice: a state record that found no
+    /// room in the ring is delivered later, and may then find none in the channel.
     pub fn lost_total(&self) -> u64 {
         EventKind::ALL.iter().flat_map(|&k| LossPlace::ALL.iter().map(move |&p| self.losses.get(k, p))).sum()
     }

@@ -108,14 +108,16 @@ impl ConnectionTable {
     }
 
     /// After how long without an event a UDP flow counts as ended: UDP has no end of its own but that of the socket. It
-    /// goes on with the next event, from the totals that it had.
+    /// goes on with the next event, from the totals that it had. It should be longer than the interval at which transfers
+    /// are reported. Default: 120 s.
     #[must_use]
     pub fn udp_idle(mut self, idle: Duration) -> Self {
         self.udp_idle = idle;
         self
     }
 
-    /// The window of the rates, in steps of a tenth of it. Rates that are being measured start again.
+    /// The window of the rates, in steps of a tenth of it. It should be several times as long as the interval at which
+    /// transfers are reported. Default: 5 s. Rates that are being measured start again.
     #[must_use]
     pub fn rate_window(mut self, window: Duration) -> Self {
         self.window = Window::new(window);

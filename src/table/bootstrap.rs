@@ -32,6 +32,9 @@ impl ConnectionTable {
     /// - Any other is added as it is. The first event of this connection (same key; same network namespace, if it is
     ///   known) makes the row its own.
     ///
+    /// Which UDP sockets are older than the tracer only a search right after its start can tell: the flows of all that are
+    /// found count as partial.
+    ///
     /// A UDP socket without a peer stays a row of its own beside the flows of this socket, until the socket is closed;
     /// its owner stands in for that of a flow whose own is not known, and all its flows are partial.
     ///
