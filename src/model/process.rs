@@ -186,7 +186,7 @@ impl Process {
 pub enum Provenance {
     /// Not known.
     Unknown,
-    /// Found in /proc when tracing started.
+    /// It had the socket among its files when existing connections were searched for.
     Bootstrap,
     /// Taken from the listening socket; the process that accepted has not used the connection yet.
     Inherited,
