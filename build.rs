@@ -44,7 +44,9 @@ fn compile(name: &str, clang: &OsString, out: &Path) {
         .obj(out.join(format!("{name}.bpf.o")))
         .reference_obj(true)
         .clang(clang)
-        .clang_args(args);
+        .clang_args(args)
+        // There is none, so the skeleton stays as it is: a toolchain may be without rustfmt (rustup's minimal profile).
+        .rustfmt(out.join("no-rustfmt"));
     let built = with_warnings(|| skeleton.build())
         .and_then(|()| skeleton.generate(out.join(format!("{name}.skel.rs"))));
     if let Err(e) = built {

@@ -24,7 +24,7 @@ impl<T> Mapping<T> {
     /// The map is an array of `T` with the flag BPF_F_MMAPABLE.
     fn new(map: &MapHandle) -> io::Result<Self> {
         let elements = map.max_entries() as usize;
-        if map.value_size() as usize != size_of::<T>() || size_of::<T>() % 8 != 0 || elements == 0 {
+        if map.value_size() as usize != size_of::<T>() || !size_of::<T>().is_multiple_of(8) || elements == 0 {
             return Err(io::Error::other("the map has another layout"));
         }
         let access = ProtFlags::READ | ProtFlags::WRITE;
