@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Programs that count calls per socket and do nothing else, at the same hooks: what no tracer can leave out that keeps an
- * account of each socket. */
+ * account of each socket. With WRITING, also a record of each call: what none can leave out that tells of each. */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
@@ -30,17 +30,48 @@ struct {
 
 static const struct account fresh;
 
-#define COUNTING(name, section)                                                                              \
+#ifdef WRITING
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} records SEC(".maps");
+
+struct record {
+	__u8 bytes[192];
+};
+
+static __always_inline void tell(const struct account *a)
+{
+	struct record *r = bpf_ringbuf_reserve(&records, sizeof(*r), 0);
+
+	if (!r)
+		return;
+	__builtin_memcpy(r, a, sizeof(*r));
+	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+}
+#else
+static __always_inline void tell(const struct account *a)
+{
+}
+#endif
+
+#define COUNTING_AND(then, name, section)                                                                    \
 	SEC("?" section)                                                                                     \
 	int BPF_PROG(name, struct sock *sk)                                                                  \
 	{                                                                                                    \
 		struct account *a;                                                                           \
                                                                                                              \
 		a = bpf_sk_storage_get(&accounts, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);                       \
-		if (a)                                                                                       \
+		if (a) {                                                                                     \
 			a->calls++;                                                                          \
+			then(a);                                                                             \
+		}                                                                                            \
 		return 0;                                                                                    \
 	}
+
+#define NO_MORE(a)
+#define COUNTING(name, section) COUNTING_AND(NO_MORE, name, section)
+#define TELLING(name, section)	COUNTING_AND(tell, name, section)
 
 #define COUNTING_BY_ADDRESS(name, section)                                                                   \
 	SEC("?" section)                                                                                     \
@@ -49,26 +80,28 @@ static const struct account fresh;
 		__u64 key = (__u64)sk;                                                                       \
 		struct account *a = bpf_map_lookup_elem(&by_address, &key);                                  \
                                                                                                              \
-		if (a)                                                                                       \
-			a->calls++;                                                                          \
-		else                                                                                         \
+		if (!a) {                                                                                    \
 			bpf_map_update_elem(&by_address, &key, &fresh, BPF_NOEXIST);                         \
+			return 0;                                                                            \
+		}                                                                                            \
+		a->calls++;                                                                                  \
+		tell(a);                                                                                     \
 		return 0;                                                                                    \
 	}
 
-COUNTING(base_state, "tp_btf/inet_sock_set_state")
+TELLING(base_state, "tp_btf/inet_sock_set_state")
 COUNTING(base_state_2, "tp_btf/inet_sock_set_state")
 COUNTING(base_chunk, "tp_btf/tcp_rcv_space_adjust")
-COUNTING(base_end, "tp_btf/tcp_destroy_sock")
+TELLING(base_end, "tp_btf/tcp_destroy_sock")
 COUNTING(base_end_2, "tp_btf/tcp_destroy_sock")
 
-COUNTING(tracepoint_send, "tp_btf/sock_send_length")
-COUNTING(tracepoint_receive, "tp_btf/sock_recv_length")
+TELLING(tracepoint_send, "tp_btf/sock_send_length")
+TELLING(tracepoint_receive, "tp_btf/sock_recv_length")
 
-COUNTING(fentry_tcp_send, "fexit/tcp_sendmsg")
-COUNTING(fentry_tcp_receive, "fexit/tcp_recvmsg")
-COUNTING(fentry_udp_send, "fexit/udp_sendmsg")
-COUNTING(fentry_udp_receive, "fentry/skb_consume_udp")
+TELLING(fentry_tcp_send, "fexit/tcp_sendmsg")
+TELLING(fentry_tcp_receive, "fexit/tcp_recvmsg")
+TELLING(fentry_udp_send, "fexit/udp_sendmsg")
+TELLING(fentry_udp_receive, "fentry/skb_consume_udp")
 
 COUNTING_BY_ADDRESS(kprobe_tcp_send, "kprobe/tcp_sendmsg")
 COUNTING_BY_ADDRESS(kprobe_tcp_receive, "kprobe/tcp_recvmsg")

@@ -40,8 +40,11 @@ const LOADS: [(&str, MakeLoad, &str, &str); 4] = [
 ];
 
 /// What is hooked in for comparison.
-const FLOORS: [(&str, &str); 2] =
-    [("nothing", "programs that do nothing"), ("counting", "programs that only count")];
+const FLOORS: [(&str, &str); 3] = [
+    ("nothing", "programs that do nothing"),
+    ("counting", "programs that only count"),
+    ("writing", "programs that only tell of each call"),
+];
 
 const DEFAULT: Granularity = Granularity::Interval(Duration::from_millis(100));
 
