@@ -186,6 +186,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	u16 sk_protocol;
+	u8 sk_shutdown;
 	int sk_err;
 };
 

@@ -57,25 +57,35 @@ fn dump(
     let mut answer = Vec::with_capacity(PIECE);
     loop {
         answer.clear();
-        socket.recv(&mut answer, 0).map_err(refused)?;
-        let mut rest = answer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(not_understood)?;
-            if message.message_type() != SOCK_DIAG_BY_FAMILY {
-                return end(rest).map_err(not_understood)?.map_err(refused);
-            }
-            // Taken apart in place, as there may be hundreds of thousands.
-            let header = InetResponseHeader::parse(message.payload()).map_err(not_understood)?;
-            each(&header, &message.payload()[header.buffer_len()..]);
-            rest = rest
-                .get((message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into())..)
-                .unwrap_or_default();
+        match socket.recv(&mut answer, 0) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            received => received.map_err(refused)?,
+        };
+        let end = take_apart(&answer, &mut each);
+        if let Some(end) = end.map_err(|e| format!("sock_diag: an answer that is not understood: {e}"))? {
+            return end.map_err(refused);
         }
     }
 }
 
-fn not_understood(e: DecodeError) -> String {
-    format!("sock_diag: an answer that is not understood: {e}")
+/// Hands out each socket of an answer; returns how it ends if this is the last one. In place, as there may be hundreds of
+/// thousands.
+fn take_apart(
+    answer: &[u8],
+    each: &mut impl FnMut(&InetResponseHeader, &[u8]),
+) -> Result<Option<io::Result<()>>, DecodeError> {
+    let mut rest = answer;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest)?;
+        if message.message_type() != SOCK_DIAG_BY_FAMILY {
+            return end(rest).map(Some);
+        }
+        let header = InetResponseHeader::parse(message.payload())?;
+        each(&header, &message.payload()[header.buffer_len()..]);
+        let length = (message.length() as usize).next_multiple_of(NLMSG_ALIGNTO.into());
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(None)
 }
 
 /// What the kernel says when it has no more, or does not want to.
@@ -140,7 +150,8 @@ fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     // A FIN that is queued but not sent, and one that has come, take a number each and are no bytes.
     let waits = unsent > 0 && matches!(state, Some(FinWait1 | LastAck | Closing));
     let has_come = matches!(state, Some(CloseWait | LastAck | Closing));
-    record.bytes_out = sent.wrapping_sub(retransmitted) + u64::from(unsent) - u64::from(waits);
+    record.bytes_out =
+        sent.wrapping_sub(retransmitted).wrapping_add(unsent.into()).wrapping_sub(waits.into());
     let read = received.saturating_sub(unread.into());
     record.bytes_in = read.min(received.saturating_sub(has_come.into()));
     (record.packets_in, record.packets_out) = (segs_in.into(), segs_out.into());
@@ -188,6 +199,71 @@ mod tests {
         info[200..208].copy_from_slice(&sent.to_ne_bytes());
         info[208..216].copy_from_slice(&retransmitted.to_ne_bytes());
         info
+    }
+
+    /// A message as netlink(7) frames it.
+    fn message(kind: u16, payload: &[u8]) -> Vec<u8> {
+        let length = 16 + payload.len() as u32;
+        let header = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[2, 0], &[0; 8]];
+        [&header.concat(), payload].concat()
+    }
+
+    /// struct inet_diag_msg of 10.0.0.1:80 and 10.0.0.2:5000, with these attributes after it.
+    fn socket(state: u8, attributes: &[u8]) -> Vec<u8> {
+        let mut diag = vec![2, state, 0, 0, 0, 80, 0x13, 0x88];
+        diag.extend(
+            [[10, 0, 0, 1], [0; 4], [0; 4], [0; 4], [10, 0, 0, 2], [0; 4], [0; 4], [0; 4]].as_flattened(),
+        );
+        diag.extend([0_u32, 7, 0, 0, 100, 0, 1000, 4711].map(u32::to_ne_bytes).as_flattened());
+        [&diag, attributes].concat()
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+    }
+
+    /// The TCP connections in an answer, and how it ends.
+    fn taken(answer: &[u8]) -> Result<(Vec<Found>, Option<io::Result<()>>), DecodeError> {
+        let mut found = Vec::new();
+        let end = take_apart(answer, &mut |header, attributes| found.extend(tcp(header, attributes, 9)))?;
+        Ok((found, end))
+    }
+
+    #[test]
+    fn sockets_are_told_from_what_only_holds_their_place() {
+        let info = [&[1][..], &info(1000, 0, 5000, 300)[1..]].concat();
+        let established = socket(1, &[attribute(7, &[0; 4]), attribute(INET_DIAG_INFO, &info)].concat());
+        let answer = [message(20, &established), message(20, &socket(5, &attribute(7, &[0; 4])))].concat();
+        let (found, end) = taken(&answer).unwrap();
+        assert!(end.is_none(), "there is more");
+        let [(inode, row)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((*inode, row.socket, row.netns), (4711, Some(7), 9));
+        assert_eq!(row.key.to_string(), "tcp 10.0.0.1:80 -> 10.0.0.2:5000");
+        assert_eq!((row.tcp_state, row.bytes_in, row.bytes_out), (Some(TcpState::Established), 900, 4700));
+    }
+
+    #[test]
+    fn the_end_of_a_dump_may_be_a_refusal() {
+        let end = |bytes: &[u8]| taken(bytes).unwrap().1.map(|end| end.map_err(|e| e.raw_os_error()));
+        assert_eq!(end(&message(3, &0_i32.to_ne_bytes())), Some(Ok(())));
+        assert_eq!(end(&message(3, &(-2_i32).to_ne_bytes())), Some(Err(Some(2))), "no such module");
+        let error = [&(-1_i32).to_ne_bytes()[..], &[0; 16]].concat();
+        assert_eq!(end(&message(2, &error)), Some(Err(Some(1))));
+    }
+
+    #[test]
+    fn garbage_is_an_error_and_no_panic() {
+        let whole = message(20, &socket(1, &attribute(INET_DIAG_INFO, &info(1, 2, 3, 4))));
+        for end in 1..whole.len() {
+            assert!(taken(&whole[..end]).is_err(), "{end} bytes");
+        }
+        for at in 0..whole.len() {
+            for value in [0, 1, 0x7f, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[at] = value;
+                drop(taken(&damaged));
+            }
+        }
     }
 
     fn told(state: TcpState, info: &[u8], unread: u32) -> ConnectionRecord {

@@ -12,6 +12,7 @@
 
 #define MSG_PEEK     0x2
 #define MSG_ERRQUEUE 0x2000
+#define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
 struct noted_peer {
 	__u64 socket;
@@ -113,6 +114,9 @@ static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, 
 	st = state_peek(sk);
 	take_noted_peer(&peer, sk, st);
 	if (ret < 0)
+		return;
+	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end. */
+	if (!ret && direction == TT_IN && sk->sk_shutdown & RCV_SHUTDOWN)
 		return;
 	if (!peer.family)
 		peer_of_connected(&peer, sk, true);

@@ -51,7 +51,10 @@ static __always_inline bool is_peer(const struct tt_conn *conn, const struct pee
 	       a[3] == b[3];
 }
 
-/* Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. */
+/*
+ * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. None for UDP-Lite, which
+ * shares the functions of UDP.
+ */
 static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
 						  const bool typed)
 {
@@ -59,6 +62,8 @@ static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, c
 	struct tt_conn *conn = &fresh.c.conn;
 	struct sk_state *st;
 
+	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+		return NULL;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
 	conn->family = peer->family ?: conn->family;
 	conn->remote_port = peer->port;

@@ -25,6 +25,44 @@ fn receive_from(socket: &UdpSocket, len: usize) {
     assert_eq!(n, len);
 }
 
+/// A receive that returns nothing because of shutdown(SHUT_RD) is no empty datagram.
+#[test]
+fn a_receive_after_shutdown_counts_nothing() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    sender.connect(("127.0.0.1", r)).unwrap();
+    receiver.connect(("127.0.0.1", s)).unwrap();
+    for bytes in [&[1; 30][..], &[]] {
+        assert_eq!(send(&sender, bytes, 0), bytes.len() as isize);
+        assert_eq!(recv(&receiver, 100, 0), bytes.len() as isize);
+    }
+    // SAFETY: takes plain numbers.
+    assert_eq!(unsafe { libc::shutdown(receiver.as_raw_fd(), libc::SHUT_RD) }, 0);
+    assert_eq!(recv(&receiver, 100, 0), 0);
+    drop(receiver);
+    let row = trace.until("the end of its socket", |t| t.udp_flow(r, s).filter(|row| row.is_closed));
+    assert_eq!((row.bytes_in, row.packets_in), (30, 2));
+}
+
+/// UDP-Lite shares its functions with UDP and is not UDP.
+#[test]
+fn udp_lite_is_not_shown() {
+    let mut trace = Trace::start();
+    let lite = match socket_of(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE) {
+        Ok(lite) => lite,
+        // Newer kernels are without it.
+        Err(refusal) => return assert_eq!(refusal, -libc::EPROTONOSUPPORT as isize),
+    };
+    let ((sender, _), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    assert_eq!(connect(&lite, &sockaddr([127, 0, 0, 1], r)), 0);
+    assert_eq!(send(&lite, &[1; 40], 0), 40);
+    assert_eq!(sender.send_to(&[1; 50], ("127.0.0.1", r)).unwrap(), 50);
+    receive_from(&receiver, 50);
+    trace.until("the datagram", |t| t.row(Protocol::Udp, r).filter(|row| row.bytes_in == 50).map(drop));
+    trace.listen(Duration::from_millis(200));
+    assert!(trace.transfers().all(|t| t.bytes != 40), "{:#?}", trace.seen);
+}
+
 /// 48: sendmmsg of 100, 200 and 0 bytes on a connected socket: 300 bytes, 3 datagrams.
 #[test]
 fn empty_datagrams_are_datagrams() {
