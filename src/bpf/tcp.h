@@ -277,8 +277,6 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 				       int new_state, __u64 now)
 {
 	if (st->known && !st->failed) {
-		post_out(st, now);
-		post_in(st, now);
 		emit_end(st, now);
 	}
 	renew(st, st->c.conn.socket);
