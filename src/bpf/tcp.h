@@ -207,19 +207,15 @@ static __always_inline bool has_counters(int old_state, int new_state)
 
 /*
  * A call returns without the socket's lock, and so perhaps beside a change of state, which reports all that there is. Each
- * of them claims its bytes before it looks whether both did, and gives back what exceeds the total. If both give it back,
- * it waits for the next report, at the latest that of the end.
+ * of them claims its bytes before it looks whether both did, and then gives its own back. If both do so, they wait for the
+ * next report, at the latest that of the end.
  */
 static __always_inline void give_back(struct acct *a, struct report *r)
 {
-	__s64 excess = *(volatile __u64 *)&a->reported - *(volatile __u64 *)&a->total;
-
-	if (excess <= 0)
-		return;
-	if ((__u64)excess > r->bytes)
-		excess = r->bytes;
-	add_u64(&a->reported, -excess);
-	r->bytes -= excess;
+	if ((__s64)(*(volatile __u64 *)&a->reported - *(volatile __u64 *)&a->total) > 0) {
+		__sync_fetch_and_add(&a->reported, -r->bytes);
+		r->bytes = 0;
+	}
 }
 
 /*
@@ -234,12 +230,8 @@ static __always_inline void post_up_to(struct sk_state *st, struct report *r, __
 
 	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
 	add_u64(&a->reported, r->bytes);
-	if (r->direction == TT_IN) {
+	if (r->direction == TT_IN || *(volatile __u64 *)&st->shut)
 		give_back(a, r);
-	} else if (*(volatile __u64 *)&st->shut) {
-		raise(&a->total, st->shut - 1);
-		give_back(a, r);
-	}
 	note_told(st, &st->c.conn);
 	if (!post(&st->c, r))
 		add_u64(&a->reported, -r->bytes); /* a later report takes them along */
@@ -469,6 +461,9 @@ static __always_inline int socket_ends(struct sock *sk)
 	if (st->c.conn.socket && !st->listens && st->known) {
 		now = bpf_ktime_get_ns();
 		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
+		/* A call that returned late may have written an earlier total over that one. */
+		if (st->shut)
+			raise(&st->c.acct[TT_OUT].total, st->shut - 1);
 		/* The change to CLOSE may have gone past the programs: then this is the last look. A disconnect (AF_UNSPEC, or
 		 * SO_LINGER with no time) has wiped the counters by now, but not the sequence numbers. */
 		if (!st->ended_ns && TCP(tp, bytes_sent)) {
