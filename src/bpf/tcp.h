@@ -213,7 +213,7 @@ static __always_inline bool has_counters(int old_state, int new_state)
 static __always_inline void give_back(struct acct *a, struct report *r)
 {
 	if ((__s64)(*(volatile __u64 *)&a->reported - *(volatile __u64 *)&a->total) > 0) {
-		__sync_fetch_and_add(&a->reported, -r->bytes);
+		add_u64(&a->reported, -r->bytes);
 		r->bytes = 0;
 	}
 }
