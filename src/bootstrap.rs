@@ -106,16 +106,16 @@ fn owners_by_proc(reason: &str) -> String {
 
 /// The connections without their owners.
 fn find(wanted: Bootstrap) -> Result<(Vec<Found>, Finding)> {
-    let by_sock_diag = (wanted == Bootstrap::SockDiag).then(by_sock_diag);
-    let refusal = match by_sock_diag {
-        Some(Ok((found, left_out))) => {
-            return Ok((found, Finding::new(Bootstrap::SockDiag, left_out.limits())));
+    let mut limits = Vec::new();
+    if wanted == Bootstrap::SockDiag {
+        match by_sock_diag() {
+            Ok((found, left_out)) => return Ok((found, Finding::new(wanted, left_out.limits()))),
+            Err(refusal) => limits.push(refusal),
         }
-        Some(Err(refusal)) => Some(refusal),
-        None => None,
-    };
+    }
     let (found, left_out) = by_proc()?;
-    Ok((found, Finding::new(Bootstrap::Procfs, refusal.into_iter().chain(left_out.limits()))))
+    limits.extend(left_out.limits());
+    Ok((found, Finding { way: Bootstrap::Procfs, limits }))
 }
 
 fn by_sock_diag() -> Told<(Vec<Found>, LeftOut)> {

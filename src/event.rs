@@ -366,8 +366,8 @@ pub enum LossPlace {
     Decode,
     /// The kernel skipped a program because it was already running on that CPU, in what had been interrupted or
     /// preempted (`recursion_misses` in the program's fdinfo; Linux 5.12, for kprobes 6.7: before, it is not counted).
-    /// Counted is the most that can have been lost: hooks where it matters have two programs, and both must be skipped. The next event of a TCP connection has its
-    /// total all the same; a UDP datagram that was missed here is in no total.
+    /// Counted is the most that can have been lost: hooks where it matters have two programs, and both must be skipped.
+    /// The next event of a TCP connection has its total all the same; a UDP datagram that was missed here is in no total.
     Hook,
 }
 

@@ -276,8 +276,12 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         Visibility::Exact => Visibility::Limited(limit.into()),
         none => none,
     };
-    let in_cgroups = |names: &[&str]| match all(names) {
+    // What cgroup programs see, of which the root may be that of a namespace.
+    let in_cgroups = |seen| match seen {
         Visibility::Exact if !plan.all_cgroups => Visibility::Limited(OWN_CGROUPS.into()),
+        Visibility::Limited(limit) if !plan.all_cgroups => {
+            Visibility::Limited(format!("{limit}; {OWN_CGROUPS}"))
+        }
         seen => seen,
     };
     match (feature, plan.backend) {
@@ -300,21 +304,20 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => all(&["kprobe_skb_consume_udp"]),
         (Feature::UdpSendPeer, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
         (Feature::UdpSendPeer, Backend::Kprobe) => all(&["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"]),
-        (Feature::UdpSendPeer, Backend::Tracepoint) => in_cgroups(&["cgroup_sendmsg4", "cgroup_sendmsg6"]),
-        (Feature::UdpRecvPeer, Backend::Tracepoint) => {
-            let own = if plan.all_cgroups { String::new() } else { format!("; {OWN_CGROUPS}") };
-            limited(
-                &["cgroup_recvmsg4", "cgroup_recvmsg6"],
-                &format!("unknown where the reader does not ask for the address (recv, read){own}"),
-            )
+        (Feature::UdpSendPeer, Backend::Tracepoint) => {
+            in_cgroups(all(&["cgroup_sendmsg4", "cgroup_sendmsg6"]))
         }
+        (Feature::UdpRecvPeer, Backend::Tracepoint) => in_cgroups(limited(
+            &["cgroup_recvmsg4", "cgroup_recvmsg6"],
+            "unknown where the reader does not ask for the address (recv, read)",
+        )),
         (Feature::UdpClose, Backend::Fentry) => {
             all(&["fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock"])
         }
         (Feature::UdpClose, Backend::Kprobe) => {
             all(&["kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock"])
         }
-        (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(&["cgroup_sock_release"]),
+        (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(all(&["cgroup_sock_release"])),
         (Feature::AcceptOwner, backend) => accept_owner(backend, plan.use_storage, running),
         (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
         (Feature::SocketCookie, Backend::Kprobe) => {

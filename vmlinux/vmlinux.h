@@ -148,23 +148,6 @@ struct sock_common {
 };
 
 typedef struct {
-	int counter;
-} atomic_t;
-
-struct qspinlock {
-	atomic_t val;
-};
-
-struct raw_spinlock {
-	struct qspinlock raw_lock;
-};
-
-typedef struct spinlock {
-	struct raw_spinlock rlock;
-} spinlock_t;
-
-typedef struct {
-	spinlock_t slock;
 	int owned;
 } socket_lock_t;
 
@@ -177,14 +160,9 @@ struct file {
 	struct inode *f_inode;
 };
 
-struct socket {
-	struct file *file;
-};
-
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
-	struct socket *sk_socket;
 	u16 sk_protocol;
 	u8 sk_shutdown;
 	int sk_err;

@@ -98,7 +98,7 @@ fn key(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> ConnectionK
 }
 
 /// Does this entry stand for a connection whose end an event will report? Others would stay in a table for ever.
-pub(super) fn is_connection(state: TcpState, inode: u64) -> bool {
+fn is_connection(state: TcpState, inode: u64) -> bool {
     match state {
         // A listener has no peer, a closed socket none any more.
         TcpState::Listen | TcpState::Close => false,

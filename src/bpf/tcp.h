@@ -268,9 +268,8 @@ static __always_inline void post_in(struct sk_state *st, __u64 now)
 static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
 				       int new_state, __u64 now)
 {
-	if (st->known && !st->failed) {
+	if (st->known && !st->failed)
 		emit_end(st, now);
-	}
 	renew(st, st->c.conn.socket);
 	st->listens = new_state == TCP_LISTEN;
 	st->active = new_state == TCP_SYN_SENT;

@@ -152,15 +152,20 @@ fn rows_that_no_event_would_end_are_not_added() {
     assert!(table.is_empty());
 }
 
-#[test]
-fn a_row_from_the_kernel_itself_brings_totals_and_knows_its_socket() {
-    let exact = ConnectionRecord {
+/// What sock_diag has found: the id and the totals, too.
+fn whole_row() -> ConnectionRecord {
+    ConnectionRecord {
         socket: Some(1),
         is_partial: false,
         bytes_in: 700,
         bytes_out: 900,
         ..row(tcp_key(), 1500, 50)
-    };
+    }
+}
+
+#[test]
+fn a_row_from_the_kernel_itself_brings_totals_and_knows_its_socket() {
+    let exact = whole_row();
     let all = in_any_order(&exact, &[send(tcp(1600), 10, 910)]);
     let [record] = all.as_slice() else { panic!("{all:?}") };
     assert_eq!((bytes(record), record.is_partial), ((700, 910), false));
@@ -170,13 +175,7 @@ fn a_row_from_the_kernel_itself_brings_totals_and_knows_its_socket() {
 
 #[test]
 fn a_row_from_the_middle_of_a_change_is_put_right_by_the_next_event() {
-    let torn = ConnectionRecord {
-        socket: Some(1),
-        is_partial: false,
-        bytes_in: 700,
-        bytes_out: 900,
-        ..row(tcp_key(), 1500, 50)
-    };
+    let torn = whole_row();
     for event in [recv(tcp(1600), 10, 690), closed(tcp(1600), totals(690, 900))] {
         let all = in_any_order(&torn, &[event]);
         assert_eq!(all.iter().map(|r| (bytes(r), r.is_partial)).collect::<Vec<_>>(), [((690, 900), false)]);
