@@ -21,6 +21,7 @@ mod existing;
 mod filters;
 mod handover;
 mod harness;
+mod hidden;
 mod intervals;
 mod kernel;
 mod lifecycle;
