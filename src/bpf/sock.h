@@ -86,7 +86,9 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 	conn->since = bpf_ktime_get_ns();
 	conn->protocol = protocol;
 	conn->family = FIELD(typed, sk, __sk_common.skc_family) == AF_INET6 ? 6 : 4;
-	if (typed)
+	if (typed && use_cast)
+		conn->netns = CAST(struct sock, sk)->__sk_common.skc_net.net->ns.inum;
+	else if (typed)
 		conn->netns = sk->__sk_common.skc_net.net->ns.inum;
 	else
 		conn->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);

@@ -54,6 +54,16 @@ struct caller {
 	bool is_kernel; /* its threads use sockets too (MPTCP workers, NFS). io_uring workers are user processes */
 };
 
+/*
+ * When the current process began. It is global so that the verifier goes through it once: for each pointer that it sees
+ * loaded from a task or a socket it looks through all of the kernel's types (6.2; CAST() is without that), and it sees what
+ * callers do hundreds of times.
+ */
+__noinline __u64 current_start_ns(void)
+{
+	return use_task_btf ? bpf_get_current_task_btf()->group_leader->start_boottime : 0;
+}
+
 /* exec_id is the same in all threads: they start with a copy, and exec ends all but one. */
 static __always_inline void get_caller(struct caller *caller)
 {
@@ -62,7 +72,7 @@ static __always_inline void get_caller(struct caller *caller)
 	if (use_task_btf) {
 		task = bpf_get_current_task_btf();
 		caller->exec_id = task->self_exec_id;
-		caller->start_ns = task->group_leader->start_boottime;
+		caller->start_ns = current_start_ns();
 		caller->pid = task->tgid;
 		caller->is_kernel = task->flags & PF_KTHREAD;
 	} else {
@@ -88,7 +98,9 @@ static __always_inline void current_process(struct tt_process *p)
 	p->uid = bpf_get_current_uid_gid();
 	p->cgroup = bpf_get_current_cgroup_id();
 	if (use_task_btf) {
-		struct task_struct *leader = bpf_get_current_task_btf()->group_leader;
+		struct task_struct *task = bpf_get_current_task_btf();
+		struct task_struct *leader =
+			use_cast ? CAST(struct task_struct, task)->group_leader : task->group_leader;
 
 		p->start_ns = leader->start_boottime;
 		/* Byte by byte: the verifier allows no wider load from a char array. */
