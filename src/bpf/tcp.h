@@ -73,16 +73,37 @@ static __always_inline void read_condition(struct sk_state *st, struct tcp_sock 
 	st->retransmits = TCP(tp, total_retrans);
 }
 
+static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
+{
+	st->changed[0] = old_state;
+	st->changed[1] = new_state;
+}
+
+/*
+ * The change that was noted. Read each time it is asked for: of a value in a register the verifier would keep in mind what
+ * was found out, and go through all that follows for each pair of states anew.
+ */
+static __always_inline bool changes_from(const struct sk_state *st, __u8 state)
+{
+	return *(const volatile __u8 *)&st->changed[0] == state;
+}
+
+static __always_inline bool changes_to(const struct sk_state *st, __u8 state)
+{
+	return *(const volatile __u8 *)&st->changed[1] == state;
+}
+
 /*
  * At the change to CLOSE. Orderly is an end in which the peer has acknowledged our FIN; where it has not, sk_err tells
  * what came instead (tcp_reset(), tcp_write_err()). Without an error it was this side that broke off: a close with
  * unread data, SO_LINGER with no time, AF_UNSPEC, or with one (ECONNABORTED) `ss -K`.
  */
-static __always_inline __u8 how_it_ends(struct sock *sk, struct tcp_sock *tp, int old_state)
+static __always_inline __u8 how_it_ends(const struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
 {
 	int error = sk->sk_err;
 
-	if ((old_state == TCP_FIN_WAIT2 || old_state == TCP_LAST_ACK || old_state == TCP_CLOSING) &&
+	if ((changes_from(st, TCP_FIN_WAIT2) || changes_from(st, TCP_LAST_ACK) ||
+	     changes_from(st, TCP_CLOSING)) &&
 	    TCP(tp, snd_una) == TCP(tp, write_seq) && (!error || sk->__sk_common.skc_flags & SOCK_DONE))
 		return TT_ORDERLY;
 	if (error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH)
@@ -199,10 +220,10 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 		emit_state(st, &end);
 }
 
-static __always_inline bool has_counters(int old_state, int new_state)
+static __always_inline bool has_counters(const struct sk_state *st)
 {
-	return old_state != TCP_LISTEN && new_state != TCP_LISTEN && new_state != TCP_SYN_SENT &&
-	       new_state != TCP_SYN_RECV;
+	return !changes_from(st, TCP_LISTEN) && !changes_to(st, TCP_LISTEN) &&
+	       !changes_to(st, TCP_SYN_SENT) && !changes_to(st, TCP_SYN_RECV);
 }
 
 /*
@@ -266,22 +287,16 @@ static __always_inline void post_in(struct sk_state *st, __u64 now)
  * connect() or listen(). A socket that lived before (AF_UNSPEC has disconnected it) first says how that ended.
  */
 static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
-				       int new_state, __u64 now)
+				       bool listens, __u64 now)
 {
 	if (st->known && !st->failed)
 		emit_end(st, now);
 	renew(st, st->c.conn.socket);
-	st->listens = new_state == TCP_LISTEN;
-	st->active = new_state == TCP_SYN_SENT;
+	st->listens = listens;
+	st->active = !listens;
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
-}
-
-static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
-{
-	st->changed[0] = old_state;
-	st->changed[1] = new_state;
 }
 
 /*
@@ -321,36 +336,36 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		return 0;
 	ch.now = bpf_ktime_get_ns();
 	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN)
-		begin_life(st, sk, tp, new_state, ch.now);
-	else if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV || !st->c.conn.local_port)
+		begin_life(st, sk, tp, new_state == TCP_LISTEN, ch.now);
+	note_change(st, old_state, new_state);
+	if (changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV) || !st->c.conn.local_port)
 		read_key(&st->c.conn, sk, tp);
 	owner_if_locked(st, sk);
-	if (old_state == TCP_SYN_SENT)
+	if (changes_from(st, TCP_SYN_SENT))
 		st->active = 1;
-	if (old_state == TCP_SYN_RECV && new_state == TCP_ESTABLISHED)
+	if (changes_from(st, TCP_SYN_RECV) && changes_to(st, TCP_ESTABLISHED))
 		st->born = 1;
-	if (has_counters(old_state, new_state)) {
+	if (has_counters(st)) {
 		read_totals(st, sk, tp);
 		read_quality(st, tp);
 		read_condition(st, tp);
 		/* Whoever is sending goes on, and will report it. In other states calls leave that to us. */
 		/* Atomic for the sake of its barrier: see give_back(). */
-		if (new_state != TCP_ESTABLISHED && new_state != TCP_CLOSE_WAIT)
+		if (!changes_to(st, TCP_ESTABLISHED) && !changes_to(st, TCP_CLOSE_WAIT))
 			add_u64(&st->shut, st->c.acct[TT_OUT].total + 1 - st->shut);
-		if (new_state != TCP_CLOSE_WAIT || chunks_are_calls)
+		if (!changes_to(st, TCP_CLOSE_WAIT) || chunks_are_calls)
 			post_out(st, ch.now);
 		post_in(st, ch.now);
 		ch.has_totals = true;
 	}
 	ch.error = sk->sk_err;
-	if (new_state == TCP_CLOSE) {
-		st->failed = old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV;
+	if (changes_to(st, TCP_CLOSE)) {
+		st->failed = changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV);
 		st->ended_ns = ch.now;
 		st->error = ch.error;
-		st->end = how_it_ends(sk, tp, old_state);
+		st->end = how_it_ends(st, sk, tp);
 		flush(&st->c);
 	}
-	note_change(st, old_state, new_state);
 	note_told(st, &st->c.conn);
 	if (is_wanted(&st->c.conn))
 		emit_state(st, &ch);
