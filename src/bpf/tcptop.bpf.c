@@ -11,6 +11,7 @@
 
 #include "fentry.h"
 #include "kprobe.h"
+#include "life.h"
 #include "tracepoint.h"
 
 /* For the skeleton generator, which describes what an object has variables of: the record of holders.bpf.c. */

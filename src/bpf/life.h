@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* TCP: begin, changes of state, and end of connections, in all backends. */
+#ifndef TCPTOP_LIFE_H
+#define TCPTOP_LIFE_H
+
+#include "tcp.h"
+
+/* include/uapi/asm-generic/errno.h */
+#define EPIPE	     32
+#define ENETUNREACH  101
+#define ECONNRESET   104
+#define ETIMEDOUT    110
+#define ECONNREFUSED 111
+#define EHOSTUNREACH 113
+
+static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
+{
+	st->changed[0] = old_state;
+	st->changed[1] = new_state;
+}
+
+/*
+ * The change that was noted. Read each time it is asked for: of a value in a register the verifier would keep in mind what
+ * was found out, and go through all that follows for each pair of states anew.
+ */
+static __always_inline bool changes_from(const struct sk_state *st, __u8 state)
+{
+	return *(const volatile __u8 *)&st->changed[0] == state;
+}
+
+static __always_inline bool changes_to(const struct sk_state *st, __u8 state)
+{
+	return *(const volatile __u8 *)&st->changed[1] == state;
+}
+
+/*
+ * At the change to CLOSE. Orderly is an end in which the peer has acknowledged our FIN; where it has not, sk_err tells
+ * what came instead (tcp_reset(), tcp_write_err()). Without an error it was this side that broke off: a close with
+ * unread data, SO_LINGER with no time, AF_UNSPEC, or with one (ECONNABORTED) `ss -K`.
+ */
+static __always_inline __u8 how_it_ends(const struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
+{
+	int error = sk->sk_err;
+
+	if ((changes_from(st, TCP_FIN_WAIT2) || changes_from(st, TCP_LAST_ACK) ||
+	     changes_from(st, TCP_CLOSING)) &&
+	    TCP(tp, snd_una) == TCP(tp, write_seq) && (!error || sk->__sk_common.skc_flags & SOCK_DONE))
+		return TT_ORDERLY;
+	if (error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH)
+		return TT_TIMED_OUT;
+	if (error == ECONNRESET || error == EPIPE || error == ECONNREFUSED)
+		return TT_RESET;
+	return TT_ABORTED;
+}
+
+static __always_inline void post_out(struct sk_state *st, __u64 now)
+{
+	struct report r = { .now = now, .direction = TT_OUT, .calls = st->calls_out };
+
+	r.actor = st->c.conn.owner.pid;
+	st->calls_out = 0;
+	post_news(st, &r, ALL_NEWS);
+}
+
+static __always_inline void post_in(struct sk_state *st, __u64 now)
+{
+	struct report r = { .now = now, .direction = TT_IN, .actor = st->c.conn.owner.pid };
+
+	post_news(st, &r, ALL_NEWS);
+}
+
+static __always_inline void emit_end(struct sk_state *st, __u64 now)
+{
+	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
+
+	flush(&st->c);
+	if (st->told || is_wanted(&st->c.conn))
+		emit_state(st, &end);
+}
+
+static __always_inline bool has_counters(const struct sk_state *st)
+{
+	return !changes_from(st, TCP_LISTEN) && !changes_to(st, TCP_LISTEN) &&
+	       !changes_to(st, TCP_SYN_SENT) && !changes_to(st, TCP_SYN_RECV);
+}
+
+/*
+ * connect() or listen(). A socket that lived before (AF_UNSPEC has disconnected it) first says how that ended.
+ */
+static __always_inline void begin_life(struct sk_state *st, struct sock *sk, struct tcp_sock *tp,
+				       bool listens, __u64 now)
+{
+	if (st->known && !st->failed)
+		emit_end(st, now);
+	renew(st, st->c.conn.socket);
+	st->listens = listens;
+	st->active = !listens;
+	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
+	st->c.conn.since = now;
+	read_key(&st->c.conn, sk, tp);
+}
+
+/*
+ * inet_sock_set_state(): the socket is locked, and still in its old state. Runs in the owner's system call,
+ * in softirq, in timers: the current process counts only if it holds the lock. SCTP, DCCP and MPTCP come here
+ * too.
+ */
+static __always_inline int state_changes(struct sock *sk, int old_state, int new_state)
+{
+	struct change ch = { .kind = TT_TCP_STATE, .old_state = old_state, .new_state = new_state };
+	struct tcp_sock *tp;
+	struct sk_state *st;
+
+	if (sk->sk_protocol != IPPROTO_TCP || old_state == new_state)
+		return 0;
+	tp = tcp_of(sk);
+	if (!tp)
+		return 0;
+	if (old_state == TCP_LISTEN && new_state == TCP_SYN_RECV) {
+		st = state_get(sk);
+		if (!st) {
+			count_storage_loss(TT_TCP_STATE);
+			return 0;
+		}
+		conceive(st);
+		note_change(st, old_state, new_state);
+		return 0;
+	}
+	if (old_state == TCP_SYN_RECV && new_state == TCP_CLOSE) {
+		/* Two CPUs may make a child each for one connection: the one that comes too late was nobody's. */
+		st = state_peek(sk);
+		if (!st || !st->c.conn.socket || st->listens)
+			return 0;
+	}
+	st = tcp_state(sk, tp, TT_TCP_STATE);
+	if (!st)
+		return 0;
+	ch.now = bpf_ktime_get_ns();
+	if (new_state == TCP_SYN_SENT || new_state == TCP_LISTEN)
+		begin_life(st, sk, tp, new_state == TCP_LISTEN, ch.now);
+	note_change(st, old_state, new_state);
+	if (changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV) || !st->c.conn.local_port)
+		read_key(&st->c.conn, sk, tp);
+	owner_if_locked(st, sk);
+	if (changes_from(st, TCP_SYN_SENT))
+		st->active = 1;
+	if (changes_from(st, TCP_SYN_RECV) && changes_to(st, TCP_ESTABLISHED))
+		st->born = 1;
+	if (has_counters(st)) {
+		read_totals(st, sk, tp);
+		read_quality(st, tp);
+		read_condition(st, tp);
+		/* Whoever is sending goes on, and will report it. In other states calls leave that to us. */
+		/* Atomic for the sake of its barrier: see give_back(). */
+		if (!changes_to(st, TCP_ESTABLISHED) && !changes_to(st, TCP_CLOSE_WAIT))
+			add_u64(&st->shut, st->c.acct[TT_OUT].total + 1 - st->shut);
+		if (!changes_to(st, TCP_CLOSE_WAIT) || chunks_are_calls)
+			post_out(st, ch.now);
+		post_in(st, ch.now);
+		ch.has_totals = true;
+	}
+	ch.error = sk->sk_err;
+	if (changes_to(st, TCP_CLOSE)) {
+		st->failed = changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV);
+		st->ended_ns = ch.now;
+		st->error = ch.error;
+		st->end = how_it_ends(st, sk, tp);
+		flush(&st->c);
+	}
+	note_told(st, &st->c.conn);
+	if (is_wanted(&st->c.conn))
+		emit_state(st, &ch);
+	return 0;
+}
+
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_set_state, struct sock *sk, int old_state, int new_state)
+{
+	return state_changes(sk, old_state, new_state);
+}
+
+/* The understudy (see turn_is_taken()); programs run in the order in which they were attached. */
+SEC("?tp_btf/inet_sock_set_state")
+int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
+{
+	struct sk_state *st;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	st = state_peek(sk);
+	if (st && st->changed[0] == old_state && st->changed[1] == new_state) {
+		note_change(st, 0, 0);
+		return 0;
+	}
+	return state_changes(sk, old_state, new_state);
+}
+
+/*
+ * tcp_destroy_sock: nobody holds the socket any more. Reads may have gone on after ->CLOSE, so the last word
+ * about what was consumed is spoken here. The current process may be anybody.
+ */
+static __always_inline int socket_ends(struct sock *sk)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+	struct sk_state *st;
+	__u64 now;
+
+	if (!tp)
+		return 0;
+	st = state_peek(sk);
+	if (!st)
+		return 0;
+	if (st->c.conn.socket && !st->listens && st->known) {
+		now = bpf_ktime_get_ns();
+		raise(&st->c.acct[TT_IN].total, consumed(sk, tp));
+		/* A call that returned late may have written an earlier total over that one. */
+		if (st->shut)
+			raise(&st->c.acct[TT_OUT].total, st->shut - 1);
+		/* The change to CLOSE may have gone past the programs: then this is the last look. A disconnect (AF_UNSPEC, or
+		 * SO_LINGER with no time) has wiped the counters by now, but not the sequence numbers. */
+		if (!st->ended_ns && TCP(tp, bytes_sent)) {
+			read_totals(st, sk, tp);
+			read_quality(st, tp);
+			read_condition(st, tp);
+		}
+		post_out(st, now);
+		post_in(st, now);
+		if (!st->failed)
+			emit_end(st, now);
+		st->known = 0;
+	}
+	state_forget(sk);
+	return 0;
+}
+
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy, struct sock *sk)
+{
+	return socket_ends(sk);
+}
+
+/* The understudy: a connection that has ended is not known any more. */
+SEC("?tp_btf/tcp_destroy_sock")
+int BPF_PROG(tcp_destroy_2, struct sock *sk)
+{
+	return socket_ends(sk);
+}
+
+#endif
