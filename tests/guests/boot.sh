@@ -17,7 +17,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 COMPLAINTS='\[ cut here \]|Kernel panic|BUG: |Oops: |general protection fault'
 
 # A guest that hangs is given up after this many seconds.
-limit=${TCPTOP_GUEST_TIMEOUT:-2400}
+limit=${TCPTOP_GUEST_TIMEOUT:-3000}
 
 # pack_settings BACKENDS ARGUMENTS...: /etc/guest as one more piece of the initramfs. A run that hangs must leave time
 # to the ones after it.
