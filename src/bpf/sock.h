@@ -39,7 +39,7 @@ static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 		return bpf_skc_to_tcp_sock(sk);
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return NULL;
-	return use_cast ? CAST(struct tcp_sock, sk) : (struct tcp_sock *)sk;
+	return CAST_IF_CAN(struct tcp_sock, sk);
 }
 
 /* The state of a socket if it has one. `sk` is a pointer whose type the verifier knows. */
@@ -86,10 +86,8 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 	conn->since = bpf_ktime_get_ns();
 	conn->protocol = protocol;
 	conn->family = FIELD(typed, sk, __sk_common.skc_family) == AF_INET6 ? 6 : 4;
-	if (typed && use_cast)
-		conn->netns = CAST(struct sock, sk)->__sk_common.skc_net.net->ns.inum;
-	else if (typed)
-		conn->netns = sk->__sk_common.skc_net.net->ns.inum;
+	if (typed)
+		conn->netns = CAST_IF_CAN(struct sock, sk)->__sk_common.skc_net.net->ns.inum;
 	else
 		conn->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 	if (!conn->socket)

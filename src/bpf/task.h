@@ -12,6 +12,12 @@
 #define PF_KTHREAD 0x00200000 /* include/linux/sched.h */
 
 /*
+ * For each pointer that the verifier sees loaded from a task or a socket it looks through all of the kernel's types, unless
+ * that was cast; both came with Linux 6.2. A load through a cast checks the address first.
+ */
+#define CAST_IF_CAN(type, pointer) (use_cast ? CAST(type, pointer) : (type *)(pointer))
+
+/*
  * Understudies. The kernel skips a tracing program that is already running on this CPU, in whatever it has interrupted
  * or preempted. So hooks on which an event must not be lost have two programs that do the same: when one is skipped the
  * other runs, and when both run the second must find that there is nothing left to do.
@@ -55,9 +61,8 @@ struct caller {
 };
 
 /*
- * When the current process began. It is global so that the verifier goes through it once: for each pointer that it sees
- * loaded from a task or a socket it looks through all of the kernel's types (6.2; CAST() is without that), and it sees what
- * callers do hundreds of times.
+ * When the current process began. Every call asks, so there is no cast; it is global instead, and the verifier goes through
+ * it once: through what is inlined it goes hundreds of times.
  */
 __noinline __u64 current_start_ns(void)
 {
@@ -98,9 +103,8 @@ static __always_inline void current_process(struct tt_process *p)
 	p->uid = bpf_get_current_uid_gid();
 	p->cgroup = bpf_get_current_cgroup_id();
 	if (use_task_btf) {
-		struct task_struct *task = bpf_get_current_task_btf();
 		struct task_struct *leader =
-			use_cast ? CAST(struct task_struct, task)->group_leader : task->group_leader;
+			CAST_IF_CAN(struct task_struct, bpf_get_current_task_btf())->group_leader;
 
 		p->start_ns = leader->start_boottime;
 		/* Byte by byte: the verifier allows no wider load from a char array. */

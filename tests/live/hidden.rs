@@ -4,14 +4,15 @@
 //! happens meanwhile.
 
 use crate::net::{Child, run, tell};
-use std::fs::{File, read_dir, read_to_string};
+use procfs::process::{Process, Task};
+use std::fs::{File, read_to_string};
 use std::io::Read;
 use std::os::fd::FromRawFd;
 
 /// The threads of the first process, and for each a counter of the kernel's own: how often the tracepoint fired that is
 /// there for every switch to another thread.
 pub(crate) struct Hidden {
-    tids: Vec<i32>,
+    threads: Vec<Task>,
     counters: Vec<File>,
     switches: u64,
 }
@@ -19,28 +20,25 @@ pub(crate) struct Hidden {
 impl Hidden {
     pub(crate) fn watch() -> Self {
         let event = tracepoint("sched/sched_switch");
-        let tids: Vec<_> = read_dir("/proc/1/task")
-            .unwrap()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect();
-        let counters = tids.iter().map(|tid| count(event, *tid)).collect();
-        let switches = tids.iter().map(|tid| switches(*tid)).sum();
-        Self { tids, counters, switches }
+        let threads: Vec<_> = Process::new(1).unwrap().tasks().unwrap().map(Result::unwrap).collect();
+        let counters = threads.iter().map(|thread| count(event, thread.tid)).collect();
+        let switches = threads.iter().map(switches).sum();
+        Self { threads, counters, switches }
     }
 
     /// How often threads of the first process were current since, where the kernel hides that; otherwise 0.
     pub(crate) fn times(&self) -> u64 {
-        let switches = self.tids.iter().map(|tid| switches(*tid)).sum::<u64>().saturating_sub(self.switches);
         let is_seen = self.counters.iter().any(|counter| fired(counter) > 0);
-        if is_seen { 0 } else { switches }
+        let now: u64 = self.threads.iter().map(switches).sum();
+        if is_seen { 0 } else { now.saturating_sub(self.switches) }
     }
 }
 
-/// How often the scheduler took the processor from this thread, for whatever reason: proc_pid_status(5).
-fn switches(tid: i32) -> u64 {
-    let status = read_to_string(format!("/proc/1/task/{tid}/status")).unwrap_or_default();
-    let lines = status.lines().filter(|line| line.contains("voluntary_ctxt_switches"));
-    lines.filter_map(|line| line.split_whitespace().next_back()?.parse::<u64>().ok()).sum()
+/// How often the scheduler took the processor from this thread, for whatever reason. None are counted of one that is gone.
+fn switches(thread: &Task) -> u64 {
+    let status = thread.status().ok();
+    let counts = status.map(|status| [status.voluntary_ctxt_switches, status.nonvoluntary_ctxt_switches]);
+    counts.into_iter().flatten().flatten().sum()
 }
 
 /// The kernel's number of a tracepoint, which is in a file system that not everybody has mounted.
