@@ -368,6 +368,7 @@ pub enum LossPlace {
     /// preempted (`recursion_misses` in the program's fdinfo; Linux 5.12, for kprobes 6.7: before, it is not counted).
     /// Counted is the most that can have been lost: hooks where it matters have two programs, and both must be skipped.
     /// The next event of a TCP connection has its total all the same; a UDP datagram that was missed here is in no total.
+    /// With the tracepoint backend TCP and UDP have one hook for sends and one for receives, which count as those of UDP.
     Hook,
 }
 

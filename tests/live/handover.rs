@@ -262,10 +262,16 @@ fn contend(trace: &mut Trace) -> [BTreeMap<u32, u64>; 2] {
 
 const LONGEST_SEND: usize = 51;
 
+/// For how many sends the kernel has run no program. TCP and UDP have one tracepoint, whose losses count as those of UDP.
+fn skipped_sends(trace: &Trace) -> u64 {
+    let stats = trace.collector.stats();
+    [EventKind::TcpSend, EventKind::UdpSend].map(|kind| stats.lost(kind, LossPlace::Hook)).iter().sum()
+}
+
 /// The shares are what each has sent. A send for which the kernel has run no program, which is counted, goes to whoever
 /// is the owner in the end.
 fn check_shares(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
-    let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
+    let skipped = skipped_sends(trace);
     let share = |pid| shares.get(pid).copied().unwrap_or(0);
     let strayed = sent.iter().map(|(pid, sent)| sent.saturating_sub(share(pid))).sum::<u64>();
     assert!(strayed <= LONGEST_SEND as u64 * skipped, "{shares:?} instead of {sent:?}, {skipped} skipped");
@@ -273,7 +279,7 @@ fn check_shares(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
 
 /// All actors have sent. Where the kernel has run no program for sends, it may be the one who connected, too.
 fn check_actors(trace: &Trace, [sent, shares]: &[BTreeMap<u32, u64>; 2]) {
-    let skipped = trace.collector.stats().lost(EventKind::TcpSend, LossPlace::Hook);
+    let skipped = skipped_sends(trace);
     let may_be = |pid: &u32| sent.contains_key(pid) || skipped > 0 && *pid == std::process::id();
     let strangers: Vec<_> = shares.keys().filter(|pid| !may_be(pid)).collect();
     assert!(strangers.is_empty(), "{strangers:?}: {shares:?} of {sent:?}, {skipped} skipped");
