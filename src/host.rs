@@ -4,6 +4,8 @@
 use crate::error::{Error, Result};
 use procfs::FromBufRead;
 use procfs::process::{MountInfo, Status};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -138,12 +140,23 @@ fn parse_lockdown(text: &str) -> Option<Lockdown> {
 /// May a task lose its processor while it runs kernel code, and so in the middle of a BPF program? Where the mode is
 /// chosen at boot and debugfs does not tell which, the answer is no.
 pub(crate) fn is_preemptible() -> bool {
-    match fs::read_to_string("/sys/kernel/debug/sched/preempt") {
+    let modes = fs::read_to_string("/sys/kernel/debug/sched/preempt").or_else(|_| unmounted_modes());
+    match modes {
         Ok(modes) => chosen_mode_preempts(&modes),
         Err(_) => {
             fs::read_to_string("/proc/sys/kernel/version").is_ok_and(|version| built_preemptible(&version))
         }
     }
+}
+
+/// The same out of a debugfs that is mounted nowhere, and gone with the descriptor: containers have no other. Takes
+/// CAP_SYS_ADMIN.
+fn unmounted_modes() -> io::Result<String> {
+    let debugfs = fsopen("debugfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&debugfs)?;
+    let root = fsmount(&debugfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let modes = openat(root, "sched/preempt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    io::read_to_string(fs::File::from(modes))
 }
 
 /// The chosen mode is in parentheses: "none voluntary (full) lazy".
