@@ -11,6 +11,7 @@ use libbpf_rs::btf::types::{Func, FuncProto, Typedef};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 /// What a program can need of the kernel, each in a program of its own.
 const FEATURES: [&str; 5] =
@@ -20,12 +21,10 @@ const CAST: &str = "probe_cast";
 const FEXIT: &str = "probe_fexit";
 const KPROBE: &str = "probe_kprobe";
 
-/// All facts about the running kernel. Takes some ten milliseconds, most of it for reading all of its BTF.
+/// All facts about the running kernel. Takes some ten milliseconds, most of it for reading all of its BTF, in part only once.
 pub(crate) fn collect() -> Facts {
     let _quiet = Quiet::new();
-    let btf = Btf::from_vmlinux();
-    let (functions, tracepoints) = btf.as_ref().map(listed).unwrap_or_default();
-    let can_cast = btf.is_ok_and(|btf| arguments(&btf, "bpf_rdonly_cast").is_some());
+    let Listed { functions, tracepoints, can_cast } = listed();
     // On most kernels everything loads: then one load, which reads all of BTF again, answers all questions.
     let cast: &[_] = if can_cast { &[CAST] } else { &[] };
     let all = [FEATURES.as_slice(), cast, &[FEXIT, KPROBE]].concat();
@@ -59,25 +58,44 @@ fn cgroup() -> Result<(), String> {
     host::cgroup2_mount().map(drop).ok_or_else(|| "no cgroup2 hierarchy is mounted".into())
 }
 
-fn listed(btf: &Btf<'_>) -> (BTreeMap<&'static str, usize>, Vec<&'static str>) {
-    let mut functions = BTreeMap::new();
-    let mut tracepoints = Vec::new();
+/// What BTF lists of the functions and tracepoints that programs attach to or call.
+#[derive(Clone, Default)]
+struct Listed {
+    /// With the number of their arguments.
+    functions: BTreeMap<&'static str, usize>,
+    tracepoints: Vec<&'static str>,
+    can_cast: bool,
+}
+
+/// It is the same as long as the kernel runs, and to look is a good part of each start.
+fn listed() -> Listed {
+    static LISTED: OnceLock<Listed> = OnceLock::new();
+    if let Some(known) = LISTED.get() {
+        return known.clone();
+    }
+    // Next time it may be readable.
+    let Ok(btf) = Btf::from_vmlinux() else { return Listed::default() };
+    LISTED.get_or_init(|| look(&btf)).clone()
+}
+
+fn look(btf: &Btf<'_>) -> Listed {
+    let mut listed = Listed { can_cast: arguments(btf, "bpf_rdonly_cast").is_some(), ..Listed::default() };
     for program in Backend::ALL.into_iter().flat_map(|backend| plan::programs(backend, false)) {
         match program.target {
             Target::Function(name) | Target::FunctionOf(name, _) | Target::Kprobe(name) => {
                 if let Some(args) = arguments(btf, name) {
-                    functions.insert(name, args);
+                    listed.functions.insert(name, args);
                 }
             }
             Target::Tracepoint(name) => {
                 if btf.type_by_name::<Typedef<'_>>(&format!("btf_trace_{name}")).is_some() {
-                    tracepoints.push(name);
+                    listed.tracepoints.push(name);
                 }
             }
             Target::Cgroup => {}
         }
     }
-    (functions, tracepoints)
+    listed
 }
 
 fn arguments(btf: &Btf<'_>, function: &str) -> Option<usize> {
