@@ -197,8 +197,6 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         Backend::Kprobe => facts.kprobe.clone()?,
         Backend::Tracepoint => {}
     }
-    // Whose turn it is stands in task storage, which came with socket storage in tracing programs.
-    let call_understudies = facts.preemptible && facts.storage;
     let mut plan = Plan {
         backend,
         programs: Vec::new(),
@@ -208,11 +206,11 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_cookie: facts.cookie,
         use_task_btf: facts.task_btf,
         use_cast: facts.cast,
-        calls_run_twice: call_understudies && backend != Backend::Kprobe,
+        calls_run_twice: facts.preemptible && backend != Backend::Kprobe,
         all_cgroups: facts.all_cgroups,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
-    for program in programs(backend, call_understudies) {
+    for program in programs(backend, facts.preemptible) {
         match absence(program.target, facts) {
             Presence::Present => plan.programs.push(program),
             Presence::OtherVariant => {}

@@ -40,7 +40,6 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
-	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
 
 /* The helpers; whether the kernel has one that not all do is asked with CO-RE. */
@@ -60,7 +59,6 @@ enum {
 };
 
 enum {
-	BPF_LOCAL_STORAGE_GET_F_CREATE = 1 << 0,
 	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 };
 

@@ -145,15 +145,18 @@ struct {
 	__type(value, struct tt_state);
 } unsent SEC(".maps");
 
-/* Thread -> which of two programs on one hook had the last turn; see turn_is_taken(). */
 struct turns {
 	__u8 of[8]; /* by enum hook */
 };
 
+/*
+ * Thread -> which of two programs on one hook had the last turn; see turn_is_taken(). LRU because threads come and go:
+ * one that is pushed out between two calls, or takes over from a thread with its number, loses nothing.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
 	__type(value, struct turns);
 } thread_turns SEC(".maps");
 

@@ -24,7 +24,8 @@
  *
  * Where nothing else tells it, this does: whoever comes first in a call of this thread takes the turn, and the other one
  * gives it back. If one was skipped, the turn stays taken, and the next call begins with the other: each call is
- * handled once, whichever runs first.
+ * handled once, whichever runs first. (In memory that is there from the start. The storage of a task must be made by the
+ * first call, which may fail, and up to Linux 6.1 cannot even be found while another task is preempted in the helper.)
  */
 enum hook {
 	HOOK_TCP_OUT,
@@ -36,19 +37,22 @@ enum hook {
 
 static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 {
-	struct turns *turns;
+	const __u8 mine = understudy ? 2 : 1, other = understudy ? 1 : 2;
+	__u64 thread = bpf_get_current_pid_tgid();
+	struct turns *turns, first = {};
 
 	if (!calls_run_twice)
 		return false;
-	turns = bpf_task_storage_get(&thread_turns, bpf_get_current_task_btf(), 0,
-				     BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!turns)
-		return understudy;
-	if (turns->of[hook] == (understudy ? 1 : 2)) {
+	turns = bpf_map_lookup_elem(&thread_turns, &thread);
+	if (!turns) {
+		first.of[hook] = mine;
+		return bpf_map_update_elem(&thread_turns, &thread, &first, BPF_ANY) && understudy;
+	}
+	if (turns->of[hook] == other) {
 		turns->of[hook] = 0;
 		return true;
 	}
-	turns->of[hook] = understudy ? 2 : 1;
+	turns->of[hook] = mine;
 	return false;
 }
 

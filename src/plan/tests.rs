@@ -56,8 +56,6 @@ fn understudies_come_last_and_those_of_calls_only_where_tasks_are_preempted() {
     assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(2, false); 3]);
     facts.preemptible = true;
     assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(10, true), (3, false), (5, true)]);
-    facts.storage = false;
-    assert_eq!(second(&facts, Backend::Fentry), (2, false));
 }
 
 fn names(plan: &Plan) -> Vec<&'static str> {
