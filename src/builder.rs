@@ -34,13 +34,14 @@ impl LinuxCollectorBuilder {
         Self { config: Config::default() }
     }
 
-    /// How often transfers are reported. Default: every 100 ms.
+    /// How often transfers are reported: with each call, or at intervals of 1 ms to 1 h. Default: every 100 ms.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.config.granularity = granularity;
         self
     }
 
-    /// What happens when the channel is full. Default: the event is dropped and counted.
+    /// What happens when the channel is full. Default: the event is dropped and counted. Of no effect with
+    /// [`open`](Self::open) and [`spawn_batches`](Self::spawn_batches).
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.config.when_full = when_full;
         self
@@ -102,21 +103,21 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Size of the ring buffer in bytes; rounded up to a power of two of pages. Default: 4 MiB, which holds about
-    /// 20,000 events.
+    /// Size of the ring buffer in bytes, up to 1 GiB; rounded up to a power of two of pages. Default: 4 MiB, which holds
+    /// about 20,000 events.
     pub fn ring_bytes(mut self, bytes: usize) -> Self {
         self.config.ring_bytes = bytes;
         self
     }
 
-    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events. Default: 65,536.
+    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events, up to 2^24. Default: 65,536.
     pub fn channel_capacity(mut self, events: usize) -> Self {
         self.config.channel_capacity = events;
         self
     }
 
     /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
-    /// with the kprobe backend also for how many sockets. Default: 16,384, about 700 bytes each.
+    /// with the kprobe backend also for how many sockets. Up to 2^24. Default: 16,384, about 700 bytes each.
     ///
     /// What was used least recently makes room for what is new. A UDP flow then starts again from zero, with a new
     /// [`since`](crate::ConnectionInfo::since). So does a TCP connection where sockets need room, but with its true totals:
@@ -135,8 +136,9 @@ impl LinuxCollectorBuilder {
 
     /// Whether each start tries out what it has attached: it moves known bytes over loopback, TCP and UDP, IPv4 and
     /// IPv6, and looks whether they are reported. What is not is an incapability that
-    /// [`Capabilities`](crate::Capabilities) tells, instead of a silence. Takes some milliseconds; the test's own
-    /// sockets show up in no event. Default: no. Not done where events are filtered.
+    /// [`Capabilities`](crate::Capabilities) tells, instead of a silence. Takes some milliseconds, and half a second more
+    /// for each thing that is not seen; the test's own sockets show up in no event. Default: no. Not done where events are
+    /// filtered.
     pub fn self_test(mut self, yes: bool) -> Self {
         self.config.self_test = yes;
         self
@@ -158,10 +160,13 @@ impl LinuxCollectorBuilder {
     ///
     /// # Examples
     /// ```no_run
+    /// use std::sync::{Arc, Mutex};
     /// use tcptop::{ConnectionTable, LinuxCollector};
     ///
-    /// let mut table = ConnectionTable::new();
+    /// let table = Arc::new(Mutex::new(ConnectionTable::new()));
+    /// let shared = Arc::clone(&table);
     /// let collector = LinuxCollector::builder().spawn_batches(move |events| {
+    ///     let mut table = shared.lock().unwrap();
     ///     events.iter().for_each(|event| table.apply(event));
     /// })?;
     /// # Ok::<(), tcptop::Error>(())
@@ -188,8 +193,9 @@ impl LinuxCollectorBuilder {
     /// # Errors
     /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
     pub fn spawn(self) -> Result<(LinuxCollector, Receiver<CollectorEvent>)> {
-        let (tx, rx) = bounded(self.config.channel_capacity);
+        let capacity = self.config.channel_capacity;
         let mut collector = self.build()?;
+        let (tx, rx) = bounded(capacity);
         collector.start(tx)?;
         Ok((collector, rx))
     }
@@ -202,7 +208,10 @@ mod tests {
 
     #[test]
     fn a_wrong_configuration_is_refused_before_the_kernel_is_asked() {
-        let refused = LinuxCollector::builder().ring_bytes(0).spawn();
-        assert!(matches!(refused, Err(Error::InvalidConfig { .. })));
+        let builder = LinuxCollector::builder;
+        // A channel so large would take all memory, or panic.
+        for wrong in [builder().ring_bytes(0), builder().channel_capacity(usize::MAX)] {
+            assert!(matches!(wrong.spawn(), Err(Error::InvalidConfig { .. })));
+        }
     }
 }

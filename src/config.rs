@@ -118,9 +118,7 @@ impl Config {
         }
         if let Granularity::Interval(every) = self.granularity {
             if every < Duration::from_millis(1) || every > Duration::from_secs(3600) {
-                return invalid(
-                    "the interval must be between 1 ms and 1 h; for each call use Granularity::PerCall",
-                );
+                return invalid("the interval must be between 1 ms and 1 h, if events do not come per call");
             }
         }
         if self.filter.pid == Some(0) {
