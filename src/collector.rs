@@ -118,11 +118,15 @@ impl LinuxCollector {
     /// what is to be expected, and after [`bootstrap_existing`](NetworkCollector::bootstrap_existing) what that has
     /// found to be so.
     pub fn capabilities(&self) -> Option<Capabilities> {
-        let mut capabilities = self.capabilities.clone()?;
+        self.capabilities.clone().map(|expected| self.as_found(expected))
+    }
+
+    /// These capabilities, with what the search for existing connections has found to be so.
+    pub(crate) fn as_found(&self, mut capabilities: Capabilities) -> Capabilities {
         if let Some(finding) = self.existing().as_ref() {
             finding.tell(&mut capabilities);
         }
-        Some(capabilities)
+        capabilities
     }
 
     /// How existing connections were found in this run, the last time. Nobody panics while holding it.
@@ -157,21 +161,21 @@ impl LinuxCollector {
             return Err(Error::AlreadyRunning);
         }
         self.end_thread();
-        let Traced { session, early, shared } = self.trace()?;
+        let Traced { session, early, shared, .. } = self.trace()?;
         self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
         self.shared = shared;
         Ok(())
     }
 
-    /// A reader for who has no use for a thread, and where its events arrive.
-    pub(crate) fn start_here(&mut self) -> Result<(Reader, Receiver<CollectorEvent>)> {
-        let Traced { session, early, shared } = self.trace()?;
+    /// A reader for who has no use for a thread, where its events arrive, and what there is to be seen.
+    pub(crate) fn start_here(&mut self) -> Result<(Reader, Receiver<CollectorEvent>, Capabilities)> {
+        let Traced { session, early, shared, capabilities } = self.trace()?;
         let (tx, events) = unbounded();
         let output = Output::Channel { tx, when_full: WhenFull::Drop };
         let reader = Reader::new(session, &self.config, output, Arc::clone(&shared))?;
         reader.deliver(early);
         self.shared = shared;
-        Ok((reader, events))
+        Ok((reader, events, capabilities))
     }
 
     /// Gets the programs into the kernel; from then on there are events.
@@ -184,9 +188,9 @@ impl LinuxCollector {
         finding.tell(&mut capabilities);
         *shared.holders() = holders;
         let early = self_test(&session, &self.config, &mut capabilities)?;
-        self.capabilities = Some(capabilities);
+        self.capabilities = Some(capabilities.clone());
         *self.existing() = None;
-        Ok(Traced { session, early, shared })
+        Ok(Traced { session, early, shared, capabilities })
     }
 
     fn end_thread(&mut self) {
@@ -206,6 +210,7 @@ struct Traced {
     /// Records that have been taken out of the ring already.
     early: Vec<Vec<u8>>,
     shared: Arc<Shared>,
+    capabilities: Capabilities,
 }
 
 impl NetworkCollector for LinuxCollector {
@@ -251,10 +256,7 @@ fn self_test(session: &Session, config: &Config, capabilities: &mut Capabilities
 
 /// Says in the user's terms what forbids tracing, before the kernel says it in its own.
 fn open_session(config: &Config) -> Result<Session> {
-    let missing = host::missing_capabilities()?;
-    if !missing.is_empty() {
-        return Err(Error::MissingPrivileges { missing });
-    }
+    host::check_privileges()?;
     if !Path::new(BTF).exists() {
         return Err(Error::NoBtf { path: BTF.into() });
     }

@@ -22,6 +22,12 @@ pub enum Error {
         missing: Vec<&'static str>,
     },
 
+    /// Run it outside of the container, or have the right to use BPF delegated to it.
+    #[error(
+        "not allowed to trace: BPF asks for privileges in the initial user namespace, and this process is in another one, as in a rootless container; run it outside, or mount a bpffs that delegates BPF (Linux 6.9)"
+    )]
+    UserNamespace,
+
     /// Use a kernel that describes its own types.
     #[error(
         "this kernel has no type information at {}: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's kernel is)",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, cgroup2.
+//! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, preemption, cgroup2.
 
 use crate::error::{Error, Result};
 use procfs::FromBufRead;
@@ -31,21 +31,18 @@ const TRACING: [Capability; 2] = [CAP_BPF, CAP_PERFMON];
 /// more, the cgroup's directory need only be readable.
 const CGROUP_PROGRAMS: [Capability; 2] = [CAP_BPF, CAP_NET_ADMIN];
 
-/// Where the capabilities are there, but only within a user namespace. BPF asks for those of the initial one.
-const ELSEWHERE: &str =
-    "CAP_BPF and CAP_PERFMON in the initial user namespace (a rootless container has its own)";
-
-/// Capabilities that the calling thread lacks for tracing; without them nothing works. CAP_SYS_RESOURCE is not among
-/// them: before Linux 5.11 it raises the limit on locked memory, which may be high enough as it is.
+/// May the calling thread trace? CAP_SYS_RESOURCE is not asked for: before Linux 5.11 it raises the limit on locked memory,
+/// which may be high enough as it is.
 ///
 /// # Errors
-/// [`Error::Proc`] if /proc cannot be read.
-pub(crate) fn missing_capabilities() -> Result<Vec<&'static str>> {
+/// [`Error::MissingPrivileges`], or [`Error::UserNamespace`] where the capabilities are there but only within a user
+/// namespace. [`Error::Proc`] if /proc cannot be read.
+pub(crate) fn check_privileges() -> Result<()> {
     let missing = missing(effective_capabilities()?, &TRACING);
-    if missing.is_empty() && !(in_initial_user_namespace() || bpf_is_delegated()) {
-        return Ok(vec![ELSEWHERE]);
+    if !missing.is_empty() {
+        return Err(Error::MissingPrivileges { missing });
     }
-    Ok(missing)
+    if in_initial_user_namespace() || bpf_is_delegated() { Ok(()) } else { Err(Error::UserNamespace) }
 }
 
 /// Capabilities that the calling thread lacks for cgroup programs; tracing goes on without these.
@@ -243,10 +240,13 @@ mod tests {
 
     #[test]
     fn the_own_capabilities_can_be_read() {
-        let needed_both = [missing_capabilities().unwrap(), missing_for_cgroup_programs().unwrap()];
-        let all = missing(effective_capabilities().unwrap(), &[CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN]);
-        for name in all {
-            assert!(needed_both.iter().any(|names| names.contains(&name)), "{name}");
+        let effective = effective_capabilities().unwrap();
+        assert_eq!(missing_for_cgroup_programs().unwrap(), missing(effective, &CGROUP_PROGRAMS));
+        let lacking = missing(effective, &TRACING);
+        match check_privileges() {
+            Err(Error::MissingPrivileges { missing }) => assert_eq!(missing, lacking),
+            Ok(()) | Err(Error::UserNamespace) => assert_eq!(lacking, Vec::<&str>::new()),
+            Err(e) => panic!("{e}"),
         }
     }
 

@@ -47,6 +47,7 @@ use std::time::{Duration, Instant};
 /// ```
 pub struct Poller {
     collector: LinuxCollector,
+    capabilities: Capabilities,
     reader: Option<Reader>,
     events: Receiver<CollectorEvent>,
     alarm: Alarm,
@@ -60,11 +61,11 @@ impl fmt::Debug for Poller {
 
 impl Poller {
     pub(crate) fn new(mut collector: LinuxCollector) -> Result<Self> {
-        let (reader, events) = collector.start_here()?;
+        let (reader, events, capabilities) = collector.start_here()?;
         let refused = |e| Error::Kernel { what: "make a descriptor to wait for", reason: Box::new(e) };
         let alarm = Alarm::new(reader.ring_fd()).map_err(refused)?;
         alarm.set(reader.pause());
-        Ok(Self { collector, reader: Some(reader), events, alarm })
+        Ok(Self { collector, capabilities, reader: Some(reader), events, alarm })
     }
 
     /// Waits until there are events, or for this long, or until a signal comes, and hands them out. Those that are left in
@@ -99,8 +100,8 @@ impl Poller {
     }
 
     /// See [`LinuxCollector::capabilities`].
-    pub fn capabilities(&self) -> Option<Capabilities> {
-        self.collector.capabilities()
+    pub fn capabilities(&self) -> Capabilities {
+        self.collector.as_found(self.capabilities.clone())
     }
 
     /// See [`LinuxCollector::stats`].
