@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a running collector can and cannot see on this kernel, and why.
 
+use crate::error::Error;
+use crate::model::display_as_str;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// A family of kernel hooks. All of them also use `sock:inet_sock_set_state` and two more TCP tracepoints, from
 /// which the TCP totals come; they differ in how they see calls and UDP.
@@ -33,11 +36,16 @@ impl Backend {
     }
 }
 
-impl fmt::Display for Backend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+impl FromStr for Backend {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let named = Self::ALL.into_iter().find(|backend| backend.as_str() == name);
+        named.ok_or(Error::InvalidConfig { what: "the backend must be fentry, kprobe or tracepoint" })
     }
 }
+
+display_as_str!(Backend, Bootstrap, Feature);
 
 /// How connections that are older than the tracer are found, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -112,12 +120,7 @@ impl Capabilities {
             let SelfTestResult::Failed(why) = &check.result else { continue };
             log::error!("{check}");
             let finding = format!("the self-test over {}: {why}", check.address);
-            let visibility = match self.visibility(check.feature) {
-                Visibility::Exact => Visibility::Limited(finding),
-                Visibility::Limited(known) => Visibility::Limited(format!("{known}; {finding}")),
-                Visibility::Unseen => Visibility::Unseen,
-            };
-            self.set(check.feature, visibility);
+            self.set(check.feature, self.visibility(check.feature).within(&finding));
         }
         self.self_test = checks;
     }
@@ -244,12 +247,6 @@ impl Feature {
     }
 }
 
-impl fmt::Display for Feature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// How well a feature is seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
@@ -261,6 +258,17 @@ pub enum Visibility {
     Limited(String),
     /// Not at all.
     Unseen,
+}
+
+impl Visibility {
+    /// The same with one more limit; what is not seen has none.
+    pub(crate) fn within(self, limit: &str) -> Self {
+        match self {
+            Self::Exact => Self::Limited(limit.into()),
+            Self::Limited(known) => Self::Limited(format!("{known}; {limit}")),
+            Self::Unseen => Self::Unseen,
+        }
+    }
 }
 
 impl fmt::Display for Visibility {

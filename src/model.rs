@@ -2,6 +2,18 @@
 //! The words of this crate: protocols, states, keys, processes and kernel time. Plain values; nothing here
 //! knows where they come from.
 
+/// A type is printed as it is named, with the padding that is asked for.
+macro_rules! display_as_str {
+    ($($type:ty),+) => {
+        $(impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        })+
+    };
+}
+pub(crate) use display_as_str;
+
 mod process;
 
 pub use process::{Process, ProcessName, Provenance};
@@ -42,11 +54,7 @@ impl FromStr for Protocol {
     }
 }
 
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+display_as_str!(Protocol, AddressFamily);
 
 /// Family of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +70,14 @@ impl AddressFamily {
     /// The family of this address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// Lower-case name: `ipv4` or `ipv6`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
     }
 }
 
@@ -134,7 +150,7 @@ impl fmt::Display for TcpState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown(n) => write!(f, "unknown({n})"),
-            known => f.write_str(known.as_str()),
+            known => f.pad(known.as_str()),
         }
     }
 }

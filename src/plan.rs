@@ -267,62 +267,51 @@ pub(crate) fn features(plan: &Plan, running: &[&str]) -> Vec<(Feature, Visibilit
 }
 
 fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
-    let all = |names: &[&str]| {
-        if names.iter().all(|n| running.contains(n)) { Visibility::Exact } else { Visibility::Unseen }
-    };
-    let limited = |names: &[&str], limit: &str| match all(names) {
-        Visibility::Exact => Visibility::Limited(limit.into()),
-        none => none,
-    };
+    let by = |name| if running.contains(&name) { Visibility::Exact } else { Visibility::Unseen };
+    // One program for each family. A kernel may have no IPv6, or as a module, where no program attaches.
+    let by_both = |v4, v6| if running.contains(&v6) { by(v4) } else { by(v4).within("IPv4 only") };
     // What cgroup programs see, of which the root may be that of a namespace.
-    let in_cgroups = |seen| match seen {
-        Visibility::Exact if !plan.all_cgroups => Visibility::Limited(OWN_CGROUPS.into()),
-        Visibility::Limited(limit) if !plan.all_cgroups => {
-            Visibility::Limited(format!("{limit}; {OWN_CGROUPS}"))
-        }
-        seen => seen,
-    };
+    let in_cgroups = |seen: Visibility| if plan.all_cgroups { seen } else { seen.within(OWN_CGROUPS) };
     match (feature, plan.backend) {
         (Feature::TcpTotals, _) => Visibility::Exact,
         (Feature::TcpSend | Feature::TcpRecv, Backend::Fentry | Backend::Tracepoint) => Visibility::Exact,
-        (Feature::TcpSend, Backend::Kprobe) => limited(
-            &["tcp_segment_in"],
-            "reported when the peer acknowledges, for the last process that sent",
-        ),
+        (Feature::TcpSend, Backend::Kprobe) => {
+            by("tcp_segment_in").within("reported when the peer acknowledges, for the last process that sent")
+        }
         (Feature::TcpRecv, Backend::Kprobe) => {
-            Visibility::Limited("calls are counted by segments consumed".into())
+            Visibility::Limited("calls are counted by chunks of data consumed".into())
         }
-        (Feature::UdpSend, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
-        (Feature::UdpSend, Backend::Kprobe) => limited(
-            &["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"],
-            "counted at the start of the call: failed sends count too",
-        ),
+        (Feature::UdpSend | Feature::UdpSendPeer, Backend::Fentry) => {
+            by_both("fexit_udp_sendmsg", "fexit_udpv6_sendmsg")
+        }
+        (Feature::UdpSend, Backend::Kprobe) => by_both("kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg")
+            .within("counted at the start of the call: failed sends count too"),
         (Feature::UdpSend | Feature::UdpRecv, Backend::Tracepoint) => Visibility::Exact,
-        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Fentry) => all(&["fentry_skb_consume_udp"]),
-        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => all(&["kprobe_skb_consume_udp"]),
-        (Feature::UdpSendPeer, Backend::Fentry) => all(&["fexit_udp_sendmsg", "fexit_udpv6_sendmsg"]),
-        (Feature::UdpSendPeer, Backend::Kprobe) => all(&["kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"]),
+        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Fentry) => by("fentry_skb_consume_udp"),
+        (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => by("kprobe_skb_consume_udp"),
+        (Feature::UdpSendPeer, Backend::Kprobe) => by_both("kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"),
         (Feature::UdpSendPeer, Backend::Tracepoint) => {
-            in_cgroups(all(&["cgroup_sendmsg4", "cgroup_sendmsg6"]))
+            in_cgroups(by_both("cgroup_sendmsg4", "cgroup_sendmsg6"))
         }
-        (Feature::UdpRecvPeer, Backend::Tracepoint) => in_cgroups(limited(
-            &["cgroup_recvmsg4", "cgroup_recvmsg6"],
-            "unknown where the reader does not ask for the address (recv, read)",
-        )),
+        (Feature::UdpRecvPeer, Backend::Tracepoint) => in_cgroups(
+            by_both("cgroup_recvmsg4", "cgroup_recvmsg6")
+                .within("unknown where the reader does not ask for the address (recv, read)"),
+        ),
         (Feature::UdpClose, Backend::Fentry) => {
-            all(&["fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock"])
+            by_both("fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock")
         }
         (Feature::UdpClose, Backend::Kprobe) => {
-            all(&["kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock"])
+            by_both("kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock")
         }
-        (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(all(&["cgroup_sock_release"])),
+        (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(by("cgroup_sock_release")),
         (Feature::AcceptOwner, backend) => accept_owner(backend, plan.use_storage, running),
         (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
         (Feature::SocketCookie, Backend::Kprobe) => {
             Visibility::Limited("TCP only: a kprobe cannot ask for a UDP socket's cookie".into())
         }
         (Feature::SocketCookie, _) => Visibility::Exact,
-        (Feature::Existing, _) => Visibility::Limited("out of /proc, without totals".into()),
+        // No program finds those: `Finding::tell` knows better.
+        (Feature::Existing, _) => Visibility::Unseen,
     }
 }
 

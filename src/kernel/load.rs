@@ -65,7 +65,8 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
         kernel: host::kernel_release(),
         features: plan::features(&plan, &running),
         steps_down: Vec::new(),
-        bootstrap: Bootstrap::Procfs,
+        // Told by `Finding::tell`.
+        bootstrap: Bootstrap::default(),
         self_test: Vec::new(),
         missing_programs: plan
             .missing

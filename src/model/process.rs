@@ -153,7 +153,9 @@ impl<'de> serde::Deserialize<'de> for ProcessName {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Process {
-    /// Process id (thread-group id) in the initial pid namespace; 0 for [the kernel itself](Self::is_kernel).
+    /// Process id (thread-group id) in the initial pid namespace; 0 for [the kernel itself](Self::is_kernel). Of owners
+    /// that were found in /proc (see the limits of [`Feature::Existing`](crate::Feature::Existing)) pid and uid are those
+    /// of the namespaces of this process, and the start time is in clock ticks of 10 ms.
     pub pid: u32,
     /// `comm` of the thread-group leader.
     pub name: ProcessName,
@@ -206,11 +208,7 @@ impl Provenance {
     }
 }
 
-impl fmt::Display for Provenance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+crate::model::display_as_str!(Provenance);
 
 #[cfg(test)]
 mod tests {
