@@ -5,7 +5,7 @@ use clap::Parser;
 use crossbeam_channel::{after, bounded, never, select_biased, tick};
 use serde_json::{Map, Value, json};
 use std::io::{self, ErrorKind, Write, stderr, stdout};
-use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, time::Duration};
+use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, time::Duration, time::UNIX_EPOCH};
 use tcptop::{
     Backend, Capabilities, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Granularity,
     KernelTime, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol, Provenance,
@@ -21,7 +21,7 @@ struct Options {
     #[arg(long)] json: bool,
     /// End after this time; without it: at Ctrl-C
     #[arg(long, value_name = "SECS", value_parser = seconds)] duration: Option<Duration>,
-    /// Time from one table to the next
+    /// Time from one table to the next; rates are over as long, but at least over a second
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")] interval: Duration,
     /// Report every call, or each socket and direction at most once in so many milliseconds
     #[arg(long, value_name = "call|MS", value_parser = granularity, default_value = "100")] granularity: Granularity,
@@ -39,7 +39,7 @@ struct Options {
     #[arg(long)] no_bootstrap: bool,
     /// Print every event as it comes (default with --json)
     #[arg(long, overrides_with = "no_events")] events: bool,
-    /// Print no events (default without --json)
+    /// Print no events, not even losses, which else are printed without --json, too
     #[arg(long, overrides_with = "events")] no_events: bool,
 }
 
@@ -54,7 +54,7 @@ fn granularity(text: &str) -> Result<Granularity, Box<dyn Error + Send + Sync>> 
 }
 
 fn collector(options: &Options) -> LinuxCollectorBuilder {
-    let backend = Backend::ALL.into_iter().find(|b| options.backend == b.as_str());
+    let backend: Option<Backend> = options.backend.parse().ok(); // None of them is `auto`.
     let builder = LinuxCollector::builder().granularity(options.granularity).self_test(!options.no_self_test);
     let builder = backend.into_iter().fold(builder, LinuxCollectorBuilder::backend);
     let builder = options.protocol.into_iter().fold(builder, LinuxCollectorBuilder::protocol);
@@ -93,9 +93,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
             Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
         }
     }
-    let end = options.duration.map_or_else(never, after);
+    let (end, looks) = (options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
     let tables = if options.json { never() } else { tick(options.interval) };
-    let looks = tick(Duration::from_millis(100));
     loop {
         select_biased! {
             recv(stopped) -> _ => break,
@@ -123,7 +122,9 @@ fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
         can.self_test.iter().filter(|c| c.has_failed()).try_for_each(|c| writeln!(stdout(), "  {c}"))?;
         return can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"));
     }
-    let start = json!({"type": "start", "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
+    let (now, wall) = (KernelTime::now(), UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64));
+    let start = json!({"type": "start", "time_ns": now.as_nanos(), "unix_time_ns": wall,
+        "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
         "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
         "bootstrap": can.bootstrap.as_str(), "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
         "missing_programs": texts(&can.missing_programs)}});
@@ -168,9 +169,8 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
         let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escape_debug(), p.pid));
         return format!("{kind} {} {who} {what}", info.key);
     }
-    let mut record = ConnectionRecord::new(info.key, info.time);
-    (record.socket, record.netns) = (Some(info.socket), info.netns);
-    record.owner = owner.map(|(process, _)| process);
+    let (mut record, owner) = (ConnectionRecord::new(info.key, info.time), owner.map(|(process, _)| process));
+    (record.socket, record.netns, record.owner) = (Some(info.socket), info.netns, owner);
     object(kind.as_str(), &record, actor, what).to_string()
 }
 

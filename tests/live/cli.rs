@@ -224,6 +224,31 @@ fn without_privileges_it_names_what_is_missing() {
     );
 }
 
+/// In a rootless container a process has all capabilities, but none that BPF asks for.
+#[test]
+fn in_a_user_namespace_it_says_so() {
+    let mut command = tcptop(&["--duration", "1"]);
+    let enter = || {
+        let map = b"0 0 1";
+        // SAFETY: a user namespace in which this process is root, too.
+        unsafe {
+            if libc::unshare(libc::CLONE_NEWUSER) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            let file = libc::open(c"/proc/self/uid_map".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if libc::write(file, map.as_ptr().cast(), map.len()) != map.len() as isize {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: only system calls between fork and exec.
+    unsafe { command.pre_exec(enter) };
+    let (code, errors) = refused(&mut command);
+    assert_eq!((code, errors.lines().count()), (1, 1), "{errors}");
+    assert!(errors.contains("rootless container") && !errors.contains("setcap"), "{errors}");
+}
+
 /// A kernel that does not describe its types.
 #[test]
 fn without_btf_it_says_so() {

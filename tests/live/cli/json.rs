@@ -10,37 +10,34 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
+use tcptop::KernelTime;
 
 const NOBODY: u32 = 65_534;
 
-/// What every line about a connection carries, known or not.
-const IDENTITY: &str = "time_ns socket protocol local_addr local_port remote_addr remote_port \
-                        pid process actor_pid actor uid netns cgroup";
+const README: &str = include_str!("../../../README.md");
 
-/// All keys of a line beside its type, no more and no less: programs read them by name.
+/// What the README's table says that such a line carries: the names in backticks.
+fn documented(is_row: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut rows = README.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+    let (_, carried) = rows.find(|(kinds, _)| is_row(kinds)).expect("the README documents each line");
+    let of_tcp = carried.split("; of UDP").next().unwrap_or(carried);
+    of_tcp.split('`').skip(1).step_by(2).collect()
+}
+
+/// All keys of a line, no more and no less: programs read them by name.
 fn keys(line: &Value) -> String {
-    let (identity, own) = match line["type"].as_str().unwrap_or_default() {
-        "start" => ("", "backend kernel capabilities"),
-        "tcp_send" | "tcp_recv" | "udp_send" | "udp_recv" => (IDENTITY, "bytes calls total_bytes rtt_us"),
-        "tcp_state" => (IDENTITY, "provenance old_state new_state error"),
-        "opened" => (IDENTITY, "is_active rtt_us"),
-        "connect_failed" => (IDENTITY, "reason error"),
-        // The totals of UDP belong to its flows, and a socket may have several.
-        "closed" if line["protocol"] == "udp" => (IDENTITY, ""),
-        "closed" => (
-            IDENTITY,
-            "bytes_in bytes_out packets_in packets_out rtt_us min_rtt_us retransmits duration_us reason error",
-        ),
-        "connection" => (
-            IDENTITY,
-            "tcp_state bytes_in bytes_out packets_in packets_out rate_in rate_out rtt_us is_partial is_closed",
-        ),
-        "lost" => ("", "kind place count"),
-        "stats" => ("", "events lost losses unknown_records unbalanced kernel_memory_bytes evicted"),
-        _ => panic!("a line of an unknown type: {line}"),
-    };
-    format!("type {identity} {own}")
+    let kind = line["type"].as_str().unwrap();
+    let of_all = |kinds: &str| kinds.starts_with("all but");
+    let mut keys = documented(|kinds| !of_all(kinds) && kinds.contains(&format!("`{kind}`")));
+    // The totals of UDP belong to its flows, and a socket may have several.
+    if kind == "closed" && line["protocol"] == "udp" {
+        keys.clear();
+    }
+    if !["start", "lost", "stats"].contains(&kind) {
+        keys.extend(documented(of_all));
+    }
+    format!("type {}", keys.join(" "))
 }
 
 fn check_keys(object: &Value, expected: &str) {
@@ -186,6 +183,11 @@ impl Lines {
         check_keys(can, "features bootstrap self_test steps_down missing_programs");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         assert_eq!((&start["type"], &start["kernel"]), (&json!("start"), &json!(release.trim())));
+        // With both clocks of the same moment the times of events can be dated.
+        let began = KernelTime(start["time_ns"].as_u64().unwrap()).to_system_time();
+        let dated = UNIX_EPOCH + Duration::from_nanos(start["unix_time_ns"].as_u64().unwrap());
+        let off = began.duration_since(dated).unwrap_or_else(|e| e.duration());
+        assert!(off < Duration::from_millis(100), "{off:?}");
         if let Some(backend) = wanted_backend() {
             assert_eq!(start["backend"], backend.as_str());
         }
