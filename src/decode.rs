@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From the bytes of a record to an event. Pure: no kernel, no state, no allocation.
+//! From the bytes of a record to an event. Pure: no kernel, no state; no allocation for a record.
 
 use crate::event::{
     CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a collector hands out: one enum, and the structs that its variants carry.
 
-use crate::model::{ConnectionKey, KernelTime, Process, Provenance, TcpState};
-use std::fmt;
+use crate::model::{ConnectionKey, KernelTime, Process, Provenance, TcpState, display_as_str};
 use std::time::Duration;
 
 /// Something that happened on a connection, or to the events themselves.
@@ -29,12 +28,15 @@ pub enum CollectorEvent {
     TcpStateChange(StateChange),
     /// A connection is established, with the state change that made it so.
     Opened(Opened),
-    /// A connection was not established: the end of what began with a change to SYN_SENT. No [`Closed`] follows.
+    /// A connection was not established: the end of what began with a change to SYN_SENT, or with data in the SYN of a
+    /// peer (TCP Fast Open). No [`Closed`] follows.
     ConnectFailed(ConnectFailed),
-    /// A socket is gone for good. TCP: the connection's final totals. UDP: every flow of this socket has ended;
-    /// `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.
+    /// A socket is gone, or connects or listens anew. TCP: the connection's final totals. UDP: every flow of this socket has
+    /// ended; `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.
     Closed(Closed),
-    /// Events were lost. What they counted is not: later events and [`Closed`] carry cumulative totals.
+    /// Events were lost, or come late. TCP loses no bytes by that: later events and [`Closed`] carry the connection's totals.
+    /// UDP does where its programs were skipped ([`LossPlace::Hook`]) or found no memory ([`LossPlace::Storage`]), and with
+    /// the last event of a flow.
     Lost(Lost),
 }
 
@@ -91,6 +93,14 @@ pub struct ConnectionInfo {
     pub provenance: Provenance,
 }
 
+impl ConnectionInfo {
+    /// A connection of which only this is known, and since when; the other fields are public and can be set. For tests, and
+    /// for other collectors.
+    pub fn new(key: ConnectionKey, socket: u64, time: KernelTime) -> Self {
+        Self { time, socket, since: time, key, netns: 0, owner: None, provenance: Provenance::Unknown }
+    }
+}
+
 /// Bytes that moved between a process and a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -115,6 +125,14 @@ pub struct Transfer {
     pub rtt_us: Option<u32>,
 }
 
+impl Transfer {
+    /// One call of the owner; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, bytes: u64, total_bytes: u64) -> Self {
+        let (until, actor) = (connection.time, connection.owner);
+        Self { connection, until, actor, bytes, calls: 1, total_bytes, total_packets: 0, rtt_us: None }
+    }
+}
+
 /// A TCP socket went from one state to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -134,6 +152,13 @@ pub struct StateChange {
     pub rtt_us: Option<u32>,
 }
 
+impl StateChange {
+    /// One without error and counters; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, old_state: TcpState, new_state: TcpState) -> Self {
+        Self { connection, old_state, new_state, error: None, totals: None, rtt_us: None }
+    }
+}
+
 /// A connection is established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -147,6 +172,13 @@ pub struct Opened {
     pub rtt_us: Option<u32>,
 }
 
+impl Opened {
+    /// An active or a passive open; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, is_active: bool) -> Self {
+        Self { connection, is_active, rtt_us: None }
+    }
+}
+
 /// A connection could not be established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -158,6 +190,13 @@ pub struct ConnectFailed {
     pub reason: ConnectFailure,
     /// `sk_err` of the socket, an errno; none if it was closed before there was an answer.
     pub error: Option<i32>,
+}
+
+impl ConnectFailed {
+    /// With the reason that this errno stands for; none if the socket was closed before there was an answer.
+    pub fn new(connection: ConnectionInfo, error: Option<i32>) -> Self {
+        Self { connection, reason: ConnectFailure::from_error(error), error }
+    }
 }
 
 /// Why a connection could not be established.
@@ -214,9 +253,9 @@ pub enum CloseReason {
     /// This end said goodbye (FIN) and the peer acknowledged it. The socket may have waited for the peer's own FIN, or
     /// have left that to a placeholder in TIME_WAIT, which is no socket any more.
     Orderly,
-    /// The peer reset the connection (ECONNRESET, EPIPE).
+    /// The peer reset the connection (ECONNRESET, EPIPE, ECONNREFUSED).
     Reset,
-    /// The peer did not answer any more (ETIMEDOUT, EHOSTUNREACH).
+    /// The peer did not answer any more (ETIMEDOUT), or there was no way to it (EHOSTUNREACH, ENETUNREACH).
     TimedOut,
     /// This end broke off: it closed with data unread, with SO_LINGER and no time, or was made to (`ss -K`).
     Aborted,
@@ -236,8 +275,8 @@ impl CloseReason {
 
 /// A socket is gone.
 ///
-/// For TCP this comes once per connection that was established, when the socket is released: a program may read what
-/// has arrived after the change to CLOSE. TIME_WAIT comes after that and is not shown: the kernel replaces the socket by
+/// For TCP this comes once per connection that was established, when the socket is released (a program may read what has
+/// arrived after the change to CLOSE) or used for another connection. TIME_WAIT comes after that and is not shown: the kernel replaces the socket by
 /// a placeholder that only keeps the addresses from being used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -254,13 +293,29 @@ pub struct Closed {
     pub min_rtt_us: Option<u32>,
     /// Segments that were sent again (`tcp_sock.total_retrans`).
     pub retransmits: u32,
-    /// From SYN_SENT, or for an accepted connection from ESTABLISHED, to CLOSE. None for UDP, and for connections that
-    /// are older than the tracer.
+    /// From SYN_SENT, or for an accepted connection from ESTABLISHED, to CLOSE. None for UDP, for connections that are
+    /// older than the tracer, and where the change to CLOSE was missed ([`LossPlace::Hook`]).
     pub duration: Option<Duration>,
-    /// How it ended; none for UDP.
+    /// How it ended; none for UDP, and where the change to CLOSE was missed ([`LossPlace::Hook`]).
     pub reason: Option<CloseReason>,
     /// `sk_err` at the change to CLOSE, an errno such as 104 (ECONNRESET).
     pub error: Option<i32>,
+}
+
+impl Closed {
+    /// An end with nothing known but the totals; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, totals: Totals) -> Self {
+        Self {
+            connection,
+            totals,
+            rtt_us: None,
+            min_rtt_us: None,
+            retransmits: 0,
+            duration: None,
+            reason: None,
+            error: None,
+        }
+    }
 }
 
 /// Cumulative counters of a connection, both directions.
@@ -278,7 +333,7 @@ pub struct Totals {
     pub packets_out: u64,
 }
 
-/// A number of events that never reached the receiver.
+/// A number of events that did not reach the receiver, or not in time ([`LossPlace::Ring`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -345,12 +400,6 @@ impl EventKind {
     }
 }
 
-impl fmt::Display for EventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// Where an event can be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -358,7 +407,8 @@ impl fmt::Display for EventKind {
 pub enum LossPlace {
     /// The ring buffer between kernel and library was full. The totals are kept aside and delivered later.
     Ring,
-    /// The kernel refused storage for the socket or flow, so this call was not accounted to a process.
+    /// The kernel side had no memory: for the socket or flow, so that this call was not accounted to a process (and a UDP
+    /// datagram is in no total); for the peer of a datagram; or for a report that found no room in the ring either.
     Storage,
     /// The channel to the receiver was full.
     Channel,
@@ -388,8 +438,4 @@ impl LossPlace {
     }
 }
 
-impl fmt::Display for LossPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+display_as_str!(ConnectFailure, CloseReason, EventKind, LossPlace);

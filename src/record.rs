@@ -10,8 +10,8 @@ use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Provenance, 
 pub struct ConnectionRecord {
     /// Addresses and ports.
     pub key: ConnectionKey,
-    /// Socket id (see [`ConnectionInfo::socket`](crate::ConnectionInfo)); none for a record out of /proc that no
-    /// event has confirmed yet.
+    /// Socket id (see [`ConnectionInfo::socket`](crate::ConnectionInfo)); none for a record that no event has confirmed yet,
+    /// where it was found in /proc or events have ids made by the tracer.
     pub socket: Option<u64>,
     /// Inode number of the network namespace; 0 where unknown.
     pub netns: u32,

@@ -8,7 +8,7 @@ use crate::event::{EventKind, LossPlace, Lost};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Stats {
-    /// Events delivered to the receiver.
+    /// Events delivered to the receiver, without reports of losses.
     pub events: u64,
     /// Losses by kind and place; see [`Stats::lost`] and [`Stats::lost_total`].
     pub losses: LossTable,
@@ -18,7 +18,8 @@ pub struct Stats {
     /// tracer audits itself: anything but 0 is an error in it, or the kernel skipped its programs
     /// ([`LossPlace::Hook`]). The totals in events are the kernel's all the same.
     pub unbalanced: u64,
-    /// Bytes of kernel memory that the maps take (`memlock` in their fdinfo).
+    /// Bytes of kernel memory that the maps take at the start (`memlock` in their fdinfo). Some 500 bytes for each socket in
+    /// use come on top, where the state of a socket is kept with it.
     pub kernel_memory_bytes: u64,
 }
 

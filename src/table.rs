@@ -48,18 +48,21 @@ use store::Store;
 ///
 /// ```
 /// use std::time::Duration;
-/// use tcptop::{ConnectionKey, ConnectionRecord, ConnectionTable, KernelTime, Protocol};
+/// use tcptop::{
+///     CollectorEvent, ConnectionInfo, ConnectionKey, ConnectionRecord, ConnectionTable, KernelTime, Protocol, Transfer,
+/// };
 ///
 /// let mut table = ConnectionTable::new().linger(Duration::from_secs(30)).max_connections(1000);
 /// let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, 1].into(), 43210, [10, 0, 0, 2].into(), 443);
 /// let now = KernelTime::now();
 ///
+/// // What bootstrap_existing() has found, then each event of the collector.
 /// table.merge_bootstrap([ConnectionRecord::new(key, now)]);
-/// // For each event of the collector: table.apply(&event);
+/// table.apply(&CollectorEvent::TcpRecv(Transfer::new(ConnectionInfo::new(key, 1, now), 500, 500)));
 /// for row in table.snapshot(now) {
 ///     println!("{}: {} bytes in, {:.0} per second", row.key, row.bytes_in, row.rate_in);
 /// }
-/// assert!(table.get(&key).is_some_and(|row| !row.is_closed));
+/// assert!(table.get(&key).is_some_and(|row| row.bytes_in == 500 && !row.is_closed));
 /// ```
 #[derive(Clone, Debug)]
 pub struct ConnectionTable {
@@ -70,7 +73,7 @@ pub struct ConnectionTable {
     window: Window,
     max_connections: usize,
     evicted: u64,
-    /// Rows of /proc that proved to belong to another connection than the one that had claimed them.
+    /// Rows of a walk that proved to belong to another connection than the one that had claimed them.
     misplaced: Vec<ConnectionRecord>,
     /// Open UDP sockets that are older than the tracer, and the walk that found each.
     older: HashMap<u64, KernelTime>,
@@ -99,16 +102,17 @@ impl ConnectionTable {
         }
     }
 
-    /// How long a closed connection stays, counted from its end or from the latest event after it. Choose it longer
-    /// than the pause between two snapshots: what comes and goes in between is in neither.
+    /// How long a closed connection stays, counted from its end or from the latest event after it; it goes with the next
+    /// [`snapshot`](Self::snapshot). Choose it longer than the pause between two snapshots: what comes and goes in between
+    /// is in neither. Default: 10 s.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
     }
 
-    /// After how long without an event a UDP flow counts as ended: UDP has no end of its own but that of the socket. It
-    /// goes on with the next event, from the totals that it had. It should be longer than the interval at which transfers
+    /// After how long without an event the next [`snapshot`](Self::snapshot) takes a UDP flow for ended: UDP has no end of
+    /// its own but that of the socket. It goes on with the next event, from the totals that it had. It should be longer than the interval at which transfers
     /// are reported. Default: 120 s.
     #[must_use]
     pub fn udp_idle(mut self, idle: Duration) -> Self {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
 //! talking to their maps ([`session`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is
-//! bytes.
+//! bytes, and counts of losses.
 
 mod facts;
 mod holders;

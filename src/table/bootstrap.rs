@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Rows out of /proc and what events tell of the same connections, in whichever order they come.
+//! Rows of a walk over what exists, and what events tell of the same connections, in whichever order they come.
 //!
-//! A row has no socket id, so it is matched by its place. What keeps this right is time: the walk that found the row
+//! A row may have no socket id, so it is matched by its place. What keeps this right is time: the walk that found the row
 //! began at `last_seen`, so a connection that ended before that cannot be the one that was found, and one that ended
 //! after it can.
 
@@ -138,7 +138,7 @@ impl ConnectionTable {
         }
     }
 
-    /// The owner of the UDP socket behind this flow, from a row of /proc; none if several rows could be it and their
+    /// The owner of the UDP socket behind this flow, from a row; none if several rows could be it and their
     /// owners differ.
     pub(super) fn unconnected_owner(
         &self,

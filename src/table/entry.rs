@@ -43,7 +43,7 @@ struct Live {
     state_time: KernelTime,
     /// The walk that found its UDP socket: what moved before is missing.
     older: Option<KernelTime>,
-    /// The row of /proc that this connection was found to be; needed again if that proves wrong.
+    /// The row of a walk that this connection was found to be; needed again if that proves wrong.
     claimed: Option<Box<ConnectionRecord>>,
 }
 
@@ -56,7 +56,7 @@ impl Entry {
         Self::from_parts(record, true)
     }
 
-    /// A row out of /proc.
+    /// A row of a walk over what exists.
     pub(super) fn unconfirmed(record: ConnectionRecord) -> Self {
         Self::from_parts(record, false)
     }
@@ -237,7 +237,7 @@ impl Entry {
         self.publish();
     }
 
-    /// It ended at this time, or earlier than was known. Returns the row of /proc that was taken for this connection
+    /// It ended at this time, or earlier than was known. Returns the row that was taken for this connection
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
         let end = self.closed_at().map_or(time, |known| known.min(time));
@@ -246,7 +246,7 @@ impl Entry {
         if self.record.key.protocol == Protocol::Tcp {
             self.record.tcp_state = Some(TcpState::Close);
         }
-        // Neither the row nor an owner out of /proc can be this connection's if they were found after its end.
+        // Neither the row nor its owner can be this connection's if they were found after its end.
         let live = self.live.as_mut()?;
         if self.record.provenance == Provenance::Bootstrap && live.owner_time > end {
             (self.record.owner, self.record.provenance) = (None, Provenance::Unknown);
@@ -261,7 +261,7 @@ impl Entry {
         Some(wrong)
     }
 
-    /// This row of /proc is this connection: it fills in what is missing.
+    /// This row of a walk is this connection: it fills in what is missing.
     pub(super) fn claim(&mut self, row: ConnectionRecord) {
         if let Some(owner) = row.owner.filter(|_| self.record.owner.is_none()) {
             self.learn_owner(owner, row.provenance, row.last_seen);

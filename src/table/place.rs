@@ -40,8 +40,8 @@ impl Flow {
     }
 }
 
-/// Where a connection is, as far as it is known. This is how the rows of /proc, which have no socket id, and events
-/// find each other.
+/// Where a connection is, as far as it is known. This is how rows of a walk, which may have no socket id, and
+/// events find each other.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub(super) key: &'a ConnectionKey,

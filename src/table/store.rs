@@ -17,7 +17,7 @@ pub(super) struct Store {
     flows: Index,
     sockets: Index,
     keys: Index,
-    /// Rows of /proc that no event has confirmed yet: apart, because each new connection looks for its own here.
+    /// Rows of a walk that no event has confirmed yet: apart, because each new connection looks for its own here.
     unconfirmed: Index,
     order: Order,
     serial: u64,
@@ -112,7 +112,7 @@ impl Store {
         self.chain(Chain::Key, self.keys.get(key, |slot| self.has_key(slot, key)))
     }
 
-    /// All rows out of /proc with this key.
+    /// All rows of a walk with this key.
     pub(super) fn unconfirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
         self.chain(Chain::Key, self.unconfirmed.get(key, |slot| self.has_key(slot, key)))
     }
@@ -121,7 +121,7 @@ impl Store {
         self.get(slot).is_some_and(|entry| entry.record.key == *key)
     }
 
-    /// The open row out of /proc that is this connection. Where several could be, it takes the same owner.
+    /// The open row of a walk that is this connection. Where several could be, it takes the same owner.
     pub(super) fn row_of(&self, place: &Place<'_>) -> Option<u32> {
         if self.unconfirmed.len() == 0 {
             return None;
