@@ -259,15 +259,12 @@ pub(crate) fn holder(record: &[u8]) -> Option<(u64, Process)> {
     Some((inode, process(&holder)?))
 }
 
-/// The kernel side's losses, summed over the CPUs' counters.
-pub(crate) fn losses<'a>(per_cpu: impl IntoIterator<Item = &'a [u8]>) -> LossTable {
+/// The kernel side's losses.
+pub(crate) fn losses(counters: &tt_counters) -> LossTable {
     let mut table = LossTable::default();
-    for cpu in per_cpu {
-        let Some(tt_counters { ring, storage }) = wire::read(cpu) else { continue };
-        for (kind, k) in EventKind::ALL.into_iter().zip(0..KINDS) {
-            table.add(kind, LossPlace::Ring, ring[k]);
-            table.add(kind, LossPlace::Storage, storage[k]);
-        }
+    for (kind, k) in EventKind::ALL.into_iter().zip(0..KINDS) {
+        table.add(kind, LossPlace::Ring, counters.ring[k]);
+        table.add(kind, LossPlace::Storage, counters.storage[k]);
     }
     table
 }

@@ -13,7 +13,7 @@ macro_rules! plain {
         unsafe impl plain::Plain for $name {}
     )*};
 }
-plain!(tt_counters, tt_holder, tt_life_key, tt_state, tt_transfer);
+plain!(tt_holder, tt_life_key, tt_state, tt_transfer);
 
 /// Reads a record that must be exactly as long as its type.
 pub(crate) fn read<T: plain::Plain + Copy + Default>(bytes: &[u8]) -> Option<T> {

@@ -65,8 +65,8 @@ struct sk_state {
 	__s16 error;	 /* sk_err then */
 	__u16 calls_out; /* sends that are not reported yet (kprobes) */
 	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */
-	__u8 first_in;	 /* the first receive on a connection older than this tracer is not finished */
-	__u8 moved_in;	 /* a receive call has moved bytes and is not finished */
+	__u8 first_in; /* when the first receive on a connection older than this tracer began that is not finished */
+	__u8 moved_in; /* a receive call has moved bytes and is not finished */
 	__u8 listens;
 	__u8 noted;	     /* a UDP peer was noted for this socket (tracepoints) */
 	__u8 changed[2];     /* the latest state change, from and to */
@@ -166,13 +166,6 @@ struct {
 	__uint(max_entries, 4 << 20);
 } events SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tt_counters);
-} counters SEC(".maps");
-
 struct small_map {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -196,27 +189,17 @@ struct {
 static const struct sk_state no_state;
 static const struct tt_state no_record;
 
-static __always_inline struct tt_counters *my_counters(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&counters, &zero);
-}
-
+/* Atomic, for a program may interrupt another one. */
 static __always_inline void count_ring_loss(__u32 kind)
 {
-	struct tt_counters *n = my_counters();
-
-	if (n && kind < TT_KINDS)
-		n->ring[kind]++;
+	if (kind < TT_KINDS)
+		__sync_fetch_and_add(&control.lost.ring[kind], 1);
 }
 
 static __always_inline void count_storage_loss(__u32 kind)
 {
-	struct tt_counters *n = my_counters();
-
-	if (n && kind < TT_KINDS)
-		n->storage[kind]++;
+	if (kind < TT_KINDS)
+		__sync_fetch_and_add(&control.lost.storage[kind], 1);
 }
 
 #endif

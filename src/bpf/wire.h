@@ -118,7 +118,7 @@ struct tt_life_key {
 	__u32 pad;
 };
 
-/* Per CPU: what was lost, by kind, and where. */
+/* What was lost, by kind, and where. */
 struct tt_counters {
 	__u64 ring[TT_KINDS];
 	__u64 storage[TT_KINDS];
@@ -137,6 +137,8 @@ struct tt_control {
 	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
 	__u8 pad[56]; /* the two words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
+	struct tt_counters lost; /* here, because it can be read without asking the kernel */
+	__u64 rest[4];
 };
 
 enum tt_reader {
@@ -151,6 +153,6 @@ _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_state) == 192, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
-_Static_assert(sizeof(struct tt_control) == 3 * 64, "cache lines");
+_Static_assert(sizeof(struct tt_control) == 5 * 64, "cache lines");
 
 #endif

@@ -290,10 +290,9 @@ fn no_random_bytes_make_the_decoder_panic() {
 }
 
 #[test]
-fn the_cpus_losses_add_up_and_only_news_is_reported() {
-    let cpu = |first: u64| (0..12).fold(Bytes::new(), |bytes, i| bytes.u64(first + i)).0;
-    let (a, b) = (cpu(0), cpu(100));
-    let table = losses([a.as_slice(), b.as_slice(), &[1, 2, 3]]);
+fn losses_have_a_kind_and_a_place_and_only_news_is_reported() {
+    let counters = tt_counters { ring: [100, 1, 2, 3, 4, 110], storage: [112, 1, 2, 3, 4, 5] };
+    let table = losses(&counters);
     assert_eq!(table.get(EventKind::TcpSend, LossPlace::Ring), 100);
     assert_eq!(table.get(EventKind::Closed, LossPlace::Ring), 110);
     assert_eq!(table.get(EventKind::TcpSend, LossPlace::Storage), 112);

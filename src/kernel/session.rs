@@ -13,6 +13,7 @@ use crate::wire::{self, tt_life_key, tt_transfer};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use rustix::thread::{MembarrierCommand, membarrier};
 use std::cell::Cell;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -27,10 +28,10 @@ use std::time::Duration;
 pub(crate) struct Session {
     links: Vec<Link>,
     hooks: Vec<Hook>,
+    /// Losses at hooks when they were last read.
     skipped: LossTable,
     events: MapHandle,
     unsent: MapHandle,
-    counters: MapHandle,
     control: Control,
     slots: Slots,
     barrier: Barrier,
@@ -71,7 +72,6 @@ impl Session {
             skipped: LossTable::default(),
             events: MapHandle::try_from(&maps.events)?,
             unsent: MapHandle::try_from(&maps.unsent)?,
-            counters: MapHandle::try_from(&maps.counters)?,
             control: Control::new(&MapHandle::try_from(&maps.bss)?)?,
             slots: Slots::new(&MapHandle::try_from(&maps.slots)?)?,
             barrier: Barrier {
@@ -157,17 +157,17 @@ impl Session {
 
     /// The losses that the kernel side has counted; those at hooks as of the last look at them.
     pub(crate) fn losses(&self) -> LossTable {
-        let counted = match self.counters.lookup_percpu(&FIRST, MapFlags::ANY) {
-            Ok(Some(per_cpu)) => decode::losses(per_cpu.iter().map(Vec::as_slice)),
-            _ => LossTable::default(),
-        };
-        counted.plus(&self.skipped)
+        decode::losses(&self.control.lost()).plus(&self.skipped)
     }
 
-    /// Looks how often the kernel has skipped programs. Reads some twenty files in /proc.
+    /// Looks how often the kernel has skipped programs. Reads some twenty files in /proc, which a process that has become
+    /// another user's may not read any more: then it is what was known before.
     pub(crate) fn look_at_hooks(&mut self) {
         let mut skipped = LossTable::default();
-        self.hooks.iter().for_each(|hook| skipped.add(hook.kind, LossPlace::Hook, hook.skipped()));
+        for hook in &self.hooks {
+            let Some(count) = hook.skipped() else { return };
+            skipped.add(hook.kind, LossPlace::Hook, count);
+        }
         self.skipped = skipped;
     }
 }
@@ -179,15 +179,16 @@ pub(crate) struct Hook {
 }
 
 impl Hook {
-    /// How many events may have been lost: nothing is while one program runs.
-    fn skipped(&self) -> u64 {
-        self.programs.iter().map(recursion_misses).min().unwrap_or(0)
+    /// How many events may have been lost: nothing is while one program runs. None if it cannot be read.
+    fn skipped(&self) -> Option<u64> {
+        let misses: Option<Vec<u64>> = self.programs.iter().map(recursion_misses).collect();
+        misses?.into_iter().min()
     }
 }
 
-fn recursion_misses(program: &OwnedFd) -> u64 {
+fn recursion_misses(program: &OwnedFd) -> Option<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()));
-    info.map_or(0, |text| misses_in(&text))
+    info.ok().map(|text| misses_in(&text))
 }
 
 /// proc_pid_fdinfo(5); not there before Linux 5.12.
@@ -222,9 +223,17 @@ pub(crate) struct Barrier {
 impl Barrier {
     /// Blocks for some milliseconds: the kernel answers a change of a map of maps after an RCU grace period
     /// (maybe_wait_bpf_programs()).
+    ///
+    /// Before Linux 5.19 it refuses that to a process that has given up CAP_BPF since. membarrier(2) waits for the same, on
+    /// more than one processor.
     pub(crate) fn wait(&self) {
         let inner = self.inner.as_fd().as_raw_fd().to_ne_bytes();
-        log_failure("wait for running programs", self.map.update(&FIRST, &inner, MapFlags::ANY));
+        if let Err(e) = self.map.update(&FIRST, &inner, MapFlags::ANY) {
+            log_failure("wait for running programs", Err(e));
+            if let Err(e) = membarrier(MembarrierCommand::Global) {
+                log::warn!("cannot wait for them by membarrier either: {e}");
+            }
+        }
     }
 }
 

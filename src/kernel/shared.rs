@@ -2,14 +2,14 @@
 //! Memory that the programs and the reader share: no system call, and no copy.
 
 use crate::model::KernelTime;
-use crate::wire::{self, tt_bank, tt_control, tt_transfer};
+use crate::wire::{self, tt_bank, tt_control, tt_counters, tt_transfer};
 use libbpf_rs::{MapCore, MapHandle};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A map's elements in this process's memory.
 struct Mapping<T> {
@@ -51,6 +51,22 @@ pub(super) struct Control(Mapping<tt_control>);
 impl Control {
     pub(super) fn new(map: &MapHandle) -> io::Result<Self> {
         Mapping::new(map).map(Self)
+    }
+
+    /// What the programs have lost so far.
+    pub(super) fn lost(&self) -> tt_counters {
+        let count = |counts: usize, kind: usize| {
+            let offset = offset_of!(tt_control, lost) + counts + kind * size_of::<u64>();
+            debug_assert!(offset + size_of::<u64>() <= size_of::<tt_control>());
+            // SAFETY: inside of the mapping, aligned, and on this side only ever accessed as an atomic.
+            unsafe { AtomicU64::from_ptr(self.0.first.as_ptr().byte_add(offset).cast()) }
+                .load(Ordering::Relaxed)
+        };
+        let (ring, storage) = (offset_of!(tt_counters, ring), offset_of!(tt_counters, storage));
+        tt_counters {
+            ring: std::array::from_fn(|kind| count(ring, kind)),
+            storage: std::array::from_fn(|kind| count(storage, kind)),
+        }
     }
 
     /// A word of the structure, by its place in it.

@@ -7,7 +7,11 @@ use crate::net::{Child, hear, port, recv, run, send, tcp_pair, tell};
 use crate::refusal::{
     ITERATORS, NETLINK, Refused, with_capabilities, without, without_cap_sys_admin, without_program,
 };
-use tcptop::{Backend, Bootstrap, Capabilities, ConnectionRecord, Feature, NetworkCollector, Visibility};
+use std::net::UdpSocket;
+use tcptop::{
+    Backend, Bootstrap, Capabilities, ConnectionRecord, EventKind, Feature, Granularity,
+    LinuxCollectorBuilder, LossPlace, NetworkCollector, Visibility,
+};
 
 /// The row of a TCP connection, if it was found.
 fn row(found: &[ConnectionRecord], local: u16, remote: u16) -> Option<&ConnectionRecord> {
@@ -159,6 +163,62 @@ fn the_documented_capabilities_are_enough() {
             },
         );
     }
+}
+
+/// A daemon starts as root and then becomes another user. What it has attached goes on, and no report that waits in the
+/// kernel meanwhile is lost or torn.
+#[test]
+fn who_gives_up_privileges_after_the_start_loses_nothing() {
+    gives_up_privileges(builder());
+}
+
+/// What its ring has no room for is counted as before.
+#[test]
+fn who_gives_up_privileges_after_the_start_sees_losses() {
+    assert!(gives_up_privileges(builder().granularity(Granularity::PerCall).ring_bytes(1)) > 0);
+}
+
+/// Moves bytes after that, and checks what was told of them. Returns how many records found no room in the ring.
+fn gives_up_privileges(configured: LinuxCollectorBuilder) -> u64 {
+    const DATAGRAMS: u64 = 3000;
+    let mut daemon = Child::fork(|parent| {
+        let mut trace = Trace::with(configured);
+        // SAFETY: of all threads. The groups first: the user that comes then may not change them.
+        unsafe {
+            assert_eq!(libc::setresgid(65_534, 65_534, 65_534), 0);
+            assert_eq!(libc::setresuid(65_534, 65_534, 65_534), 0);
+        }
+        let [from, to] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let [f, t] = [&from, &to].map(|socket| socket.local_addr().unwrap());
+        let (client, server) = tcp_pair();
+        let (c, s) = (port(&client), port(&server));
+        for _ in 0..DATAGRAMS {
+            from.send_to(&[1; 10], t).unwrap();
+            assert_eq!(to.recv_from(&mut [0; 20]).unwrap(), (10, f));
+            assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+        }
+        drop((client, server));
+        let skipped = |trace: &Trace| {
+            let stats = trace.collector.stats();
+            [EventKind::UdpSend, EventKind::UdpRecv]
+                .map(|kind| stats.lost(kind, LossPlace::Hook))
+                .iter()
+                .sum::<u64>()
+        };
+        assert_eq!(trace.closed(c, s).bytes_out, 10 * DATAGRAMS);
+        trace.stop();
+        let (sent, received) = (trace.udp_flow(f.port(), t.port()), trace.udp_flow(t.port(), f.port()));
+        let missing = 20 * DATAGRAMS - sent.unwrap().bytes_out - received.unwrap().bytes_in;
+        assert!(missing <= 10 * skipped(&trace), "{missing} bytes missing: {:?}", trace.collector.stats());
+        let of_tcp: u64 =
+            trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
+        assert_eq!((of_tcp, trace.collector.stats().unbalanced), (10 * DATAGRAMS, 0));
+        let stats = trace.collector.stats();
+        tell(parent, EventKind::ALL.iter().map(|&kind| stats.lost(kind, LossPlace::Ring)).sum());
+    });
+    let without_room = daemon.hear();
+    daemon.wait();
+    without_room
 }
 
 /// A program that the kernel does not load, or does not attach, is left out and named, and all others do their work.
