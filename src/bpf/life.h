@@ -8,6 +8,7 @@
 /* include/uapi/asm-generic/errno.h */
 #define EPIPE	     32
 #define ENETUNREACH  101
+#define ECONNABORTED 103
 #define ECONNRESET   104
 #define ETIMEDOUT    110
 #define ECONNREFUSED 111
@@ -141,7 +142,9 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	note_change(st, old_state, new_state);
 	if (changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV) || !st->c.conn.local_port)
 		read_key(&st->c.conn, sk, tp);
-	owner_if_locked(st, sk);
+	/* `ss -K` holds the lock, too (tcp_abort()), and is a stranger. */
+	if (!changes_to(st, TCP_CLOSE) || sk->sk_err != ECONNABORTED)
+		owner_if_locked(st, sk);
 	if (changes_from(st, TCP_SYN_SENT))
 		st->active = 1;
 	if (changes_from(st, TCP_SYN_RECV) && changes_to(st, TCP_ESTABLISHED))
@@ -197,7 +200,7 @@ int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
 
 /*
  * tcp_destroy_sock: nobody holds the socket any more. Reads may have gone on after ->CLOSE, so the last word
- * about what was consumed is spoken here. The current process may be anybody.
+ * about what was consumed is spoken here. The current process may be anybody; in close() it has the lock.
  */
 static __always_inline int socket_ends(struct sock *sk)
 {
@@ -223,6 +226,9 @@ static __always_inline int socket_ends(struct sock *sk)
 			read_quality(st, tp);
 			read_condition(st, tp);
 		}
+		/* An older connection may have done nothing before its peer broke it off. */
+		if (st->c.conn.provenance == TT_UNKNOWN)
+			owner_if_locked(st, sk);
 		post_out(st, now);
 		post_in(st, now);
 		if (!st->failed)

@@ -2,7 +2,7 @@
 //! Filters let through what they say and nothing else, of events and of what exists already.
 
 use crate::harness::{Trace, builder};
-use crate::net::{Cgroup, Child, hear, pair_at, pair_by, port, recv, run, send, tcp_pair, tell};
+use crate::net::{Cgroup, Child, hear, pair_at, pair_by, port, recv, reset, run, send, tcp_pair, tell};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use tcptop::{
@@ -99,6 +99,16 @@ fn what_was_wanted_ends() {
     heir.wait();
     assert_eq!(trace.closed(c, s).bytes_out, 10);
     assert_eq!(trace.closed(s, c).bytes_in, 10);
+    trace.stop();
+
+    // One that is older, and does nothing more until its peer breaks it off: whose it is its close() tells.
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    let mut trace = Trace::with(builder().pid(std::process::id()));
+    reset(server);
+    assert_eq!(recv(&client, 1, 0), -(libc::ECONNRESET as isize));
+    drop(client);
+    trace.closed(c, s);
 }
 
 /// Ten bytes to a server that listens at this address; the ports of both.

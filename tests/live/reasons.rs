@@ -99,6 +99,26 @@ fn who_breaks_off_aborts_and_the_other_side_is_reset() {
     }
 }
 
+/// The connections of a socket that another process destroys, as `ss -K` does, stay those of their owners.
+#[test]
+fn who_destroys_a_socket_does_not_own_it() {
+    let mut trace = Trace::start();
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+    run(&format!("ss -tnK sport = :{c} >/dev/null"));
+    assert_eq!(send(&client, &[1], 0), -(libc::ECONNABORTED as isize));
+    drop((client, server));
+    let end = life(&mut trace, c, s).1;
+    assert_eq!((end.reason, end.error), (Some(CloseReason::Aborted), Some(libc::ECONNABORTED)));
+    let me = Some(std::process::id());
+    let owners: Vec<_> = trace.seen.iter().filter(|e| ports(e) == (c, s)).map(|e| e.connection()).collect();
+    assert!(owners.iter().all(|info| info.and_then(|i| i.owner).map(|o| o.pid) == me), "{owners:#?}");
+    assert!(
+        trace.transfers().filter(|t| t.connection.key.local_port == c).all(|t| t.actor.map(|a| a.pid) == me)
+    );
+}
+
 /// A client breaks off before the server has accepted: accept() hands out what has ended already, with the bytes that
 /// came before. It was reset, once.
 #[test]
