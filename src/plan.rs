@@ -61,7 +61,9 @@ impl Target {
         match hook {
             "inet_sock_set_state" => Some(EventKind::TcpStateChange),
             "tcp_destroy_sock" | "udp_destroy_sock" | "udpv6_destroy_sock" => Some(EventKind::Closed),
-            "tcp_sendmsg" | "tcp_sendpage" | "tcp_probe" => Some(EventKind::TcpSend),
+            "tcp_sendmsg" | "tcp_sendmsg_locked" | "do_tcp_sendpages" | "tcp_probe" => {
+                Some(EventKind::TcpSend)
+            }
             "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
             // The last two are for TCP too, where the next event repairs it.
             "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "sock_send_length" => {
@@ -97,9 +99,9 @@ const BASE: [Program; 3] = [
 ];
 
 const FENTRY: [Program; 11] = [
-    program("fexit_tcp_sendmsg", Function("tcp_sendmsg"), true),
+    program("fexit_tcp_sendmsg", Function("tcp_sendmsg_locked"), true),
     program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
-    program("fexit_tcp_sendpage", Function("tcp_sendpage"), false),
+    program("fexit_tcp_sendpages", Function("do_tcp_sendpages"), false),
     program("fexit_accept_4", FunctionOf("inet_csk_accept", 4), false),
     program("fexit_accept_2", FunctionOf("inet_csk_accept", 2), false),
     program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
@@ -143,7 +145,7 @@ const CALL_UNDERSTUDIES: [Program; 1] =
     [program("tcp_chunk_in_2", Tracepoint("tcp_rcv_space_adjust"), false)];
 
 const FENTRY_UNDERSTUDIES: [Program; 7] = [
-    program("fexit_tcp_sendmsg_2", Function("tcp_sendmsg"), false),
+    program("fexit_tcp_sendmsg_2", Function("tcp_sendmsg_locked"), false),
     program("fexit_tcp_recvmsg_2", Function("tcp_recvmsg"), false),
     program("fexit_udp_sendmsg_2", Function("udp_sendmsg"), false),
     program("fexit_udpv6_sendmsg_2", Function("udpv6_sendmsg"), false),
@@ -243,7 +245,7 @@ fn absence(target: Target, facts: &Facts) -> Presence {
             None => Presence::Absent(format!("the kernel has no function {name}")),
         },
         // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
-        Function(name @ ("tcp_sendpage" | "ip_append_page")) | Kprobe(name @ "ip_append_page")
+        Function(name @ ("do_tcp_sendpages" | "ip_append_page")) | Kprobe(name @ "ip_append_page")
             if !facts.functions.contains_key(name) =>
         {
             Presence::OtherVariant

@@ -11,6 +11,7 @@
 
 #define ETH_P_IPV6	 0x86dd /* include/uapi/linux/if_ether.h */
 #define SIN6_LEN_RFC2133 24	/* net/ipv6/udp.c: the least length of an IPv6 address */
+#define MSG_PEEK	 0x2
 
 /* include/uapi/linux/in.h, in6.h */
 struct sockaddr_in {
@@ -26,7 +27,10 @@ struct sockaddr_in6 {
 	__u32 sin6_addr[4];
 };
 
-SEC("?fexit/tcp_sendmsg")
+/*
+ * What tcp_sendmsg() does once it holds the socket's lock. kTLS and other users in the kernel come here directly.
+ */
+SEC("?fexit/tcp_sendmsg_locked")
 int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, false))
@@ -35,7 +39,7 @@ int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size,
 }
 
 /* The understudy. */
-SEC("?fexit/tcp_sendmsg")
+SEC("?fexit/tcp_sendmsg_locked")
 int BPF_PROG(fexit_tcp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, true))
@@ -43,9 +47,9 @@ int BPF_PROG(fexit_tcp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 siz
 	return 0;
 }
 
-/* sendfile and splice before 6.5, where the function is there. */
-SEC("?fexit/tcp_sendpage")
-int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
+/* The same for sendfile, splice and kTLS before 6.5, where the function is there. */
+SEC("?fexit/do_tcp_sendpages")
+int BPF_PROG(fexit_tcp_sendpages, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
 {
 	if (ret > 0)
 		tcp_call_out(sk, ret);
@@ -60,15 +64,19 @@ int BPF_PROG(fexit_tcp_sendpage, struct sock *sk, void *page, int offset, __u64 
 static __always_inline int recvmsg_returns(__u64 *ctx, const bool understudy)
 {
 	struct sock *sk = (struct sock *)ctx[0];
-	int ret = 0;
+	int ret = 0, flags = 0;
 
 	if (recvmsg_args == 4)
 		ret = *(volatile __u64 *)&ctx[4];
 	if (recvmsg_args == 5)
 		ret = *(volatile __u64 *)&ctx[5];
-	if (recvmsg_args == 6)
+	if (recvmsg_args == 6) {
+		flags = *(volatile __u64 *)&ctx[4];
 		ret = *(volatile __u64 *)&ctx[6];
-	if (ret > 0 && !turn_is_taken(HOOK_TCP_IN, understudy))
+	} else {
+		flags = *(volatile __u64 *)&ctx[3];
+	}
+	if (ret > 0 && !(flags & MSG_PEEK) && !turn_is_taken(HOOK_TCP_IN, understudy))
 		tcp_call_in(sk, ret);
 	return 0;
 }
@@ -177,9 +185,15 @@ int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 siz
 	return 0;
 }
 
+/* A send that names nobody and has no peer adds to a datagram that waits: was that one for an IPv4 address? */
+static __always_inline bool adds_to_v4(const struct sk_state *st)
+{
+	return st && st->sent_to.family == 4;
+}
+
 /*
  * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, mapped or not, whether
- * the send named it or the socket is connected to it. Kernels that do not put the header back as it was leave in it the
+ * the send named it, the socket is connected to it, or a datagram for it waits. Kernels that do not put the header back as it was leave in it the
  * shorter address that was made for that call, which is gone by now: then only its length is looked at.
  */
 static __always_inline bool went_to_v4(struct sock *sk, const void *name, int namelen)
@@ -192,7 +206,7 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 		return true;
 	else
 		peer_of_msg(&peer, name);
-	return peer.family == 4;
+	return peer.family ? peer.family == 4 : adds_to_v4(state_peek(sk));
 }
 
 static __always_inline int udpv6_send(struct sock *sk, struct msghdr *msg, int ret, const bool understudy)

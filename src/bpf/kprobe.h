@@ -22,11 +22,28 @@ static __always_inline struct sk_state *kprobe_owner(struct sock *sk, __u32 kind
 	return st;
 }
 
+/*
+ * After the peer's FIN tcp_probe does not fire any more: then each send reports those before it. The last one is reported
+ * by the end.
+ */
+static __always_inline void post_before(struct sk_state *st, struct sock *sk)
+{
+	struct report r = { .direction = TT_OUT, .calls = st->calls_out, .is_call = true };
+
+	r.actor = st->c.conn.owner.pid;
+	st->calls_out = 0;
+	add_written(st, BPF_CORE_READ((struct tcp_sock *)sk, write_seq));
+	post_news(st, &r, ALL_NEWS);
+}
+
 SEC("?kprobe/tcp_sendmsg")
 int BPF_KPROBE(kprobe_tcp_sendmsg, struct sock *sk)
 {
-	struct sk_state *st = kprobe_owner(sk, TT_TCP_SEND);
+	struct sk_state *st = hash_peek(sk);
 
+	if (st && st->known & KNOWN_OUT && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE_WAIT)
+		post_before(st, sk);
+	st = kprobe_owner(sk, TT_TCP_SEND);
 	if (st)
 		st->calls_out++;
 	return 0;
@@ -86,7 +103,7 @@ int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 
 		peer_of_msg(&peer, name);
 	else
 		peer_of_connected(&peer, sk, false);
-	if (peer.family != 4)
+	if (peer.family ? peer.family != 4 : !adds_to_v4(hash_peek(sk)))
 		udp_datagram(sk, TT_OUT, size, &peer, false);
 	return 0;
 }

@@ -14,6 +14,12 @@
  */
 #define CHUNK_INTERVAL_NS 100000000ULL
 
+/* In steps of half a second; never 0, and after a minute the same again. */
+static __always_inline __u8 coarse_time(void)
+{
+	return 0x80 | (bpf_ktime_get_ns() >> 29 & 0x7f);
+}
+
 /* Makes a state that of a connection which begins. Whose it is stays. */
 static __always_inline void renew(struct sk_state *st, __u64 socket)
 {
@@ -98,7 +104,7 @@ static __always_inline void post_up_to(struct sk_state *st, struct report *r, __
 
 	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
 	add_u64(&a->reported, r->bytes);
-	if (r->direction == TT_IN || *(volatile __u64 *)&st->shut)
+	if (r->direction == TT_IN || limit == ALL_NEWS || *(volatile __u64 *)&st->shut)
 		give_back(a, r);
 	note_told(st, &st->c.conn);
 	if (!post(&st->c, r))
@@ -140,11 +146,16 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	raise(&in->total, consumed(sk, tp));
 	if (!(st->known & KNOWN_IN)) {
 		st->known |= KNOWN_IN;
-		st->first_in = 1;
-		in->reported = in->total;
+		if (!st->born) {
+			st->first_in = coarse_time();
+			in->reported = in->total;
+		}
 	}
 	if (in->total == before)
 		return 0;
+	/* No call has ended since: the reader makes none that is seen. What came with the first chunk then stays history. */
+	if (st->first_in && ((coarse_time() - st->first_in) & 0x7f) > 1)
+		st->first_in = 0;
 	r.actor = actor_if_locked(st, sk);
 	read_quality(st, tp);
 	begins = !st->moved_in;
@@ -224,7 +235,7 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	post_up_to(st, &r, written - reported, share_of_call(tp, ret));
 }
 
-/* A receive call has returned `ret`; its bytes were accounted chunk by chunk. A peek has moved nothing. */
+/* A receive call has returned `ret`, and was no peek; its bytes were accounted chunk by chunk. */
 static __always_inline void tcp_call_in(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };

@@ -10,7 +10,6 @@
 #include "tcp.h"
 #include "udp.h"
 
-#define MSG_PEEK     0x2
 #define MSG_ERRQUEUE 0x2000
 #define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
@@ -153,7 +152,7 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 			take_noted_peer(&ignored, sk, state_peek(sk));
 		else
 			udp_call(sk, ret, TT_IN, understudy);
-	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & MSG_ERRQUEUE)) {
+	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & (MSG_PEEK | MSG_ERRQUEUE))) {
 		if (!turn_is_taken(HOOK_TCP_IN, understudy))
 			tcp_call_in(sk, ret);
 	}

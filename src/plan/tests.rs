@@ -2,8 +2,9 @@
 
 use super::*;
 
-const FUNCTIONS: [(&str, usize); 9] = [
+const FUNCTIONS: [(&str, usize); 10] = [
     ("tcp_sendmsg", 3),
+    ("tcp_sendmsg_locked", 3),
     ("tcp_recvmsg", 5),
     ("inet_csk_accept", 2),
     ("udp_sendmsg", 3),
@@ -96,9 +97,9 @@ fn programs_are_chosen_by_argument_counts_never_by_version() {
 #[test]
 fn sendpage_is_used_where_it_is_and_not_missed_where_it_is_not() {
     let mut facts = everything();
-    assert!(!names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpage"));
-    facts.functions.insert("tcp_sendpage", 5);
-    assert!(names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpage"));
+    assert!(!names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpages"));
+    facts.functions.insert("do_tcp_sendpages", 5);
+    assert!(names(&plan(Backend::Fentry, &facts).unwrap()).contains(&"fexit_tcp_sendpages"));
 }
 
 #[test]

@@ -2,10 +2,11 @@
 //! UDP: datagrams that do not simply go from one socket to another.
 
 use crate::harness::{Answer, Trace, answer};
-use crate::net::{checked, cookie, recv, send, set_option};
+use crate::net::{cookie, recv, send, set_option};
 use crate::tcp::temporary_file;
 use crate::udp::bound;
-use std::net::{Ipv4Addr, UdpSocket};
+use rustix::net::{SendFlags, sendto};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::Duration;
 use tcptop::{ConnectionRecord, Feature, Protocol, Visibility};
@@ -29,8 +30,18 @@ fn a_short_buffer_counts_what_the_call_returned() {
 /// else is received. UDP_CORK, then MSG_MORE.
 #[test]
 fn corked_pieces_add_up() {
+    corked_pieces("127.0.0.1:0", Ipv4Addr::LOCALHOST.into());
+}
+
+/// 53: the same to an IPv4 peer on an IPv6 socket, where the pieces go through the functions of both.
+#[test]
+fn corked_pieces_on_an_ipv6_socket_count_once() {
+    corked_pieces("[::]:0", Ipv4Addr::LOCALHOST.to_ipv6_mapped().into());
+}
+
+fn corked_pieces(from: &str, peer: IpAddr) {
     let mut trace = Trace::start();
-    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    let ((sender, s), (receiver, r)) = (bound(from), bound("127.0.0.1:0"));
     let (other, o) = bound("127.0.0.1:0");
     const UDP_CORK: i32 = 1;
     for more in [0, libc::MSG_MORE] {
@@ -40,18 +51,8 @@ fn corked_pieces_add_up() {
             }
         };
         cork(1);
-        let to = crate::net::sockaddr([127, 0, 0, 1], r);
-        // SAFETY: buffer and address are as long as is said.
-        let first = checked(unsafe {
-            libc::sendto(
-                sender.as_raw_fd(),
-                [1_u8; 100].as_ptr().cast(),
-                100,
-                more,
-                (&raw const to).cast(),
-                16,
-            )
-        });
+        let flags = SendFlags::from_bits_retain(more as u32);
+        let first = sendto(&sender, &[1; 100], flags, &SocketAddr::new(peer, r)).unwrap();
         other.send_to(&[2; 9], ("127.0.0.1", s)).unwrap();
         assert_eq!(sender.recv_from(&mut [0; 100]).unwrap().0, 9);
         let rest = [send(&sender, &[1; 200], more), send(&sender, &[1; 50], 0)];

@@ -3,12 +3,14 @@
 
 use crate::harness::{Trace, builder};
 use crate::net::{Child, cookie, hear, pair_by, port, recv, run, send, tcp_pair, tell};
+use crate::tcp::{pipe, splice};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 use tcptop::{
     Bootstrap, ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol, Provenance, TcpState,
     Visibility,
@@ -78,6 +80,38 @@ fn a_connection_from_before_is_found_and_gets_its_true_total() {
 #[test]
 fn out_of_proc_a_connection_is_partial_until_its_next_event() {
     older_than_the_tracer(Bootstrap::Procfs);
+}
+
+/// A reader that splices, as proxies do, makes no receive call that would end what was going on when the tracer came: its
+/// bytes are reported all the same. A peek before that moves nothing.
+#[test]
+fn an_older_connection_that_is_spliced_or_peeked_at_is_reported() {
+    let spliced = tcp_pair();
+    let peeked = tcp_pair();
+    for (client, server) in [&spliced, &peeked] {
+        assert_eq!((send(client, &[1; 700], 0), recv(server, 700, 0)), (700, 700));
+    }
+    let mut trace = Trace::fresh();
+    let (client, server) = &peeked;
+    assert_eq!((send(client, &[1; 100], 0), recv(server, 100, libc::MSG_PEEK)), (100, 100));
+    let (client, server) = &spliced;
+    let (read_end, write_end) = pipe();
+    let mut file = File::from(read_end);
+    for _ in 0..5 {
+        assert_eq!((send(client, &[1; 1000], 0), splice(server, &write_end, 1000)), (1000, 1000));
+        file.read_exact(&mut [0; 1000]).unwrap();
+        trace.listen(Duration::from_millis(400));
+    }
+    let (c, s) = (port(client), port(server));
+    let row = trace.tcp(s, c).expect("it moves");
+    assert!(row.bytes_in >= 700 + 4 * 1000, "{} bytes before the end", row.bytes_in);
+    let (client, server) = &peeked;
+    assert_eq!(recv(server, 100, 0), 100);
+    let (pc, ps) = (port(client), port(server));
+    drop((spliced, peeked));
+    assert_eq!((trace.closed(s, c).bytes_in, trace.closed(ps, pc).bytes_in), (5700, 800));
+    let moved = |local| trace.transfers().filter(move |t| t.connection.key.local_port == local);
+    assert_eq!(moved(ps).map(|t| t.bytes).sum::<u64>(), 100, "{:#?}", moved(ps).collect::<Vec<_>>());
 }
 
 /// A UDP socket from before may have talked to anybody, so its flows are partial, whoever the peer is. Those of a socket

@@ -375,6 +375,14 @@ fn ktls_counts_what_tcp_carries() {
     // struct tcp_info: tcpi_bytes_received at byte 128.
     let info: [u64; 17] = get_option(&server, libc::IPPROTO_TCP, libc::TCP_INFO);
     assert_eq!(info[16], 3000 + RECORD);
+    let (c, s) = (port(&client), port(&server));
+    for (local, remote, moved) in
+        [(c, s, (3000 + RECORD, 2000 + RECORD)), (s, c, (2000 + RECORD, 3000 + RECORD))]
+    {
+        let told =
+            |t: &Trace| t.tcp(local, remote).filter(|row| (row.bytes_out, row.bytes_in) == moved).map(drop);
+        trace.until("both ways before the end", told);
+    }
     let (client_row, server_row) = finish(&mut trace, client, server);
     // kTLS says goodbye with an alert of its own where the kernel does so; it never does.
     assert_eq!(moved(&client_row), (3000 + RECORD, 2000 + RECORD));

@@ -181,6 +181,27 @@ fn splice_counts_as_receiving() {
     assert_eq!(moved(&server_row), (0, 10_000));
 }
 
+/// Who has said that it sends no more may be sent to for long: that is reported as it goes on, and by kprobes with the
+/// next call.
+#[test]
+fn sends_after_the_peers_fin_are_reported_before_the_end() {
+    let mut trace = Trace::start();
+    let (mut client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(recv(&server, 1, 0), 0);
+    for round in 1..=4 {
+        assert_eq!(send(&server, &[1; 1000], 0), 1000);
+        let told = 1000 * (round - u64::from(trace.backend() == Backend::Kprobe));
+        trace.until("what was sent", |t| {
+            (told == 0 || t.tcp(s, c).is_some_and(|row| row.bytes_out == told)).then_some(())
+        });
+    }
+    client.read_exact(&mut [0; 4000]).unwrap();
+    let (client_row, server_row) = finish(&mut trace, client, server);
+    assert_eq!((moved(&client_row), moved(&server_row)), ((0, 4000), (4000, 0)));
+}
+
 /// 11: a non-blocking send of 1 MiB is accepted in part: what was accepted counts. 12: EAGAIN counts nothing.
 #[test]
 fn only_what_the_kernel_accepted_counts() {
