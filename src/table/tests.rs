@@ -26,15 +26,7 @@ fn udp_key(peer: u8) -> ConnectionKey {
 
 /// An event of TCP socket 1 since time 1000, or of UDP socket 1, without an owner.
 fn info(key: ConnectionKey, time: u64) -> ConnectionInfo {
-    ConnectionInfo {
-        time: KernelTime(time),
-        socket: 1,
-        since: KernelTime(1000),
-        key,
-        netns: 7,
-        owner: None,
-        provenance: Provenance::Unknown,
-    }
+    ConnectionInfo { since: KernelTime(1000), netns: 7, ..ConnectionInfo::new(key, 1, KernelTime(time)) }
 }
 
 fn tcp(time: u64) -> ConnectionInfo {
@@ -51,9 +43,7 @@ fn owned(mut info: ConnectionInfo, pid: u32, provenance: Provenance) -> Connecti
 }
 
 fn transfer(connection: ConnectionInfo, bytes: u64, total_bytes: u64) -> Transfer {
-    let total_packets = total_bytes / 100;
-    let until = connection.time;
-    Transfer { connection, until, actor: None, bytes, calls: 1, total_bytes, total_packets, rtt_us: None }
+    Transfer { total_packets: total_bytes / 100, ..Transfer::new(connection, bytes, total_bytes) }
 }
 
 fn send(connection: ConnectionInfo, bytes: u64, total: u64) -> CollectorEvent {
@@ -75,14 +65,12 @@ fn totals(bytes_in: u64, bytes_out: u64) -> Totals {
 }
 
 fn state(connection: ConnectionInfo, old_state: TcpState, new_state: TcpState) -> CollectorEvent {
-    let change = StateChange { connection, old_state, new_state, error: None, totals: None, rtt_us: None };
-    CollectorEvent::TcpStateChange(change)
+    CollectorEvent::TcpStateChange(StateChange::new(connection, old_state, new_state))
 }
 
 fn state_with(connection: ConnectionInfo, new_state: TcpState, totals: Totals) -> CollectorEvent {
-    let (old_state, totals) = (TcpState::Established, Some(totals));
-    let change = StateChange { connection, old_state, new_state, error: None, totals, rtt_us: None };
-    CollectorEvent::TcpStateChange(change)
+    let change = StateChange::new(connection, TcpState::Established, new_state);
+    CollectorEvent::TcpStateChange(StateChange { totals: Some(totals), ..change })
 }
 
 fn begins(connection: ConnectionInfo) -> CollectorEvent {
@@ -94,16 +82,7 @@ fn closes(connection: ConnectionInfo) -> CollectorEvent {
 }
 
 fn closed(connection: ConnectionInfo, totals: Totals) -> CollectorEvent {
-    CollectorEvent::Closed(Closed {
-        connection,
-        totals,
-        rtt_us: None,
-        min_rtt_us: None,
-        retransmits: 0,
-        duration: None,
-        reason: None,
-        error: None,
-    })
+    CollectorEvent::Closed(Closed::new(connection, totals))
 }
 
 /// The end of UDP socket 1.
