@@ -32,7 +32,8 @@ impl Default for Granularity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// It is dropped and counted ([`Stats`](crate::Stats), [`LossPlace::Channel`](crate::LossPlace)).
+    /// It is dropped and counted ([`Stats`](crate::Stats), [`LossPlace::Channel`](crate::LossPlace)). Only the ends of
+    /// connections, after which nothing would tell the same, wait for room (65,536 of them at most).
     #[default]
     Drop,
     /// The reader waits until there is room, or until the collector is stopped; meanwhile the ring fills up, and

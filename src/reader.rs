@@ -206,8 +206,12 @@ impl Reader {
     pub(crate) fn finish(self) {
         let Self { mut session, ring, sink, sweeps, .. } = self;
         session.detach();
-        for _bank in 0..2 {
-            session.next_epoch();
+        // A bank that was left before comes first.
+        let left = usize::from(sweeps.is_collecting());
+        for bank in 0..left + 2 {
+            if bank >= left {
+                session.next_epoch();
+            }
             session.barrier().wait();
             sink.borrow_mut().keep_ends();
             while !sink.borrow().is_receiver_gone() {
@@ -220,6 +224,8 @@ impl Reader {
             collect(&mut session, &mut sink.borrow_mut());
         }
         session.look_at_hooks();
+        sink.borrow_mut().flush();
+        sink.borrow_mut().give_up();
         sink.borrow_mut().report_losses(&session.losses());
         sink.borrow_mut().flush();
         sweeps.end();

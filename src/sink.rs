@@ -4,9 +4,11 @@
 use crate::config::WhenFull;
 use crate::decode::{self, Undecodable};
 use crate::event::{CollectorEvent, LossPlace};
+use crate::model::TcpState;
 use crate::reader::Shared;
 use crate::stats::{LossTable, Stats};
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use std::time::Duration;
 const SEND_SLICE: Duration = Duration::from_millis(10);
 /// That many events are still in the processor's cache when the function gets them.
 const BATCH: usize = 256;
+/// So many ends wait for room in the channel.
+const MOST_LATE: usize = 65_536;
 
 /// Where events go.
 pub(crate) enum Output {
@@ -31,12 +35,6 @@ impl Output {
     }
 }
 
-enum Delivery {
-    Done,
-    Full,
-    ReceiverGone,
-}
-
 /// The output's end at the reader, with everything that can happen to an event on its way there.
 pub(crate) struct Sink {
     output: Output,
@@ -51,6 +49,8 @@ pub(crate) struct Sink {
     /// Ends of connections wait, for reports of theirs may be in the bank that is about to be collected.
     keeps_ends: bool,
     ends: Vec<Vec<u8>>,
+    /// Ends for which the channel had no room. No later event would tell what they do.
+    late: VecDeque<CollectorEvent>,
 }
 
 impl Sink {
@@ -64,6 +64,7 @@ impl Sink {
             receiver_gone: false,
             keeps_ends: false,
             ends: Vec::new(),
+            late: VecDeque::new(),
         }
     }
 
@@ -121,8 +122,15 @@ impl Sink {
         std::mem::take(&mut self.ends).iter().for_each(|record| self.collected(record));
     }
 
-    /// Hands out what makes a batch by now.
+    /// Hands out what makes a batch by now, and ends for which there is room at last.
     pub(crate) fn flush(&mut self) {
+        while let Some(event) = self.late.pop_front() {
+            match self.try_send(event) {
+                Ok(()) => self.stats.events += 1,
+                Err(TrySendError::Full(event)) => return self.late.push_front(event),
+                Err(TrySendError::Disconnected(_)) => return self.receiver_gone = true,
+            }
+        }
         if let Output::Batches { handler, batch } = &mut self.output {
             if !batch.is_empty() {
                 handler(batch);
@@ -132,39 +140,58 @@ impl Sink {
     }
 
     fn send(&mut self, event: CollectorEvent) {
-        let kind = event.kind();
+        // Behind those that wait: the ends of one connection keep their order.
+        if !self.late.is_empty() && is_end(&event) {
+            return self.put_off(event);
+        }
         match self.deliver(event) {
-            Delivery::Done => self.stats.events += 1,
-            Delivery::Full => {
-                if let Some(kind) = kind {
-                    self.lost.add(kind, LossPlace::Channel, 1);
-                }
-            }
-            Delivery::ReceiverGone => self.receiver_gone = true,
+            Ok(()) => self.stats.events += 1,
+            Err(TrySendError::Full(event)) if is_end(&event) => self.put_off(event),
+            Err(TrySendError::Full(event)) => self.lose(&event),
+            Err(TrySendError::Disconnected(_)) => self.receiver_gone = true,
         }
     }
 
-    fn deliver(&mut self, event: CollectorEvent) -> Delivery {
-        let (tx, when_full) = match &mut self.output {
-            Output::Channel { tx, when_full } => (tx, *when_full),
+    fn put_off(&mut self, event: CollectorEvent) {
+        if self.late.len() < MOST_LATE { self.late.push_back(event) } else { self.lose(&event) }
+    }
+
+    fn lose(&mut self, event: &CollectorEvent) {
+        if let Some(kind) = event.kind() {
+            self.lost.add(kind, LossPlace::Channel, 1);
+        }
+    }
+
+    /// There will be no more room: what still waits for it is lost.
+    pub(crate) fn give_up(&mut self) {
+        std::mem::take(&mut self.late).iter().for_each(|event| self.lose(event));
+    }
+
+    #[expect(clippy::result_large_err, reason = "the event goes back to who has made it")]
+    fn try_send(&mut self, event: CollectorEvent) -> Result<(), TrySendError<CollectorEvent>> {
+        match &mut self.output {
+            Output::Channel { tx, .. } => tx.try_send(event),
             Output::Batches { batch, .. } => {
                 batch.push(event);
-                return Delivery::Done;
-            }
-        };
-        let mut event = match tx.try_send(event) {
-            Ok(()) => return Delivery::Done,
-            Err(TrySendError::Disconnected(_)) => return Delivery::ReceiverGone,
-            Err(TrySendError::Full(event)) => event,
-        };
-        while when_full == WhenFull::Wait && !self.shared.stopping() {
-            match tx.send_timeout(event, SEND_SLICE) {
-                Ok(()) => return Delivery::Done,
-                Err(SendTimeoutError::Disconnected(_)) => return Delivery::ReceiverGone,
-                Err(SendTimeoutError::Timeout(back)) => event = back,
+                Ok(())
             }
         }
-        Delivery::Full
+    }
+
+    #[expect(clippy::result_large_err, reason = "the event goes back to who has made it")]
+    fn deliver(&mut self, event: CollectorEvent) -> Result<(), TrySendError<CollectorEvent>> {
+        let mut result = self.try_send(event);
+        let Output::Channel { tx, when_full: WhenFull::Wait } = &self.output else { return result };
+        while let Err(TrySendError::Full(event)) = result {
+            if self.shared.stopping() {
+                return Err(TrySendError::Full(event));
+            }
+            result = tx.send_timeout(event, SEND_SLICE).map_err(|e| match e {
+                SendTimeoutError::Timeout(event) => TrySendError::Full(event),
+                SendTimeoutError::Disconnected(event) => TrySendError::Disconnected(event),
+            });
+        }
+        result
     }
 
     /// Shares the counters, and reports as events what was lost since the last time. A report that finds the channel
@@ -192,10 +219,20 @@ impl Sink {
     }
 }
 
+/// Is there no later event that would tell the same?
+fn is_end(event: &CollectorEvent) -> bool {
+    match event {
+        CollectorEvent::Closed(_) | CollectorEvent::ConnectFailed(_) => true,
+        CollectorEvent::TcpStateChange(change) => change.new_state == TcpState::Close,
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{EventKind, Lost};
+    use crate::event::{Closed, ConnectionInfo, EventKind, Lost, StateChange, Totals, Transfer};
+    use crate::model::{ConnectionKey, KernelTime, Protocol};
     use crossbeam_channel::bounded;
 
     fn losses(count: u64) -> LossTable {
@@ -221,6 +258,38 @@ mod tests {
         sink.report_losses(&losses(5));
         assert_eq!(rx.try_iter().collect::<Vec<_>>(), [lost(3)]);
         assert!(!sink.is_receiver_gone());
+    }
+
+    #[test]
+    fn ends_wait_for_room_in_the_channel() {
+        let key = ConnectionKey::new(Protocol::Tcp, [127, 0, 0, 1].into(), 1, [127, 0, 0, 1].into(), 2);
+        let info = ConnectionInfo::new(key, 1, KernelTime(1));
+        let moved = || CollectorEvent::TcpSend(Transfer::new(info, 5, 5));
+        let change = StateChange::new(info, TcpState::LastAck, TcpState::Close);
+        let ends = [
+            CollectorEvent::TcpStateChange(change),
+            CollectorEvent::Closed(Closed::new(info, Totals::default())),
+        ];
+        let shared = Arc::new(Shared::default());
+        let (tx, rx) = bounded(1);
+        let mut sink = Sink::new(Output::Channel { tx, when_full: WhenFull::Drop }, Arc::clone(&shared));
+        [moved(), moved()].into_iter().chain(ends.clone()).for_each(|event| sink.send(event));
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [moved()]);
+        for end in &ends {
+            sink.flush();
+            assert_eq!(rx.try_iter().collect::<Vec<_>>(), std::slice::from_ref(end));
+        }
+        // Nobody makes room any more.
+        [moved(), ends[1].clone()].into_iter().for_each(|event| sink.send(event));
+        sink.flush();
+        sink.give_up();
+        sink.report_losses(&LossTable::default());
+        let stats = shared.stats();
+        assert_eq!((stats.events, stats.lost_total()), (4, 2));
+        assert_eq!(
+            [EventKind::TcpSend, EventKind::Closed].map(|k| stats.lost(k, LossPlace::Channel)),
+            [1, 1]
+        );
     }
 
     #[test]

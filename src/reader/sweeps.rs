@@ -69,7 +69,7 @@ impl Sweeps {
     }
 
     /// A bank was left and has not been collected.
-    fn is_collecting(&self) -> bool {
+    pub(super) fn is_collecting(&self) -> bool {
         self.grace.is_running || self.backlog.is_some()
     }
 

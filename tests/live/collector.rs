@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Starting and stopping, full channels, vanished receivers, and what is left in the kernel afterwards.
 
-use crate::harness::{Trace, builder, is_slow, lost_by_us, ports, wanted_backend};
+use crate::harness::{PATIENCE, Trace, builder, is_slow, lost_by_us, ports, wanted_backend};
 use crate::net::{port, recv, send, tcp_pair};
 use crossbeam_channel::bounded;
+use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
-    Backend, CollectorEvent, ConnectionKey, ConnectionTable, Error, Granularity, KernelTime, LossPlace,
-    NetworkCollector, Protocol, WhenFull,
+    Backend, CollectorEvent, ConnectionKey, ConnectionTable, Error, EventKind, Granularity, KernelTime,
+    LossPlace, NetworkCollector, Protocol, WhenFull,
 };
 
 /// Ids of all BPF programs and links in the kernel, by bpf(2).
@@ -262,6 +263,35 @@ fn a_full_channel_never_holds_up_the_stop() {
             took
         });
     }
+}
+
+/// A receiver that stalls misses events, and learns all the same how each connection has ended.
+#[test]
+fn ends_wait_for_a_receiver_that_stalls() {
+    const CONNECTIONS: usize = 50;
+    let (collector, events) = builder().channel_capacity(16).spawn().unwrap();
+    let ours: BTreeSet<u16> = (0..CONNECTIONS)
+        .flat_map(|_| {
+            let (client, server) = tcp_pair();
+            assert_eq!((send(&client, &[1; 10], 0), recv(&server, 10, 0)), (10, 10));
+            [port(&client), port(&server)]
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(500));
+    let (mut ended, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    while ended.len() < 2 * CONNECTIONS {
+        let event = events.recv_deadline(deadline).expect("all ends");
+        if let CollectorEvent::Closed(end) = event {
+            if ours.contains(&end.connection.key.local_port) {
+                ended.push(end.totals.bytes_in + end.totals.bytes_out);
+            }
+        }
+    }
+    assert_eq!(ended, vec![10; 2 * CONNECTIONS]);
+    let stats = collector.stats();
+    let in_channel = |kind| stats.lost(kind, LossPlace::Channel);
+    assert!(EventKind::ALL.map(in_channel).iter().sum::<u64>() > 0, "{stats:?}");
+    assert_eq!(in_channel(EventKind::Closed), 0);
 }
 
 /// With WhenFull::Wait a slow receiver gets every event: 500 receives of 3 bytes through a channel for one event.
