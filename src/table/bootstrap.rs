@@ -78,9 +78,8 @@ impl ConnectionTable {
 
     fn match_row(&self, row: &ConnectionRecord) -> Match {
         let (place, walk) = (Place::of_record(row), row.last_seen);
-        let is_candidate = |entry: &Entry| {
-            entry.closed_at().is_none_or(|end| end >= walk) && place.may_be(&Place::of_record(&entry.record))
-        };
+        let is_candidate =
+            |entry: &Entry| !entry.ended_before(walk) && place.may_be(&Place::of_record(&entry.record));
         let mut candidates = self.store.confirmed(&row.key).filter(|(_, entry)| is_candidate(entry));
         match (candidates.next(), candidates.next()) {
             (Some((slot, _)), None) => return Match::One(slot),

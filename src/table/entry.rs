@@ -192,18 +192,21 @@ impl Entry {
         }
     }
 
-    /// Bytes that a process moved. The first event of a connection older than the tracer brings all its history: of
-    /// the growth only what this event itself reports is new traffic.
+    /// Bytes that a process moved. The first event of a connection older than the tracer, or of a UDP flow, brings all its
+    /// history: of the growth only what this event itself reports is new traffic. Later ones also bring what events have
+    /// told that are lost or late.
     pub(super) fn transfer(&mut self, transfer: &Transfer, direction: Direction, window: Window) {
         let info = &transfer.connection;
         let (total, packets) = (transfer.total_bytes, transfer.total_packets);
+        let born = self.born;
         let live = self.live();
         let counter = match direction {
             Direction::Out => &mut live.out,
             Direction::In => &mut live.r#in,
         };
+        let is_new = counter.is_known() || born;
         let growth = counter.raise(info.since, total, packets, info.key.protocol);
-        counter.rate.add(transfer.until, growth.min(transfer.bytes), window);
+        counter.rate.add(transfer.until, if is_new { growth } else { growth.min(transfer.bytes) }, window);
         self.publish();
     }
 
@@ -240,7 +243,9 @@ impl Entry {
     /// It ended at this time, or earlier than was known. Returns the row that was taken for this connection
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
-        let end = self.closed_at().map_or(time, |known| known.min(time));
+        // That it was silent for long was no end.
+        let known = self.closed_at().filter(|_| !self.is_idle);
+        let end = known.map_or(time, |known| known.min(time));
         (self.end, self.is_idle) = (end, false);
         self.record.is_closed = true;
         if self.record.key.protocol == Protocol::Tcp {
@@ -278,8 +283,11 @@ impl Entry {
             self.record.first_seen = self.record.first_seen.min(row.first_seen);
         }
         let claimed = &mut self.live().claimed;
-        if claimed.as_ref().is_none_or(|known| known.last_seen < row.last_seen) {
-            *claimed = Some(Box::new(row));
+        match claimed {
+            Some(known) if known.last_seen >= row.last_seen => {}
+            // Another way of searching may know less.
+            Some(known) if row.is_partial && !known.is_partial => known.last_seen = row.last_seen,
+            _ => *claimed = Some(Box::new(row)),
         }
         self.publish();
     }

@@ -278,6 +278,20 @@ fn rates_count_growth_and_not_history() {
 }
 
 #[test]
+fn what_lost_and_late_events_would_have_told_counts_for_the_rate() {
+    let rate = |events: &[CollectorEvent]| {
+        let mut table = ConnectionTable::new().rate_window(std::time::Duration::from_secs(10));
+        events.iter().for_each(|event| table.apply(event));
+        table.snapshot(KernelTime(101 * SECOND))[0].rate_out
+    };
+    let first = send(tcp(100 * SECOND), 1000, 5000);
+    let (next, late) = (send(tcp(101 * SECOND), 1000, 8000), send(tcp(101 * SECOND), 2000, 7000));
+    assert_eq!(rate(std::slice::from_ref(&first)), 100.0, "the rest is history");
+    assert_eq!(rate(&[first.clone(), next.clone()]), 400.0, "one between them was lost");
+    assert_eq!(rate(&[first, next, late]), 400.0);
+}
+
+#[test]
 fn a_report_of_an_interval_counts_at_its_end() {
     let mut table = ConnectionTable::new().udp_idle(std::time::Duration::from_secs(30));
     let until = KernelTime(60 * SECOND);

@@ -183,6 +183,27 @@ fn a_row_from_the_middle_of_a_change_is_put_right_by_the_next_event() {
 }
 
 #[test]
+fn a_walk_that_knows_less_takes_nothing_away() {
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap([whole_row()]);
+    table.apply(&send(tcp(1600), 10, 910));
+    table.merge_bootstrap([row(tcp_key(), 2000, 50)]);
+    assert_eq!((bytes(&only(&table)), only(&table).is_partial), ((700, 910), false));
+}
+
+#[test]
+fn a_flow_that_was_silent_for_long_is_found_again_as_itself() {
+    let mut table = table([&send(udp(2, SECOND), 1, 1)]).udp_idle(std::time::Duration::from_secs(30));
+    assert!(table.snapshot(KernelTime(31 * SECOND))[0].is_closed);
+    table.merge_bootstrap([row(udp_key(2), 32 * SECOND, 50)]);
+    assert!(only(&table).is_closed, "until there is something to tell");
+    table.apply(&send(udp(2, 33 * SECOND), 1, 2));
+    assert!(!only(&table).is_closed);
+    table.apply(&udp_closed(34 * SECOND));
+    assert!(only(&table).is_closed);
+}
+
+#[test]
 fn connected_udp_stays_partial() {
     let all = in_any_order(&row(udp_key(2), 1500, 50), &[send(udp(2, 1600), 1, 1), recv(udp(2, 1601), 1, 1)]);
     let [record] = all.as_slice() else { panic!("{all:?}") };
