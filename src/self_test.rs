@@ -61,8 +61,9 @@ pub(crate) fn run(session: &Session) -> crate::error::Result<(Vec<SelfCheck>, Ve
             checks.extend(match exchange(protocol, address) {
                 Ok(exchange) => {
                     let seen = observe(&ring, &records, &exchange);
+                    let is_full = records.borrow().len() >= MOST_KEPT;
                     forget(&exchange, &mut records.borrow_mut());
-                    judge(&exchange, seen)
+                    judge(&exchange, seen, is_full)
                 }
                 Err(e) => features(protocol).map(|(feature, _)| SelfCheck {
                     feature,
@@ -118,21 +119,32 @@ fn exchange(protocol: Protocol, address: IpAddr) -> io::Result<Exchange> {
 /// Reads the ring until everything was seen, or the patience is at its end.
 fn observe(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, exchange: &Exchange) -> Seen {
     let deadline = Instant::now() + PATIENCE;
+    let (mut seen, mut judged) = (Seen::default(), records.borrow().len());
     loop {
-        ring.look();
-        let seen = sum(exchange, records.borrow().iter().map(Vec::as_slice));
-        if seen == EXPECTED || Instant::now() >= deadline {
+        take_all(ring, records, deadline);
+        add(exchange, records.borrow().iter().skip(judged).map(Vec::as_slice), &mut seen);
+        judged = records.borrow().len();
+        if seen == EXPECTED || judged >= MOST_KEPT || Instant::now() >= deadline {
             // The ends of the sockets follow what they have moved.
             thread::sleep(LOOK_EVERY);
-            ring.look();
+            take_all(ring, records, deadline);
             return seen;
         }
         thread::sleep(LOOK_EVERY);
     }
 }
 
-fn sum<'r>(exchange: &Exchange, records: impl Iterator<Item = &'r [u8]>) -> Seen {
-    let mut seen = Seen::default();
+/// All that is in the ring: on a busy machine what belongs to the test is behind much else.
+fn take_all(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, deadline: Instant) {
+    loop {
+        ring.look();
+        if !ring.is_behind() || records.borrow().len() >= MOST_KEPT || Instant::now() >= deadline {
+            return;
+        }
+    }
+}
+
+fn add<'r>(exchange: &Exchange, records: impl Iterator<Item = &'r [u8]>, seen: &mut Seen) {
     for event in records.filter(|record| is_of(exchange, record)).filter_map(|r| decode::event(r).ok()) {
         let (transfer, direction) = match &event {
             CollectorEvent::TcpSend(t) | CollectorEvent::UdpSend(t) => (t, 0),
@@ -143,7 +155,6 @@ fn sum<'r>(exchange: &Exchange, records: impl Iterator<Item = &'r [u8]>) -> Seen
         let side = if is_client { &mut seen.client } else { &mut seen.server };
         side[direction] += transfer.bytes;
     }
-    seen
 }
 
 /// Drops what is about the sockets of the test, also before they had a port.
@@ -167,12 +178,15 @@ fn is_of(exchange: &Exchange, record: &[u8]) -> bool {
         && is_ours(key.remote_addr)
 }
 
-fn judge(exchange: &Exchange, seen: Seen) -> [SelfCheck; 2] {
+/// Where there was so much else that not all could be read, silence proves nothing.
+fn judge(exchange: &Exchange, seen: Seen, is_full: bool) -> [SelfCheck; 2] {
     features(exchange.protocol).map(|(feature, direction)| {
         let got = [seen.client[direction], seen.server[direction]];
         let wanted = [EXPECTED.client[direction], EXPECTED.server[direction]];
         let result = if got == wanted {
             SelfTestResult::Passed
+        } else if is_full {
+            SelfTestResult::Skipped(format!("{MOST_KEPT} other events came in meanwhile"))
         } else {
             let ([a, b], [c, d]) = (wanted, got);
             SelfTestResult::Failed(if got == [0, 0] {
@@ -197,11 +211,16 @@ mod tests {
     #[test]
     fn what_was_not_seen_fails_and_says_what_was() {
         assert_eq!(
-            judge(&exchange(), EXPECTED).map(|c| c.result),
+            judge(&exchange(), EXPECTED, true).map(|c| c.result),
             [SelfTestResult::Passed, SelfTestResult::Passed]
         );
         let blind = Seen { client: [1201, 0], server: [0, 1201] };
-        let [send, recv] = judge(&exchange(), blind);
+        let busy = judge(&exchange(), blind, true);
+        assert!(
+            busy.iter()
+                .all(|check| matches!(&check.result, SelfTestResult::Skipped(why) if why.contains("65536")))
+        );
+        let [send, recv] = judge(&exchange(), blind, false);
         assert_eq!((send.feature, recv.feature), (Feature::UdpSend, Feature::UdpRecv));
         let text = |check: SelfCheck| match check.result {
             SelfTestResult::Failed(text) => text,
@@ -218,7 +237,7 @@ mod tests {
             can.set(feature, Visibility::Exact);
         }
         let without_sends = Seen { client: [0, 803], server: [0, 1201] };
-        can.learn(judge(&exchange(), without_sends).to_vec());
+        can.learn(judge(&exchange(), without_sends, false).to_vec());
         let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event told of them";
         assert_eq!(can.visibility(Feature::UdpSend), Visibility::Limited(limit.into()));
         assert_eq!(can.visibility(Feature::UdpRecv), Visibility::Exact);
@@ -237,6 +256,8 @@ mod tests {
     fn garbage_is_of_nobody() {
         assert!(!is_of(&exchange(), &[]));
         assert!(!is_of(&exchange(), &[0; 192]));
-        assert_eq!(sum(&exchange(), [[3_u8; 50].as_slice()].into_iter()), Seen::default());
+        let mut seen = Seen::default();
+        add(&exchange(), [[3_u8; 50].as_slice()].into_iter(), &mut seen);
+        assert_eq!(seen, Seen::default());
     }
 }

@@ -13,6 +13,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+const ESRCH: i32 = 3;
+
 /// Where it was not looked, and why: the latest reason of several.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
@@ -57,10 +59,10 @@ pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut)
     if others.is_empty() {
         return (found, left_out);
     }
-    let visit = || others.iter().map(|namespace| visit(namespace, &look)).collect::<Vec<_>>();
+    let visit = || others.iter().map(|paths| visit(paths, &look)).collect::<Vec<_>>();
     match on_another_thread(visit) {
         Ok(looks) => looks.into_iter().for_each(|look| match look {
-            Ok(there) => found.push(there),
+            Ok(there) => found.extend(there),
             Err(e) => left_out.not_entered(e),
         }),
         Err(e) => others.iter().for_each(|_| left_out.not_entered(e.kind().into())),
@@ -68,9 +70,24 @@ pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut)
     (found, left_out)
 }
 
-fn visit<T>(namespace: &File, look: &impl Fn() -> T) -> io::Result<T> {
+/// None if it has ended in between: then it has no connections any more.
+fn visit<T>(paths: &[PathBuf], look: &impl Fn() -> T) -> io::Result<Option<T>> {
+    let Some(namespace) = open_any(paths)? else { return Ok(None) };
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    Ok(look())
+    // There may be more namespaces than files that may be open.
+    drop(namespace);
+    Ok(Some(look()))
+}
+
+/// Of these processes some may have ended.
+fn open_any(paths: &[PathBuf]) -> io::Result<Option<File>> {
+    for path in paths {
+        match File::open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(ESRCH) => {}
+            opened => return opened.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// It does not panic unless `work` does.
@@ -81,12 +98,12 @@ fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> 
     })
 }
 
-/// Every namespace but our own, once.
-fn others() -> (Vec<File>, LeftOut) {
-    let (mut found, mut left_out) = (BTreeMap::new(), LeftOut::default());
+/// Every namespace but our own, once: by the paths of those who are in it, and its name.
+fn others() -> (Vec<Vec<PathBuf>>, LeftOut) {
+    let (mut found, mut left_out) = (BTreeMap::<u64, Vec<PathBuf>>::new(), LeftOut::default());
     for path in processes().into_iter().chain(host::named_network_namespaces()) {
         match inode(&path) {
-            Ok(inode) => drop(found.entry(inode).or_insert(path)),
+            Ok(inode) => found.entry(inode).or_default().push(path),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_shown(e),
             // A process that has ended.
             Err(_) => {}
@@ -95,16 +112,7 @@ fn others() -> (Vec<File>, LeftOut) {
     if let Ok(own) = inode(Path::new("/proc/thread-self/ns/net")) {
         found.remove(&own);
     }
-    let mut files = Vec::new();
-    for path in found.into_values() {
-        match File::open(path) {
-            Ok(file) => files.push(file),
-            Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_entered(e),
-            // One that has ended in between has no connections any more.
-            Err(_) => {}
-        }
-    }
-    (files, left_out)
+    (found.into_values().collect(), left_out)
 }
 
 fn processes() -> Vec<PathBuf> {
@@ -134,6 +142,16 @@ mod tests {
         left_out.not_shown(ErrorKind::PermissionDenied.into());
         let shown = "processes whose network namespace is not shown: 1 (permission denied)";
         assert_eq!(left_out.limits().collect::<Vec<_>>(), [entered, shown]);
+    }
+
+    #[test]
+    fn a_namespace_is_entered_by_whoever_is_still_there() {
+        let paths = ["/proc/0/ns/net", "/proc/self/ns/net"].map(PathBuf::from);
+        assert!(open_any(&paths).unwrap().is_some());
+        assert!(open_any(&paths[..1]).unwrap().is_none());
+        assert!(open_any(&[]).unwrap().is_none());
+        // What is there and cannot be opened is told.
+        assert!(open_any(&["/proc/self/ns/net/beyond".into()]).is_err());
     }
 
     #[test]
