@@ -21,7 +21,7 @@ struct Options {
     #[arg(long)] json: bool,
     /// End after this time; without it: at Ctrl-C
     #[arg(long, value_name = "SECS", value_parser = seconds)] duration: Option<Duration>,
-    /// Time from one table to the next; rates are over as long, but at least over a second
+    /// Time from one table to the next; rates are over as long, but at least a second and twice --granularity
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")] interval: Duration,
     /// Report every call, or each socket and direction at most once in so many milliseconds
     #[arg(long, value_name = "call|MS", value_parser = granularity, default_value = "100")] granularity: Granularity,
@@ -81,8 +81,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let (mut collector, events) = collector(options).spawn()?;
     collector.capabilities().map_or(Ok(()), |can| start(options, &can))?;
     let linger = if options.json { Duration::MAX } else { options.interval + Duration::from_secs(5) };
-    let window = options.interval.max(Duration::from_secs(1));
-    let mut table = ConnectionTable::new().linger(linger).rate_window(window);
+    let every = if let Granularity::Interval(every) = options.granularity { every } else { Duration::ZERO };
+    let window = options.interval.max(Duration::from_secs(1)).max(2 * every);
+    let mut table = ConnectionTable::new().linger(linger).rate_window(window).max_connections(1 << 20);
     if !options.no_bootstrap {
         match collector.bootstrap_existing() {
             // Memory is given back meanwhile: else all would be there twice.
@@ -208,12 +209,11 @@ fn show(table: &mut ConnectionTable) -> io::Result<()> {
     all.sort_by_key(|r| Reverse(((r.rate_in + r.rate_out) as u64, r.bytes_in + r.bytes_out)));
     let (top, rest) = all.split_at(all.len().min(25));
     let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(of).fold(0.0, |a, b| a + b));
-    let (rate_in, rate_out) = (rate(|r| r.rate_in), rate(|r| r.rate_out));
+    let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
     let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
     let legend = if top.iter().any(|r| r.is_partial) { "~ counted since tcptop started\n" } else { "" };
     let more = if rest.is_empty() { String::new() } else { format!("… and {} more\n", rest.len()) };
-    let rows: Vec<_> = iter::once(HEAD.into()).chain(top.iter().map(row)).collect();
-    let (n, rows) = (all.len(), aligned(&rows));
+    let rows = aligned(&iter::once(HEAD.into()).chain(top.iter().map(row)).collect::<Vec<_>>());
     write!(stdout(), "\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{rows}{more}{legend}")
 }
 
