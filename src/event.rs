@@ -410,7 +410,7 @@ pub enum LossPlace {
     /// The kernel side had no memory: for the socket or flow, so that this call was not accounted to a process (and a UDP
     /// datagram is in no total); for the peer of a datagram; or for a report that found no room in the ring either.
     Storage,
-    /// The channel to the receiver was full.
+    /// The channel to the receiver was full. Ends of connections wait, and are lost only where too many do, or at the stop.
     Channel,
     /// The library could not decode the record.
     Decode,

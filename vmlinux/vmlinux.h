@@ -252,6 +252,7 @@ struct bpf_iter__task_file {
 };
 
 struct sk_buff {
+	struct sk_buff *next;
 	unsigned char *head;
 	__be16 protocol;
 	__u16 transport_header;

@@ -12,6 +12,7 @@
 #define ETH_P_IPV6	 0x86dd /* include/uapi/linux/if_ether.h */
 #define SIN6_LEN_RFC2133 24	/* net/ipv6/udp.c: the least length of an IPv6 address */
 #define MSG_PEEK	 0x2
+#define MSG_ERRQUEUE	 0x2000
 
 /* include/uapi/linux/in.h, in6.h */
 struct sockaddr_in {
@@ -34,7 +35,7 @@ SEC("?fexit/tcp_sendmsg_locked")
 int BPF_PROG(fexit_tcp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, false))
-		tcp_call_out(sk, ret);
+		tcp_call_out(sk, ret, true);
 	return 0;
 }
 
@@ -43,7 +44,7 @@ SEC("?fexit/tcp_sendmsg_locked")
 int BPF_PROG(fexit_tcp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret > 0 && !turn_is_taken(HOOK_TCP_OUT, true))
-		tcp_call_out(sk, ret);
+		tcp_call_out(sk, ret, true);
 	return 0;
 }
 
@@ -52,7 +53,7 @@ SEC("?fexit/do_tcp_sendpages")
 int BPF_PROG(fexit_tcp_sendpages, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
 {
 	if (ret > 0)
-		tcp_call_out(sk, ret);
+		tcp_call_out(sk, ret, true);
 	return 0;
 }
 
@@ -76,7 +77,7 @@ static __always_inline int recvmsg_returns(__u64 *ctx, const bool understudy)
 	} else {
 		flags = *(volatile __u64 *)&ctx[3];
 	}
-	if (ret > 0 && !(flags & MSG_PEEK) && !turn_is_taken(HOOK_TCP_IN, understudy))
+	if (ret > 0 && !(flags & (MSG_PEEK | MSG_ERRQUEUE)) && !turn_is_taken(HOOK_TCP_IN, understudy))
 		tcp_call_in(sk, ret);
 	return 0;
 }
@@ -284,6 +285,12 @@ static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
 		peer_of_skb_read(peer, skb);
 }
 
+/* Its length is negated, which an empty one does not show: what is only looked at stays in its queue. */
+static __always_inline bool is_peek(struct sk_buff *skb, int len)
+{
+	return len < 0 || (!len && BPF_CORE_READ(skb, next));
+}
+
 /*
  * skb_consume_udp(): where udp_recvmsg() and udpv6_recvmsg() let go of a datagram, in the reader, with the
  * number of bytes it got; negative for a peek. The same on all kernels, while the arguments of the recvmsg
@@ -294,7 +301,7 @@ static __always_inline int udp_receive(struct sock *sk, struct sk_buff *skb, int
 {
 	struct peer peer = {};
 
-	if (len < 0 || turn_is_taken(HOOK_UDP_IN, understudy))
+	if (is_peek(skb, len) || turn_is_taken(HOOK_UDP_IN, understudy))
 		return 0;
 	peer_of_skb(&peer, skb);
 	udp_datagram(sk, TT_IN, len, &peer, true);

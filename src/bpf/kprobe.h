@@ -26,13 +26,13 @@ static __always_inline struct sk_state *kprobe_owner(struct sock *sk, __u32 kind
  * After the peer's FIN tcp_probe does not fire any more: then each send reports those before it. The last one is reported
  * by the end.
  */
-static __always_inline void post_before(struct sk_state *st, struct sock *sk)
+static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 {
 	struct report r = { .direction = TT_OUT, .calls = st->calls_out, .is_call = true };
 
 	r.actor = st->c.conn.owner.pid;
 	st->calls_out = 0;
-	add_written(st, BPF_CORE_READ((struct tcp_sock *)sk, write_seq));
+	add_written(st, write_seq);
 	post_news(st, &r, ALL_NEWS);
 }
 
@@ -40,9 +40,14 @@ SEC("?kprobe/tcp_sendmsg")
 int BPF_KPROBE(kprobe_tcp_sendmsg, struct sock *sk)
 {
 	struct sk_state *st = hash_peek(sk);
+	__u32 write_seq;
 
-	if (st && st->known & KNOWN_OUT && BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE_WAIT)
-		post_before(st, sk);
+	if (st && st->known & KNOWN_OUT) {
+		/* The state last: it changes before the FIN is counted. */
+		write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE_WAIT)
+			post_before(st, write_seq);
+	}
 	st = kprobe_owner(sk, TT_TCP_SEND);
 	if (st)
 		st->calls_out++;
@@ -120,7 +125,7 @@ int BPF_KPROBE(kprobe_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int
 {
 	struct peer peer = {};
 
-	if (len < 0)
+	if (is_peek(skb, len))
 		return 0;
 	peer_of_skb(&peer, skb);
 	udp_datagram(sk, TT_IN, len, &peer, false);

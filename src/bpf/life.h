@@ -54,6 +54,18 @@ static __always_inline __u8 how_it_ends(const struct sk_state *st, struct sock *
 	return TT_ABORTED;
 }
 
+/*
+ * Does a stranger destroy the socket, as `ss -K` does (tcp_abort())? It holds the lock, too. Of a listening socket the error
+ * does not tell: there only who is not known yet is learned.
+ */
+static __always_inline bool is_destroyed(const struct sk_state *st, struct sock *sk)
+{
+	if (!changes_to(st, TCP_CLOSE))
+		return false;
+	return sk->sk_err == ECONNABORTED ||
+	       (changes_from(st, TCP_LISTEN) && st->c.conn.provenance != TT_UNKNOWN);
+}
+
 static __always_inline void post_out(struct sk_state *st, __u64 now)
 {
 	struct report r = { .now = now, .direction = TT_OUT, .calls = st->calls_out };
@@ -142,8 +154,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	note_change(st, old_state, new_state);
 	if (changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV) || !st->c.conn.local_port)
 		read_key(&st->c.conn, sk, tp);
-	/* `ss -K` holds the lock, too (tcp_abort()), and is a stranger. */
-	if (!changes_to(st, TCP_CLOSE) || sk->sk_err != ECONNABORTED)
+	if (!is_destroyed(st, sk))
 		owner_if_locked(st, sk);
 	if (changes_from(st, TCP_SYN_SENT))
 		st->active = 1;

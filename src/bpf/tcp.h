@@ -197,8 +197,11 @@ static __always_inline __u64 share_of_call(struct tcp_sock *tp, __u64 ret)
 	return TCP(tp, inet_conn.icsk_ulp_ops) ? ALL_NEWS : ret;
 }
 
-/* A send has returned `ret` > 0. Runs in the system call, after the lock was released. */
-static __always_inline void tcp_call_out(struct sock *sk, long ret)
+/*
+ * A send has returned `ret` > 0. Runs in the system call, after the lock was released; or where it is still held, also by
+ * the kernel for itself (a tunnel, kTLS in an interrupt).
+ */
+static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool locked)
 {
 	struct report r = { .direction = TT_OUT, .calls = 1, .is_call = true };
 	struct tcp_sock *tp = tcp_of(sk);
@@ -214,7 +217,7 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret)
 	if (!st)
 		return;
 	out = &st->c.acct[TT_OUT];
-	r.actor = actor_is_current(st);
+	r.actor = locked ? actor_if_locked(st, sk) : actor_is_current(st);
 	reported = *(volatile __u64 *)&out->reported;
 	write_seq = TCP(tp, write_seq);
 	barrier();

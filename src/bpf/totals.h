@@ -18,18 +18,51 @@
 
 #define SOCK_DONE (1UL << 1) /* include/net/sock.h: a FIN has arrived */
 
-/*
- * Bytes the program has written: what was sent once, and what still waits. A FIN that is queued but not sent
- * sits in write_seq and is no byte.
- */
-static __always_inline __u64 written(struct sock *sk, struct tcp_sock *tp)
+/* A FIN that is queued sits in write_seq and is no byte. Its state comes before it (tcp_close_state()). */
+static __always_inline __u32 end_of_written(struct sock *sk, struct tcp_sock *tp)
 {
-	__u32 unsent = TCP(tp, write_seq) - TCP(tp, snd_nxt);
 	__u8 state = sk->__sk_common.skc_state;
+	bool has_fin = state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_LAST_ACK ||
+		       state == TCP_CLOSING;
 
-	if (unsent && (state == TCP_FIN_WAIT1 || state == TCP_LAST_ACK || state == TCP_CLOSING))
-		unsent--;
-	return TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + unsent;
+	return TCP(tp, write_seq) - has_fin;
+}
+
+/*
+ * What was sent once, and what still waits. What could not even be handed to the device counts as sent each time that was
+ * tried (__tcp_transmit_skb()), so this may be too much: by less than 2^31.
+ */
+static __always_inline __u64 tried(struct tcp_sock *tp, __u32 end)
+{
+	__s32 unsent = end - TCP(tp, snd_nxt); /* -1 where the FIN was sent */
+
+	return TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + (unsent > 0 ? unsent : 0);
+}
+
+/* What was acknowledged, and what still waits for that: too much by the SYN of an active opener. */
+static __always_inline __u64 taken(struct tcp_sock *tp, __u32 end)
+{
+	return TCP(tp, bytes_acked) + (__s32)(end - TCP(tp, snd_una));
+}
+
+/*
+ * Bytes the program has written. The distance of write_seq from byte 0 tells them modulo 2^32, once that is known, and how
+ * many were sent tells the rest. At the first sight of an older connection both stories must agree; where they do not, the
+ * acknowledged bytes are right, or one more.
+ */
+static __always_inline __u64 written(const struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
+{
+	__u32 end = end_of_written(sk, tp);
+	__u64 sent = tried(tp, end);
+
+	/* In CLOSE it is not known whether there was a FIN. */
+	if (sk->__sk_common.skc_state == TCP_CLOSE)
+		return sent;
+	if (st->known & KNOWN_OUT)
+		return sent - (__s32)((__u32)sent - (end - st->seq_out));
+	if (st->born || taken(tp, end) - sent <= 1)
+		return sent;
+	return taken(tp, end);
 }
 
 /* Bytes the program has read: what arrived in order, less what waits in the receive queue, less a FIN. */
@@ -68,14 +101,15 @@ static __always_inline void read_totals(struct sk_state *st, struct sock *sk, st
 {
 	struct acct *out = &st->c.acct[TT_OUT], *in = &st->c.acct[TT_IN];
 
-	raise(&out->total, written(sk, tp));
+	raise(&out->total, written(st, sk, tp));
 	raise(&in->total, consumed(sk, tp));
 	/* What moved before we came is history. A new connection has none: bytes in its SYN are news. */
 	if (!(st->known & KNOWN_OUT) && !st->born)
 		out->reported = out->total;
 	if (!(st->known & KNOWN_IN) && !st->born)
 		in->reported = in->total;
-	st->seq_out = TCP(tp, write_seq) - (__u32)out->total;
+	if (!(st->known & KNOWN_OUT))
+		st->seq_out = end_of_written(sk, tp) - (__u32)out->total;
 	st->known = KNOWN_OUT | KNOWN_IN;
 }
 
@@ -114,19 +148,24 @@ static __always_inline __u64 add_written(struct sk_state *st, __u32 write_seq)
 }
 
 /*
- * The first sight of an older connection, unlocked: sent and acknowledged bytes must tell the same story
+ * The first sight of an older connection, perhaps unlocked: sent and acknowledged bytes must tell the same story
  * (they differ by the SYN of an active opener), else another CPU is just transmitting, and the next call will
- * do. The bytes of this call are news, what came before is history.
+ * do. Or something could not be sent before: then the acknowledged bytes must be the same at a second look. The bytes of
+ * this call are news, what came before is history.
  */
 static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *tp, __u32 end,
 					  __u64 of_this_call)
 {
-	__u64 sent = TCP(tp, bytes_sent) - TCP(tp, bytes_retrans) + (__u32)(end - TCP(tp, snd_nxt));
-	__u64 acked = TCP(tp, bytes_acked) + (__u32)(end - TCP(tp, snd_una));
+	__u64 sent = tried(tp, end), acked = taken(tp, end);
 	struct acct *out = &st->c.acct[TT_OUT];
 
 	barrier(); /* look again */
-	if (acked - sent > 1 || TCP(tp, write_seq) != end)
+	if (acked - sent > 1) {
+		if ((__s64)(sent - acked) < 0 || taken(tp, end) != acked)
+			return false;
+		sent = acked;
+	}
+	if (TCP(tp, write_seq) != end)
 		return false;
 	out->total = sent;
 	out->reported = sent - (of_this_call < sent ? of_this_call : sent);

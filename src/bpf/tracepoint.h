@@ -10,7 +10,6 @@
 #include "tcp.h"
 #include "udp.h"
 
-#define MSG_ERRQUEUE 0x2000
 #define RCV_SHUTDOWN 1 /* include/net/sock.h */
 
 struct noted_peer {
@@ -137,7 +136,7 @@ static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 	if (sk->sk_protocol == IPPROTO_UDP)
 		udp_call(sk, ret, TT_OUT, understudy);
 	else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !turn_is_taken(HOOK_TCP_OUT, understudy))
-		tcp_call_out(sk, ret);
+		tcp_call_out(sk, ret, false);
 	return 0;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! TCP: the less usual ways to move bytes, and what moves none.
 
-use crate::harness::{Trace, absent};
+use crate::harness::{PATIENCE, Trace, absent};
 use crate::net::{
     Child, checked, get_option, hear, port, recv, run, send, set_option, sockaddr, socket, socket_of,
     tcp_pair, tell,
@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tcptop::{Protocol, Provenance, TcpState};
 
 /// 4: a receiver that wants 3000 bytes at least, which come in pieces, and 500 more with the end.
@@ -284,6 +284,53 @@ fn data_in_the_syn_counts() {
         assert_eq!((moved(&trace.closed(c, PORT)), moved(&trace.closed(PORT, c))), ((600, 0), (0, 600)));
     }
     child.wait();
+}
+
+/// What could not be handed to the device is tried again and again, and the kernel counts it as sent each time: it was
+/// written once. Of a connection to which that has happened before the tracer came the kernel tells no more what it has sent,
+/// and of one that connected its acknowledged bytes have one too many: the SYN.
+#[test]
+fn what_cannot_be_sent_at_first_counts_once() {
+    const PORT: u16 = 7105;
+    let mut trace = Trace::start();
+    let mut child = Child::fork(|parent| {
+        // SAFETY: moves this process into a network namespace of its own.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        run("ip link set lo up");
+        let listener = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
+        let client = TcpStream::connect(("127.0.0.1", PORT)).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        run("tc qdisc add dev lo root bfifo limit 1");
+        assert_eq!(send(&client, &[1; 1000], 0), 1000);
+        // struct tcp_info: tcpi_bytes_sent at byte 200.
+        let counted = || get_option::<[u64; 26]>(&client, libc::IPPROTO_TCP, libc::TCP_INFO)[25];
+        let deadline = Instant::now() + PATIENCE;
+        while counted() <= 1000 {
+            assert!(Instant::now() < deadline, "the kernel did not try again");
+            thread::sleep(Duration::from_millis(50));
+        }
+        run("tc qdisc del dev lo root");
+        server.read_exact(&mut [0; 1000]).unwrap();
+        tell(parent, port(&client).into());
+        hear(parent);
+        assert_eq!(send(&client, &[1; 500], 0), 500);
+        server.read_exact(&mut [0; 500]).unwrap();
+        tell(parent, 1);
+        hear(parent);
+    });
+    let c = child.hear() as u16;
+    let mut later = Trace::fresh();
+    child.tell(1);
+    assert_eq!(child.hear(), 1);
+    for (trace, written) in [(&mut trace, 1500), (&mut later, 1501)] {
+        trace.until("what was written", |t| t.tcp(c, PORT).filter(|row| row.bytes_out == written).map(drop));
+    }
+    child.tell(1);
+    child.wait();
+    for (trace, written) in [(&mut trace, 1500), (&mut later, 1501)] {
+        let (client, server) = (trace.closed(c, PORT), trace.closed(PORT, c));
+        assert_eq!((moved(&client), moved(&server)), ((written, 0), (0, 1500)));
+    }
 }
 
 /// 18: one packet in twenty is lost: what is sent again counts once. (The kernel makes few packets of many sends, so it

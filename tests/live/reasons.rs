@@ -117,6 +117,14 @@ fn who_destroys_a_socket_does_not_own_it() {
     assert!(
         trace.transfers().filter(|t| t.connection.key.local_port == c).all(|t| t.actor.map(|a| a.pid) == me)
     );
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    run(&format!("ss -ltnK sport = :{l} >/dev/null"));
+    let end = trace.until("its end", |t| {
+        t.states(l).last().map(|change| **change).filter(|change| change.new_state == TcpState::Close)
+    });
+    assert_eq!(end.connection.owner.map(|owner| owner.pid), me);
 }
 
 /// A client breaks off before the server has accepted: accept() hands out what has ended already, with the bytes that

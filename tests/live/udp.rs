@@ -391,3 +391,18 @@ fn other_families_make_no_events() {
         trace.seen.iter().filter(mine).filter(|e| crate::harness::ports(e) != (s, r)).collect();
     assert!(others.is_empty(), "{others:?}");
 }
+
+/// A look at an empty datagram, which moves it as little as a look at any other.
+#[test]
+fn peeking_at_nothing_counts_nothing() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    receiver.connect(("127.0.0.1", s)).unwrap();
+    assert_eq!(sender.send_to(&[], ("127.0.0.1", r)).unwrap(), 0);
+    for flags in [libc::MSG_PEEK, libc::MSG_PEEK, 0] {
+        assert_eq!(recv(&receiver, 9, flags), 0);
+    }
+    sender.send_to(&[1; 7], ("127.0.0.1", r)).unwrap();
+    assert_eq!(recv(&receiver, 9, 0), 7);
+    assert_eq!(trace.udp(r, s, 7, 0).packets_in, 2);
+}
