@@ -144,7 +144,15 @@ impl Sink {
         if !self.late.is_empty() && is_end(&event) {
             return self.put_off(event);
         }
-        match self.deliver(event) {
+        match self.try_send(event) {
+            Ok(()) => self.stats.events += 1,
+            Err(refused) => self.refused(refused),
+        }
+    }
+
+    #[cold]
+    fn refused(&mut self, refused: TrySendError<CollectorEvent>) {
+        match self.wait_for_room(refused) {
             Ok(()) => self.stats.events += 1,
             Err(TrySendError::Full(event)) if is_end(&event) => self.put_off(event),
             Err(TrySendError::Full(event)) => self.lose(&event),
@@ -167,6 +175,7 @@ impl Sink {
         std::mem::take(&mut self.late).iter().for_each(|event| self.lose(event));
     }
 
+    #[inline]
     #[expect(clippy::result_large_err, reason = "the event goes back to who has made it")]
     fn try_send(&mut self, event: CollectorEvent) -> Result<(), TrySendError<CollectorEvent>> {
         match &mut self.output {
@@ -178,9 +187,13 @@ impl Sink {
         }
     }
 
+    /// As long as the user wants to wait.
     #[expect(clippy::result_large_err, reason = "the event goes back to who has made it")]
-    fn deliver(&mut self, event: CollectorEvent) -> Result<(), TrySendError<CollectorEvent>> {
-        let mut result = self.try_send(event);
+    fn wait_for_room(
+        &self,
+        refused: TrySendError<CollectorEvent>,
+    ) -> Result<(), TrySendError<CollectorEvent>> {
+        let mut result = Err(refused);
         let Output::Channel { tx, when_full: WhenFull::Wait } = &self.output else { return result };
         while let Err(TrySendError::Full(event)) = result {
             if self.shared.stopping() {
