@@ -190,11 +190,11 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
 }
 
 fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
-    for r in table.snapshot(KernelTime::now()) {
+    for r in table.records_at(KernelTime::now()) {
         let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
             "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": r.rtt_us,
             "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed});
-        writeln!(stdout(), "{}", object("connection", &r, None, what))?;
+        writeln!(stdout(), "{}", object("connection", r, None, what))?;
     }
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
         "losses": stats.losses.iter().map(|(kind, place, count)| json!({"kind": kind.as_str(),
@@ -205,15 +205,15 @@ fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
 
 fn show(table: &mut ConnectionTable) -> io::Result<()> {
     const HEAD: &str = "PROTO\tLOCAL\tREMOTE\tSTATE\tPID\tPROCESS\tIN/s\tOUT/s\tIN\tOUT\tRTT";
-    let mut all = table.snapshot(KernelTime::now());
+    let mut all: Vec<_> = table.records_at(KernelTime::now()).collect();
     all.sort_by_key(|r| Reverse(((r.rate_in + r.rate_out) as u64, r.bytes_in + r.bytes_out)));
     let (top, rest) = all.split_at(all.len().min(25));
-    let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(of).fold(0.0, |a, b| a + b));
+    let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(|r| of(r)).fold(0.0, |a, b| a + b));
     let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
     let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
     let legend = if top.iter().any(|r| r.is_partial) { "~ counted since tcptop started\n" } else { "" };
     let more = if rest.is_empty() { String::new() } else { format!("… and {} more\n", rest.len()) };
-    let rows = aligned(&iter::once(HEAD.into()).chain(top.iter().map(row)).collect::<Vec<_>>());
+    let rows = aligned(&iter::once(HEAD.into()).chain(top.iter().map(|r| row(r))).collect::<Vec<_>>());
     write!(stdout(), "\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{rows}{more}{legend}")
 }
 

@@ -103,15 +103,15 @@ impl ConnectionTable {
     }
 
     /// How long a closed connection stays, counted from its end or from the latest event after it; it goes with the next
-    /// [`snapshot`](Self::snapshot). Choose it longer than the pause between two snapshots: what comes and goes in between
-    /// is in neither. Default: 10 s.
+    /// [`records_at`](Self::records_at) or snapshot. Choose it longer than the pause between two of these: what comes and goes
+    /// in between is in neither. Default: 10 s.
     #[must_use]
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
     }
 
-    /// After how long without an event the next [`snapshot`](Self::snapshot) takes a UDP flow for ended: UDP has no end of
+    /// After how long without an event the next [`records_at`](Self::records_at) or snapshot takes a UDP flow for ended: UDP has no end of
     /// its own but that of the socket. It goes on with the next event, from the totals that it had. It should be longer than the interval at which transfers
     /// are reported. Default: 120 s.
     #[must_use]
@@ -155,9 +155,14 @@ impl ConnectionTable {
         }
     }
 
+    /// A copy of all records in no particular order, with their rates at `now`: see [`records_at`](Self::records_at).
+    pub fn snapshot(&mut self, now: KernelTime) -> Vec<ConnectionRecord> {
+        self.records_at(now).cloned().collect()
+    }
+
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
     /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
-    pub fn snapshot(&mut self, now: KernelTime) -> Vec<ConnectionRecord> {
+    pub fn records_at(&mut self, now: KernelTime) -> impl Iterator<Item = &ConnectionRecord> {
         self.end_idle(now);
         let is_over = |entry: &Entry| {
             entry.gone_since().is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger)
@@ -168,14 +173,12 @@ impl ConnectionTable {
             self.store.remove(slot);
         }
         let window = self.window;
-        let refreshed = self.store.iter_mut().map(|entry| {
-            entry.refresh_rates(now, window);
-            entry.record.clone()
-        });
-        refreshed.collect()
+        self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
+        self.records()
     }
 
-    /// All records in no particular order. Their rates are those of the latest [`snapshot`](Self::snapshot).
+    /// All records in no particular order. Their rates are those of the latest look at a moment
+    /// ([`records_at`](Self::records_at), [`snapshot`](Self::snapshot)).
     pub fn records(&self) -> impl Iterator<Item = &ConnectionRecord> {
         self.store.iter().map(|(_, entry)| &entry.record)
     }
