@@ -186,16 +186,22 @@ int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 siz
 	return 0;
 }
 
-/* A send that names nobody and has no peer adds to a datagram that waits: was that one for an IPv4 address? */
-static __always_inline bool adds_to_v4(const struct sk_state *st)
+/* A send that names nobody and has no peer adds to a datagram that waits. */
+static __always_inline bool is_for_v4(const struct peer *peer, struct sock *sk, const bool typed)
 {
+	struct sk_state *st;
+
+	if (peer->family)
+		return peer->family == 4;
+	st = typed ? state_peek(sk) : hash_peek(sk);
 	return st && st->sent_to.family == 4;
 }
 
 /*
  * Has udpv6_sendmsg() passed this send on to udp_sendmsg()? It did so for an IPv4 address, mapped or not, whether
- * the send named it, the socket is connected to it, or a datagram for it waits. Kernels that do not put the header back as it was leave in it the
- * shorter address that was made for that call, which is gone by now: then only its length is looked at.
+ * the send named it, the socket is connected to it, or a datagram for it waits. Kernels that do not put the header back
+ * as it was leave in it the shorter address that was made for that call, which is gone by now: then only its length is
+ * looked at.
  */
 static __always_inline bool went_to_v4(struct sock *sk, const void *name, int namelen)
 {
@@ -207,7 +213,7 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 		return true;
 	else
 		peer_of_msg(&peer, name);
-	return peer.family ? peer.family == 4 : adds_to_v4(state_peek(sk));
+	return is_for_v4(&peer, sk, true);
 }
 
 static __always_inline int udpv6_send(struct sock *sk, struct msghdr *msg, int ret, const bool understudy)

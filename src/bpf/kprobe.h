@@ -10,15 +10,13 @@
 
 #include "fentry.h"
 
-/* Who uses this socket. A socket older than the tracer gets its identity at the next tracepoint. */
-static __always_inline struct sk_state *kprobe_owner(struct sock *sk, __u32 kind)
+/* A socket older than the tracer gets its identity at the next tracepoint. */
+static __always_inline struct sk_state *kprobe_state(struct sock *sk, __u32 kind)
 {
 	struct sk_state *st = hash_get(sk);
 
 	if (!st)
 		count_storage_loss(kind);
-	else
-		actor_is_current(st);
 	return st;
 }
 
@@ -39,25 +37,29 @@ static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 SEC("?kprobe/tcp_sendmsg")
 int BPF_KPROBE(kprobe_tcp_sendmsg, struct sock *sk)
 {
-	struct sk_state *st = hash_peek(sk);
+	struct sk_state *st = kprobe_state(sk, TT_TCP_SEND);
 	__u32 write_seq;
 
-	if (st && st->known & KNOWN_OUT) {
+	if (!st)
+		return 0;
+	if (st->known & KNOWN_OUT) {
 		/* The state last: it changes before the FIN is counted. */
 		write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE_WAIT)
 			post_before(st, write_seq);
 	}
-	st = kprobe_owner(sk, TT_TCP_SEND);
-	if (st)
-		st->calls_out++;
+	actor_is_current(st);
+	st->calls_out++;
 	return 0;
 }
 
 SEC("?kprobe/tcp_recvmsg")
 int BPF_KPROBE(kprobe_tcp_recvmsg, struct sock *sk)
 {
-	kprobe_owner(sk, TT_TCP_RECV);
+	struct sk_state *st = kprobe_state(sk, TT_TCP_RECV);
+
+	if (st)
+		actor_is_current(st);
 	return 0;
 }
 
@@ -108,7 +110,7 @@ int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 
 		peer_of_msg(&peer, name);
 	else
 		peer_of_connected(&peer, sk, false);
-	if (peer.family ? peer.family != 4 : !adds_to_v4(hash_peek(sk)))
+	if (!is_for_v4(&peer, sk, false))
 		udp_datagram(sk, TT_OUT, size, &peer, false);
 	return 0;
 }

@@ -38,11 +38,12 @@ enum hook {
 static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 {
 	const __u8 mine = understudy ? 2 : 1, other = understudy ? 1 : 2;
-	__u64 thread = bpf_get_current_pid_tgid();
 	struct turns *turns, first = {};
+	__u64 thread;
 
 	if (!calls_run_twice)
 		return false;
+	thread = bpf_get_current_pid_tgid();
 	turns = bpf_map_lookup_elem(&thread_turns, &thread);
 	if (!turns) {
 		first.of[hook] = mine;

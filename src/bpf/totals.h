@@ -53,16 +53,17 @@ static __always_inline __u64 taken(struct tcp_sock *tp, __u32 end)
 static __always_inline __u64 written(const struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
 {
 	__u32 end = end_of_written(sk, tp);
-	__u64 sent = tried(tp, end);
+	__u64 sent = tried(tp, end), acked;
 
 	/* In CLOSE it is not known whether there was a FIN. */
 	if (sk->__sk_common.skc_state == TCP_CLOSE)
 		return sent;
 	if (st->known & KNOWN_OUT)
 		return sent - (__s32)((__u32)sent - (end - st->seq_out));
-	if (st->born || taken(tp, end) - sent <= 1)
+	if (st->born)
 		return sent;
-	return taken(tp, end);
+	acked = taken(tp, end);
+	return acked - sent <= 1 ? sent : acked;
 }
 
 /* Bytes the program has read: what arrived in order, less what waits in the receive queue, less a FIN. */
