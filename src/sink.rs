@@ -212,20 +212,10 @@ impl Sink {
     pub(crate) fn report_losses(&mut self, kernel_losses: &LossTable) {
         self.stats.losses = self.lost.plus(kernel_losses);
         for lost in decode::loss_reports(&self.reported, &self.stats.losses) {
-            let event = CollectorEvent::Lost(lost);
-            let is_told = match &mut self.output {
-                Output::Channel { tx, .. } => {
-                    let sent = tx.try_send(event);
-                    self.receiver_gone |= matches!(sent, Err(TrySendError::Disconnected(_)));
-                    sent.is_ok()
-                }
-                Output::Batches { batch, .. } => {
-                    batch.push(event);
-                    true
-                }
-            };
-            if is_told {
-                self.reported.add(lost.kind, lost.place, lost.count);
+            match self.try_send(CollectorEvent::Lost(lost)) {
+                Ok(()) => self.reported.add(lost.kind, lost.place, lost.count),
+                Err(TrySendError::Disconnected(_)) => self.receiver_gone = true,
+                Err(TrySendError::Full(_)) => {}
             }
         }
         self.shared.publish(&self.stats);

@@ -4,6 +4,7 @@
 //! Not found are namespaces in which no process lives and which have no name.
 
 use crate::host;
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,8 +13,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-
-const ESRCH: i32 = 3;
 
 /// Where it was not looked, and why: the latest reason of several.
 #[derive(Debug, Default)]
@@ -83,7 +82,7 @@ fn visit<T>(paths: &[PathBuf], look: &impl Fn() -> T) -> io::Result<Option<T>> {
 fn open_any(paths: &[PathBuf]) -> io::Result<Option<File>> {
     for path in paths {
         match File::open(path) {
-            Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(ESRCH) => {}
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::SRCH)) => {}
             opened => return opened.map(Some),
         }
     }

@@ -56,11 +56,9 @@ impl Control {
     /// What the programs have lost so far.
     pub(super) fn lost(&self) -> tt_counters {
         let count = |counts: usize, kind: usize| {
-            let offset = offset_of!(tt_control, lost) + counts + kind * size_of::<u64>();
-            debug_assert!(offset + size_of::<u64>() <= size_of::<tt_control>());
-            // SAFETY: inside of the mapping, aligned, and on this side only ever accessed as an atomic.
-            unsafe { AtomicU64::from_ptr(self.0.first.as_ptr().byte_add(offset).cast()) }
-                .load(Ordering::Relaxed)
+            let place = self.place(offset_of!(tt_control, lost) + counts + kind * size_of::<u64>());
+            // SAFETY: on this side only ever accessed as an atomic.
+            unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed)
         };
         let (ring, storage) = (offset_of!(tt_counters, ring), offset_of!(tt_counters, storage));
         tt_counters {
@@ -71,9 +69,15 @@ impl Control {
 
     /// A word of the structure, by its place in it.
     fn word(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset + size_of::<u32>() <= size_of::<tt_control>());
-        // SAFETY: inside of the mapping, aligned, and on this side only ever accessed as an atomic.
-        unsafe { AtomicU32::from_ptr(self.0.first.as_ptr().byte_add(offset).cast()) }
+        // SAFETY: on this side only ever accessed as an atomic.
+        unsafe { AtomicU32::from_ptr(self.place(offset)) }
+    }
+
+    /// Where a field is, which is aligned.
+    fn place<T>(&self, offset: usize) -> *mut T {
+        debug_assert!(offset + size_of::<T>() <= size_of::<tt_control>());
+        // SAFETY: inside of the mapping.
+        unsafe { self.0.first.as_ptr().byte_add(offset).cast() }
     }
 
     pub(super) fn reader(&self) -> &AtomicU32 {
