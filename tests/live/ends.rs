@@ -2,7 +2,9 @@
 //! Connections that begin or end in unusual ways or at unusual times: each is there once, and none stays.
 
 use crate::harness::Trace;
-use crate::net::{Child, connect, hear, port, recv, run, send, sockaddr, socket, tcp_pair, tell};
+use crate::net::{
+    Child, connect, enter_own_network, hear, port, recv, run, send, sockaddr, socket, tcp_pair, tell,
+};
 use crate::reasons::{failed, life};
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -73,9 +75,8 @@ fn a_simultaneous_open_is_two_connections() {
     const SELF: u16 = 7108;
     let mut trace = Trace::start();
     let child = Child::fork(|_| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up && tc qdisc add dev lo root blackhole");
+        enter_own_network();
+        run("tc qdisc add dev lo root blackhole");
         let begin = |from: u16, to: u16| {
             let socket = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK);
             let address = sockaddr([127, 0, 0, 1], from);
@@ -125,9 +126,7 @@ fn listed(local: u16, remote: u16) -> Vec<String> {
 fn time_wait_is_the_end() {
     let mut trace = Trace::start();
     let mut child = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         let (client, server) = tcp_pair();
         let (c, s) = (port(&client), port(&server));
         drop(client);

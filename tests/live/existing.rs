@@ -2,7 +2,7 @@
 //! Connections that were there before the tracer.
 
 use crate::harness::{Trace, builder};
-use crate::net::{Child, cookie, hear, pair_by, port, recv, run, send, tcp_pair, tell};
+use crate::net::{Child, cookie, enter_own_network, hear, pair_by, port, recv, run, send, tcp_pair, tell};
 use crate::tcp::{pipe, splice};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -183,9 +183,7 @@ fn every_network_namespace_is_looked_into_once() {
         hear(parent);
     });
     let mut stranger = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         let (client, server) = tcp_pair();
         assert_eq!((send(&client, &[1; 80], 0), recv(&server, 80, 0)), (80, 80));
         tell(parent, port(&client).into());

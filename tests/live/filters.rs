@@ -2,7 +2,9 @@
 //! Filters let through what they say and nothing else, of events and of what exists already.
 
 use crate::harness::{Trace, builder};
-use crate::net::{Cgroup, Child, hear, pair_at, pair_by, port, recv, reset, run, send, tcp_pair, tell};
+use crate::net::{
+    Cgroup, Child, enter_own_network, hear, pair_at, pair_by, port, recv, reset, run, send, tcp_pair, tell,
+};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use tcptop::{
@@ -188,9 +190,8 @@ const ELSEWHERE: [u8; 4] = [192, 0, 2, 7];
 /// latter's ports. There is one of each from the beginning.
 fn work_elsewhere(parent: &mut UnixStream, group: &Cgroup) {
     group.enter();
-    // SAFETY: moves this process into a network namespace of its own.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-    run("ip link set lo up && ip address add 192.0.2.7/32 dev lo");
+    enter_own_network();
+    run("ip address add 192.0.2.7/32 dev lo");
     let servers = Servers::new();
     let listener = TcpListener::bind((Ipv4Addr::from(ELSEWHERE), 0)).unwrap();
     let _existing = pair_by(&listener);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets that pass from one process to another, and processes that change or go.
 
-use crate::harness::{AFTERMATH, Answer, Trace, answer};
+use crate::harness::{AFTERMATH, Answer, Trace, answer, skipped};
 use crate::net::{Child, checked, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::thread;
-use tcptop::{Backend, EventKind, Feature, LossPlace, Provenance, TcpState, Visibility};
+use tcptop::{Backend, EventKind, Feature, Provenance, TcpState, Visibility};
 
 /// Room for one file descriptor beside a message.
 #[repr(C)]
@@ -264,8 +264,7 @@ const LONGEST_SEND: usize = 51;
 
 /// For how many sends the kernel has run no program. TCP and UDP have one tracepoint, whose losses count as those of UDP.
 fn skipped_sends(trace: &Trace) -> u64 {
-    let stats = trace.collector.stats();
-    [EventKind::TcpSend, EventKind::UdpSend].map(|kind| stats.lost(kind, LossPlace::Hook)).iter().sum()
+    skipped(&trace.collector.stats(), &[EventKind::TcpSend, EventKind::UdpSend])
 }
 
 /// The shares are what each has sent. A send for which the kernel has run no program, which is counted, goes to whoever

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
-    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Granularity,
-    LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange, Stats,
-    Transfer, Visibility,
+    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, EventKind, Feature,
+    Granularity, LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange,
+    Stats, Transfer, Visibility,
 };
 
 /// Generous: guests without hardware virtualization are slow.
@@ -312,6 +312,11 @@ pub(crate) fn ports(event: &CollectorEvent) -> (u16, u16) {
 /// it likes to.)
 pub(crate) fn lost_by_us(stats: &Stats) -> u64 {
     stats.losses.iter().filter(|(_, place, _)| *place != LossPlace::Hook).map(|(_, _, count)| count).sum()
+}
+
+/// Calls and changes of these kinds for which the kernel has run no program.
+pub(crate) fn skipped(stats: &Stats, kinds: &[EventKind]) -> u64 {
+    kinds.iter().map(|&kind| stats.lost(kind, LossPlace::Hook)).sum()
 }
 
 /// Whether this kernel runs emulated and slowly, as the guests do.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How connections begin and end, and what was there before.
 
-use crate::harness::{Trace, is_slow, lost_by_us};
+use crate::harness::{Trace, is_slow, lost_by_us, skipped};
 use crate::net::{
     Child, connect, hear, pair_by, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell,
 };
@@ -251,8 +251,7 @@ fn a_hundred_blocked_readers_are_a_hundred_receives() {
 /// [`threads_on_one_socket_add_up`](crate::udp::threads_on_one_socket_add_up). One hook counts as UDP what it may see of
 /// both.
 fn skipped_receives(trace: &Trace) -> u64 {
-    let stats = trace.collector.stats();
-    [EventKind::TcpRecv, EventKind::UdpRecv].map(|kind| stats.lost(kind, LossPlace::Hook)).iter().sum()
+    skipped(&trace.collector.stats(), &[EventKind::TcpRecv, EventKind::UdpRecv])
 }
 
 /// A connection may be taken out of the listener's queue before the processor that put it there has done the last step of

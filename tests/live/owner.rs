@@ -3,7 +3,7 @@
 
 use crate::handover::start_ticks;
 use crate::harness::{AFTERMATH, Trace};
-use crate::net::{Cgroup, Child, hear, port, recv, send, tcp_pair, tell};
+use crate::net::{Cgroup, Child, enter_own_network, hear, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -109,10 +109,7 @@ fn the_peer_is_never_taken_for_the_owner() {
 fn the_same_tuple_in_two_namespaces_is_two_connections() {
     let mut trace = Trace::start();
     let world = |parent: &mut std::os::unix::net::UnixStream| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
-        assert!(up.success());
+        enter_own_network();
         // SAFETY: the next child is the first process of a pid namespace.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWPID) }, 0);
         // SAFETY: the child uses sockets only and exits.

@@ -3,8 +3,8 @@
 
 use crate::harness::{PATIENCE, Trace, absent};
 use crate::net::{
-    Child, checked, get_option, hear, port, recv, run, send, set_option, sockaddr, socket, socket_of,
-    tcp_pair, tell,
+    Child, checked, enter_own_network, get_option, hear, port, recv, run, send, set_option, sockaddr, socket,
+    socket_of, tcp_pair, tell,
 };
 use crate::tcp::{finish, moved, pipe, splice};
 use std::io::{Read, Write};
@@ -248,9 +248,7 @@ fn data_in_the_syn_counts() {
     const TCPI_OPT_SYN_DATA: u8 = 32;
     let mut trace = Trace::start();
     let mut child = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "3").unwrap();
         let listener = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
         set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 5_i32);
@@ -294,9 +292,7 @@ fn what_cannot_be_sent_at_first_counts_once() {
     const PORT: u16 = 7105;
     let mut trace = Trace::start();
     let mut child = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         let listener = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
         let client = TcpStream::connect(("127.0.0.1", PORT)).unwrap();
         let (mut server, _) = listener.accept().unwrap();
@@ -340,9 +336,7 @@ fn retransmissions_count_no_byte() {
     const PORT: u16 = 7104;
     let mut trace = Trace::start();
     let mut child = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         let lossy = "qdisc add dev lo root netem loss 5%".split(' ');
         let lossy = std::process::Command::new("tc").args(lossy).output().unwrap();
         if !lossy.status.success() {

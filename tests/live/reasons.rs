@@ -3,8 +3,8 @@
 
 use crate::harness::{Trace, ports};
 use crate::net::{
-    Child, connect, get_option, hear, port, recv, reset, run, send, set_option, sockaddr, socket, tcp_pair,
-    tell,
+    Child, connect, enter_own_network, get_option, hear, port, recv, reset, run, send, set_option, sockaddr,
+    socket, tcp_pair, tell,
 };
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -161,9 +161,7 @@ fn silence_is_told_apart_from_giving_up() {
     const NEW: u16 = 7102;
     let mut trace = Trace::start();
     let mut child = Child::fork(|parent| {
-        // SAFETY: moves this process into a network namespace of its own.
-        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        run("ip link set lo up");
+        enter_own_network();
         std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1").unwrap();
         let listener = TcpListener::bind(("127.0.0.1", OLD)).unwrap();
         let client = TcpStream::connect(("127.0.0.1", OLD)).unwrap();
