@@ -110,7 +110,8 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events, up to 2^24. Default: 65,536.
+    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events, up to 2^24. Default: 32,768, twice what can wait
+    /// for the end of an interval (see [`max_sockets`](Self::max_sockets)). Each takes some 200 bytes from the start.
     pub fn channel_capacity(mut self, events: usize) -> Self {
         self.config.channel_capacity = events;
         self

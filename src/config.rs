@@ -96,7 +96,7 @@ impl Default for Config {
             filter: Filter::default(),
             backend: None,
             ring_bytes: 4 << 20,
-            channel_capacity: 65_536,
+            channel_capacity: 32_768,
             max_sockets: 16_384,
             self_test: false,
             bootstrap: Bootstrap::default(),
