@@ -32,7 +32,9 @@ pub enum CollectorEvent {
     /// peer (TCP Fast Open). No [`Closed`] follows.
     ConnectFailed(ConnectFailed),
     /// A socket is gone, or connects or listens anew. TCP: the connection's final totals. UDP: every flow of this socket has
-    /// ended; `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows.
+    /// ended; `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows. One
+    /// that has moved nothing ends without this, unless it was listed: by
+    /// [`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing) through sock_diag, or by `ss`.
     Closed(Closed),
     /// Events were lost, or come late. TCP loses no bytes by that: later events and [`Closed`] carry the connection's totals.
     /// UDP does where its programs were skipped ([`LossPlace::Hook`]) or found no memory ([`LossPlace::Storage`]), and with

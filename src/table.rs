@@ -19,6 +19,7 @@ use crate::record::ConnectionRecord;
 use entry::{Direction, Entry};
 use foldhash::HashMap;
 use gone::Gone;
+use older::Older;
 use place::{Flow, Place};
 use rate::Window;
 use std::time::Duration;
@@ -75,8 +76,8 @@ pub struct ConnectionTable {
     evicted: u64,
     /// Rows of a walk that proved to belong to another connection than the one that had claimed them.
     misplaced: Vec<ConnectionRecord>,
-    /// Open UDP sockets that are older than the tracer, and the walk that found each.
-    older: HashMap<u64, KernelTime>,
+    /// Open UDP sockets that are older than the tracer.
+    older: HashMap<u64, Older>,
 }
 
 impl Default for ConnectionTable {
@@ -257,7 +258,7 @@ impl ConnectionTable {
             return self.end(slot, info.time);
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
-        self.older.remove(&info.socket);
+        let row = self.older.remove(&info.socket).and_then(|older| older.row);
         let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
         for slot in flows {
             if let Some(entry) = self.store.get_mut(slot) {
@@ -265,7 +266,7 @@ impl ConnectionTable {
             }
             self.end(slot, info.time);
         }
-        self.close_unconnected(info);
+        self.close_row(info, row);
     }
 
     /// Folds what all events have in common, and what `change` adds, into the connection's entry. What the event tells of

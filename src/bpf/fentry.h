@@ -326,12 +326,14 @@ int BPF_PROG(fentry_skb_consume_udp_2, struct sock *sk, struct sk_buff *skb, int
 	return udp_receive(sk, skb, len, true);
 }
 
-static __always_inline int udp_socket_ends(struct sock *sk)
+static __always_inline int udp_socket_ends(struct sock *sk, const bool understudy)
 {
 	struct sk_state *st = state_peek(sk);
 
 	if (st)
 		udp_end(st);
+	else if (!understudy)
+		udp_end_of_silent(sk, true);
 	state_forget(sk);
 	return 0;
 }
@@ -339,25 +341,25 @@ static __always_inline int udp_socket_ends(struct sock *sk)
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, false);
 }
 
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, true);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, false);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, true);
 }
 
 #endif

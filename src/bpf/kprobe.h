@@ -140,6 +140,8 @@ static __always_inline void kprobe_udp_end(struct sock *sk)
 
 	if (st)
 		udp_end(st);
+	else
+		udp_end_of_silent(sk, false);
 	state_forget(sk);
 }
 

@@ -79,9 +79,8 @@ static __always_inline void state_forget(void *sk)
 		bpf_map_delete_elem(&sk_hash, &key);
 }
 
-/* What does not change during the life of a socket. */
-static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, __u8 protocol,
-					 const bool typed)
+/* What does not change during the life of a socket, but for its id. */
+static __always_inline void put_kind(struct tt_conn *conn, struct sock *sk, __u8 protocol, const bool typed)
 {
 	conn->since = bpf_ktime_get_ns();
 	conn->protocol = protocol;
@@ -90,6 +89,12 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 		conn->netns = CAST_IF_CAN(struct sock, sk)->__sk_common.skc_net.net->ns.inum;
 	else
 		conn->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+}
+
+static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, __u8 protocol,
+					 const bool typed)
+{
+	put_kind(conn, sk, protocol, typed);
 	if (!conn->socket)
 		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }

@@ -193,6 +193,8 @@ int cgroup_sock_release(struct bpf_sock *ctx)
 	st = bpf_sk_storage_get(&sk_storage, ctx, 0, 0);
 	if (st)
 		udp_end(st);
+	else
+		udp_end_of_silent(CAST(struct sock, ctx), true);
 	return 1;
 }
 

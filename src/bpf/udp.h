@@ -236,4 +236,30 @@ static __always_inline void udp_end(struct sk_state *st)
 	conn->socket = 0;
 }
 
+/*
+ * The end of a socket that has moved nothing. It concerns only who has listed it, and the kernel gives out cookies when they
+ * are asked for: one that was never listed has none.
+ */
+static __always_inline void udp_end_of_silent(struct sock *sk, const bool typed)
+{
+	struct change end = { .kind = TT_CLOSED };
+	struct sk_state st = {};
+	struct tt_conn *conn = &st.c.conn;
+	struct caller caller;
+
+	conn->socket = FIELD(typed, sk, __sk_common.skc_cookie.counter);
+	if (!conn->socket || FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+		return;
+	put_kind(conn, sk, IPPROTO_UDP, typed);
+	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
+	put_local(conn, sk, typed);
+	get_caller(&caller);
+	if (!caller.is_kernel)
+		read_owner(&st, caller.exec_id);
+	if (!is_wanted(conn))
+		return;
+	end.now = bpf_ktime_get_ns();
+	emit_state(&st, &end);
+}
+
 #endif

@@ -8,7 +8,7 @@
 use super::ConnectionTable;
 use super::entry::Entry;
 use super::older::Found;
-use super::place::{Flow, Place, is_unconnected, unconnected_keys, wildcard_keys};
+use super::place::{Flow, Place, is_unconnected, unconnected_keys};
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
@@ -38,7 +38,8 @@ impl ConnectionTable {
     /// A UDP socket without a peer stays a row of its own beside the flows of this socket, until the socket is closed;
     /// its owner stands in for that of a flow whose own is not known, and all its flows are partial.
     ///
-    /// A row of UDP whose socket carries no traffic before it is closed stays: the kernel reports nothing about it.
+    /// Without an id (out of /proc, or with kprobes) a row of UDP may stay whose socket carries no traffic before it is
+    /// closed.
     pub fn merge_bootstrap(&mut self, records: impl IntoIterator<Item = ConnectionRecord>) {
         let (mut owners, mut without_id) = (false, Found::default());
         for record in records {
@@ -113,26 +114,20 @@ impl ConnectionTable {
         self.store.remove(slot).map(|entry| entry.record)
     }
 
-    /// A UDP socket was closed: so is its row, if it had one of its own. Where several share its address it is the one
-    /// with the same owner, or none. One that was found at any address may have been connected since: then it has got
-    /// another address, and only its id tells that it is the same.
-    pub(super) fn close_unconnected(&mut self, info: &ConnectionInfo) {
+    /// A UDP socket was closed: so is its row, if it had one of its own. It is the one with the same id, wherever the socket
+    /// has been since, or at the same address. Where several share that it is the one with the same owner, or none.
+    pub(super) fn close_row(&mut self, info: &ConnectionInfo, listed: Option<ConnectionKey>) {
         let event = Place::of_event(info);
         let at = |key: ConnectionKey| {
             let same_owner = Place { key: &key, ..event };
             let any_owner = Place { pid: None, ..same_owner };
             self.store.row_of(&same_owner).or_else(|| self.store.row_of(&any_owner))
         };
-        let by_id = |key: ConnectionKey| {
-            let mut rows = self.store.unconfirmed(&key);
-            rows.find(|(_, row)| row.is_open() && row.record.socket == Some(info.socket))
-                .map(|(slot, _)| slot)
-        };
         let is_in_time =
             |slot: &u32| self.store.get(*slot).is_some_and(|entry| entry.record.last_seen <= info.time);
-        let mut rows = unconnected_keys(&info.key).filter_map(at);
-        let row = rows.find(is_in_time);
-        if let Some(slot) = row.or_else(|| wildcard_keys(&info.key).filter_map(by_id).find(is_in_time)) {
+        let by_id = listed.and_then(|key| self.row_of_socket(&key, info.socket));
+        let mut rows = by_id.into_iter().chain(unconnected_keys(&info.key).filter_map(at));
+        if let Some(slot) = rows.find(is_in_time) {
             self.end(slot, info.time);
         }
     }

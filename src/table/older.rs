@@ -16,6 +16,15 @@ use foldhash::HashMap;
 /// Where unconnected sockets without an id were found, in which network namespace, and by which walk.
 pub(super) type Found = HashMap<ConnectionKey, Vec<(u32, KernelTime)>>;
 
+/// A UDP socket that is older than the tracer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Older {
+    /// The first walk that has found it.
+    walk: KernelTime,
+    /// The key of its row, where it had one with its id.
+    pub(super) row: Option<ConnectionKey>,
+}
+
 impl ConnectionTable {
     /// Takes note of a row, before it is merged. What has no id is left for [`mark_flows_at`](Self::mark_flows_at).
     pub(super) fn note_row(&mut self, row: &ConnectionRecord, without_id: &mut Found) {
@@ -23,13 +32,32 @@ impl ConnectionTable {
             return;
         }
         match row.socket {
-            Some(socket) => self.mark_flows_of(socket, row.last_seen),
+            Some(socket) => {
+                self.mark_flows_of(socket, row.last_seen);
+                self.move_row(socket, row.key);
+            }
             None if is_unconnected(&row.key) => {
                 without_id.entry(row.key).or_default().push((row.netns, row.last_seen));
             }
             // One with a peer finds its flow by that.
             None => {}
         }
+    }
+
+    /// At an earlier walk the socket may have been without a peer, or had another.
+    fn move_row(&mut self, socket: u64, to: ConnectionKey) {
+        let Some(older) = self.older.get_mut(&socket) else { return };
+        let left = older.row.replace(to).filter(|from| *from != to);
+        if let Some(slot) = left.and_then(|key| self.row_of_socket(&key, socket)) {
+            self.store.remove(slot);
+        }
+    }
+
+    /// The open row with this key and id.
+    pub(super) fn row_of_socket(&self, key: &ConnectionKey, socket: u64) -> Option<u32> {
+        let mut rows = self.store.unconfirmed(key);
+        let row = rows.find(|(_, row)| row.is_open() && row.record.socket == Some(socket));
+        row.map(|(slot, _)| slot)
     }
 
     /// A walk at this time has found this socket.
@@ -48,8 +76,8 @@ impl ConnectionTable {
         if self.gone.time((socket, None)).is_some() || self.older.len() >= self.max_connections {
             return;
         }
-        let known = self.older.entry(socket).or_insert(walk);
-        *known = walk.min(*known);
+        let older = self.older.entry(socket).or_insert(Older { walk, row: None });
+        older.walk = walk.min(older.walk);
     }
 
     /// Marks the flows of all sockets that may be one of these.
@@ -68,7 +96,7 @@ impl ConnectionTable {
     /// Marks a new flow if its socket is known to be older. All flows of a socket are alike.
     pub(super) fn mark_if_older(&mut self, slot: u32, info: &ConnectionInfo) {
         let sibling = || self.store.of_socket(info.socket).find(|&(other, _)| other != slot);
-        let known = self.older.get(&info.socket).copied();
+        let known = self.older.get(&info.socket).map(|older| older.walk);
         let known = known.or_else(|| sibling().and_then(|(_, entry)| entry.older()));
         let Some(walk) = known.or_else(|| self.walk_of_row(info)) else { return };
         if let Some(entry) = self.store.get_mut(slot) {

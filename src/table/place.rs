@@ -94,15 +94,6 @@ pub(super) fn unconnected_keys(flow: &ConnectionKey) -> impl Iterator<Item = Con
     std::iter::once(own).chain(dual_stack)
 }
 
-/// The same for a socket that was bound to no address then; connecting gives it one.
-pub(super) fn wildcard_keys(flow: &ConnectionKey) -> impl Iterator<Item = ConnectionKey> + use<> {
-    let any: IpAddr = match flow.local_addr {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    unconnected_keys(&ConnectionKey { local_addr: any, ..*flow })
-}
-
 /// How many of its four parts a key knows. The source port of a TCP connection is chosen after SYN_SENT.
 pub(super) fn completeness(key: &ConnectionKey) -> usize {
     let ConnectionKey { protocol: _, local_addr, local_port, remote_addr, remote_port } = key;

@@ -12,8 +12,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tcptop::{
-    Bootstrap, ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol, Provenance, TcpState,
-    Visibility,
+    Bootstrap, CollectorEvent, ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol,
+    Provenance, TcpState, Visibility,
 };
 
 fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
@@ -127,6 +127,44 @@ fn flows_of_an_older_udp_socket_are_partial() {
     assert_eq!(younger.recv_from(&mut [0; 99]).unwrap(), (40, old));
     assert!(trace.udp(old.port(), young.port(), 0, 40).is_partial);
     assert!(!trace.udp(young.port(), old.port(), 40, 0).is_partial);
+}
+
+/// UDP sockets that were listed and move nothing until they are closed. Where rows have no ids, only the address of the one
+/// without a peer tells whose end it was.
+#[test]
+fn rows_of_silent_udp_sockets_end_with_them() {
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let unconnected = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0"].map(|at| UdpSocket::bind(at).unwrap());
+    let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
+    connected.connect(peer.local_addr().unwrap()).unwrap();
+    let mut trace = Trace::start();
+    trace.table.merge_bootstrap(trace.collector.bootstrap_existing().unwrap());
+    let moves = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port_of = |socket: &UdpSocket| socket.local_addr().unwrap().port();
+    let never_listed = port_of(&moves);
+    let ports = unconnected.each_ref().map(port_of);
+    let last = port_of(&connected);
+    let row = |trace: &Trace, port| {
+        let rows = trace.rows(Protocol::Udp, port);
+        assert_eq!(rows.len(), 1, "{port}: {rows:#?}");
+        rows[0].clone()
+    };
+    for port in ports.into_iter().chain([last]) {
+        assert!(!row(&trace, port).is_closed);
+    }
+    let has_ids = row(&trace, last).socket.is_some();
+    drop((unconnected, connected, moves));
+    for port in ports.into_iter().chain(has_ids.then_some(last)) {
+        trace.until("the end of a row", |t| row(t, port).is_closed.then_some(()));
+    }
+    trace.listen(Duration::from_millis(300));
+    assert_eq!(row(&trace, last).is_closed, has_ids);
+    let ends = |port| {
+        let is_end = move |e: &&CollectorEvent| matches!(e, CollectorEvent::Closed(c) if c.connection.key.local_port == port);
+        trace.seen.iter().filter(is_end).count()
+    };
+    assert_eq!(ports.map(ends), [1; 3], "each once");
+    assert_eq!(ends(never_listed), 0, "of no interest to anybody");
 }
 
 /// All ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.

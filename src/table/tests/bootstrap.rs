@@ -400,6 +400,19 @@ fn an_older_udp_socket_that_connects_later_has_partial_flows() {
     assert_eq!(partial_flows(&row, &[send(udp(2, 1600), 1, 1)]), [(ip(2), true)]);
 }
 
+/// Silent, between two walks it has got another peer, and then it is closed.
+#[test]
+fn a_udp_socket_with_an_id_has_one_row_wherever_it_goes() {
+    let at = |key, time| ConnectionRecord { socket: Some(1), ..row(key, time, 50) };
+    let mut table = ConnectionTable::new();
+    for (n, key) in [unconnected(1500, 50).key, udp_key(2), udp_key(3)].into_iter().enumerate() {
+        table.merge_bootstrap([at(key, 1500 + n as u64)]);
+        assert_eq!((only(&table).key, only(&table).is_closed), (key, false));
+    }
+    table.apply(&udp_closed(1700));
+    assert!(only(&table).is_closed);
+}
+
 #[test]
 fn a_udp_row_that_is_whole_makes_no_flow_partial() {
     let whole = ConnectionRecord { is_partial: false, ..unconnected(1500, 50) };
