@@ -38,8 +38,8 @@ impl ConnectionTable {
     /// A UDP socket without a peer stays a row of its own beside the flows of this socket, until the socket is closed;
     /// its owner stands in for that of a flow whose own is not known, and all its flows are partial.
     ///
-    /// Without an id (out of /proc, or with kprobes) a row of UDP may stay whose socket carries no traffic before it is
-    /// closed.
+    /// A row of UDP may stay whose socket carries no traffic before it is closed, where it has no id (out of /proc, or with
+    /// kprobes) or ends are not seen ([`Feature::UdpClose`](crate::Feature::UdpClose)).
     pub fn merge_bootstrap(&mut self, records: impl IntoIterator<Item = ConnectionRecord>) {
         let (mut owners, mut without_id) = (false, Found::default());
         for record in records {
@@ -108,9 +108,10 @@ impl ConnectionTable {
         }
     }
 
-    /// Takes the row out of the table that stands for the connection at this place.
+    /// Takes the row out of the table that stands for the connection at this place. A late event may find that it has ended.
     pub(super) fn take_row(&mut self, place: &Place<'_>) -> Option<ConnectionRecord> {
-        let slot = self.store.row_of(place)?;
+        let of_socket = || self.row_of_socket(place.key, place.socket?);
+        let slot = self.store.row_of(place).or_else(of_socket)?;
         self.store.remove(slot).map(|entry| entry.record)
     }
 

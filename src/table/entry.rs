@@ -295,10 +295,11 @@ impl Entry {
     /// The same row, found by another walk.
     pub(super) fn found_again(&mut self, row: &ConnectionRecord) {
         let record = &mut self.record;
-        if record.owner.is_none() {
+        let is_newer = row.last_seen >= record.last_seen;
+        if row.owner.is_some() && (is_newer || record.owner.is_none()) {
             (record.owner, record.provenance) = (row.owner, row.provenance);
         }
-        if row.last_seen >= record.last_seen {
+        if is_newer {
             record.tcp_state = row.tcp_state.or(record.tcp_state);
         }
         record.netns = if record.netns == 0 { row.netns } else { record.netns };

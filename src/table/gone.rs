@@ -57,7 +57,7 @@ impl Gone {
         let recent =
             self.ends.iter().rev().take_while(|end| end.time.0.saturating_add(DISORDER_NS) >= walk.0);
         recent.filter(|end| end.time >= walk).any(|end| {
-            let there = Place { key: &end.key, netns: end.netns, socket: None, pid: end.pid };
+            let there = Place { key: &end.key, netns: end.netns, socket: Some(end.id.0), pid: end.pid };
             place.may_be(&there)
         })
     }

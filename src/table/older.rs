@@ -53,11 +53,10 @@ impl ConnectionTable {
         }
     }
 
-    /// The open row with this key and id.
+    /// The row with this key and id, also if it has ended.
     pub(super) fn row_of_socket(&self, key: &ConnectionKey, socket: u64) -> Option<u32> {
         let mut rows = self.store.unconfirmed(key);
-        let row = rows.find(|(_, row)| row.is_open() && row.record.socket == Some(socket));
-        row.map(|(slot, _)| slot)
+        rows.find(|(_, row)| row.record.socket == Some(socket)).map(|(slot, _)| slot)
     }
 
     /// A walk at this time has found this socket.

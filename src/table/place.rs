@@ -63,14 +63,20 @@ impl Place<'_> {
     }
 
     /// Can both be the same connection? At one time a tuple is unique in its namespace. But UDP sockets without a peer
-    /// share an address (SO_REUSEPORT, one socket for each worker): those of different owners are different ones.
+    /// share an address (SO_REUSEPORT, one socket for each worker): where their ids do not tell, those of different owners are
+    /// different ones.
     pub(super) fn may_be(&self, other: &Place<'_>) -> bool {
-        let no_conflict = |a: Option<u64>, b: Option<u64>| a.is_none() || b.is_none() || a == b;
-        let pids = |place: &Place<'_>| place.pid.map(u64::from).filter(|_| is_unconnected(self.key));
-        self.key == other.key
-            && (self.netns == other.netns || self.netns == 0 || other.netns == 0)
-            && no_conflict(self.socket, other.socket)
-            && no_conflict(pids(self), pids(other))
+        let same_socket = match (self.socket, other.socket) {
+            (Some(one), Some(other)) => one == other,
+            _ => {
+                !is_unconnected(self.key)
+                    || self.pid.is_none()
+                    || other.pid.is_none()
+                    || self.pid == other.pid
+            }
+        };
+        let same_netns = self.netns == other.netns || self.netns == 0 || other.netns == 0;
+        self.key == other.key && same_netns && same_socket
     }
 }
 

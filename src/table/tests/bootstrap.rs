@@ -400,17 +400,38 @@ fn an_older_udp_socket_that_connects_later_has_partial_flows() {
     assert_eq!(partial_flows(&row, &[send(udp(2, 1600), 1, 1)]), [(ip(2), true)]);
 }
 
-/// Silent, between two walks it has got another peer, and then it is closed.
+/// Silent, between two walks it changes hands and gets another peer, and then it is closed.
 #[test]
 fn a_udp_socket_with_an_id_has_one_row_wherever_it_goes() {
-    let at = |key, time| ConnectionRecord { socket: Some(1), ..row(key, time, 50) };
     let mut table = ConnectionTable::new();
-    for (n, key) in [unconnected(1500, 50).key, udp_key(2), udp_key(3)].into_iter().enumerate() {
-        table.merge_bootstrap([at(key, 1500 + n as u64)]);
-        assert_eq!((only(&table).key, only(&table).is_closed), (key, false));
+    let walks =
+        [(unconnected(0, 0).key, 50), (unconnected(0, 0).key, 60), (udp_key(2), 60), (udp_key(3), 60)];
+    for ((key, pid), time) in walks.into_iter().zip(1500..) {
+        table.merge_bootstrap([ConnectionRecord { socket: Some(1), ..row(key, time, pid) }]);
+        let row = only(&table);
+        assert_eq!((row.key, row.pid(), row.is_closed), (key, Some(pid), false));
     }
     table.apply(&udp_closed(1700));
     assert!(only(&table).is_closed);
+}
+
+#[test]
+fn a_transfer_may_come_after_the_end_of_its_row() {
+    let row = ConnectionRecord { socket: Some(1), ..row(udp_key(2), 1500, 50) };
+    let mut table = ConnectionTable::new();
+    table.merge_bootstrap([row]);
+    table.apply(&udp_closed(1700));
+    table.apply(&send(udp(2, 1600), 1, 1));
+    let flow = only(&table);
+    assert_eq!((flow.bytes_out, flow.is_partial, flow.is_closed), (1, true, true));
+}
+
+/// One of two sockets that share an address has ended, before or after the walk's row of the other one comes.
+#[test]
+fn the_end_of_one_udp_socket_is_not_that_of_another_at_its_address() {
+    let other = ConnectionRecord { socket: Some(2), ..unconnected(1500, 50) };
+    let rows = in_any_order(&other, &[udp_closed(1700)]);
+    assert_eq!(rows.iter().map(|r| (r.socket, r.is_closed)).collect::<Vec<_>>(), [(Some(2), false)]);
 }
 
 #[test]
