@@ -47,8 +47,8 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections that this process owns. Of one that has changed hands since, the end is reported. The pid
-    /// is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid).
+    /// Reports only connections that this process owns. Of one that has changed hands since, the end is reported, if
+    /// something of it was. The pid is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid).
     pub fn pid(mut self, pid: u32) -> Self {
         self.config.filter.pid = Some(pid);
         self

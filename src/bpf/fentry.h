@@ -326,14 +326,14 @@ int BPF_PROG(fentry_skb_consume_udp_2, struct sock *sk, struct sk_buff *skb, int
 	return udp_receive(sk, skb, len, true);
 }
 
-static __always_inline int udp_socket_ends(struct sock *sk, const bool understudy)
+static __always_inline int udp_socket_ends(struct sock *sk)
 {
 	struct sk_state *st = state_peek(sk);
 
 	if (st)
-		udp_end(st);
-	else if (!understudy)
-		udp_end_of_silent(sk, true);
+		udp_end(st, sk->__sk_common.skc_family);
+	else if (udp_end_of_silent(sk, true) && calls_run_twice)
+		state_get(sk); /* For the understudy: one that has ended. */
 	state_forget(sk);
 	return 0;
 }
@@ -341,25 +341,25 @@ static __always_inline int udp_socket_ends(struct sock *sk, const bool understud
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk, false);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk, true);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk, false);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk, true);
+	return udp_socket_ends(sk);
 }
 
 #endif

@@ -139,7 +139,7 @@ static __always_inline void kprobe_udp_end(struct sock *sk)
 	struct sk_state *st = hash_peek(sk);
 
 	if (st)
-		udp_end(st);
+		udp_end(st, BPF_CORE_READ(sk, __sk_common.skc_family));
 	else
 		udp_end_of_silent(sk, false);
 	state_forget(sk);

@@ -90,8 +90,9 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, 
 	struct noted_peer *note;
 	__u64 thread;
 
-	/* Most sockets are connected and never noted: spare them the second look-up. A new one may have been. */
-	if (st && !st->noted)
+	/* Most sockets are connected and never noted: spare them the second look-up. A new one may have been, by a call that
+	 * found no state to say so. */
+	if (st && !st->noted && st->c.acct[TT_OUT].packets + st->c.acct[TT_IN].packets > 64)
 		return;
 	thread = bpf_get_current_pid_tgid();
 	note = bpf_map_lookup_elem(&noted_peers, &thread);
@@ -192,7 +193,7 @@ int cgroup_sock_release(struct bpf_sock *ctx)
 		return 1;
 	st = bpf_sk_storage_get(&sk_storage, ctx, 0, 0);
 	if (st)
-		udp_end(st);
+		udp_end(st, ctx->family);
 	else
 		udp_end_of_silent(CAST(struct sock, ctx), true);
 	return 1;

@@ -51,6 +51,13 @@ static __always_inline bool is_peer(const struct tt_conn *conn, const struct pee
 	       a[3] == b[3];
 }
 
+static __always_inline void put_peer(struct tt_conn *conn, const struct peer *peer)
+{
+	conn->family = peer->family ?: conn->family;
+	conn->remote_port = peer->port;
+	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
+}
+
 /*
  * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. None for UDP-Lite, which
  * shares the functions of UDP.
@@ -67,9 +74,7 @@ static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, c
 	/* For a call that has noted its peer while there was no state, and finds this one. */
 	fresh.noted = FIELD(typed, sk, __sk_common.skc_state) != TCP_ESTABLISHED;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
-	conn->family = peer->family ?: conn->family;
-	conn->remote_port = peer->port;
-	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
+	put_peer(conn, peer);
 	st = typed ? state_make(sk, &fresh) : hash_make(sk, &fresh);
 	if (!st)
 		count_storage_loss(kind);
@@ -209,57 +214,76 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 }
 
 /*
+ * Of the socket, and not of one of its flows. It is wanted if one of these is, or the socket by itself: so it may have been
+ * listed. Returns whether it is.
+ */
+static __always_inline bool emit_udp_end(struct sk_state *st, __u16 family)
+{
+	struct change end = { .kind = TT_CLOSED };
+	struct tt_conn *conn = &st->c.conn;
+	bool wanted = st->told || is_wanted(conn);
+	__u8 of_flow = conn->family;
+
+	__builtin_memset(conn->remote_addr, 0, 16);
+	conn->remote_port = 0;
+	if (!wanted) {
+		conn->family = family == AF_INET6 ? 6 : 4;
+		wanted = is_wanted(conn);
+		conn->family = of_flow;
+	}
+	if (!wanted)
+		return false;
+	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
+	end.now = bpf_ktime_get_ns();
+	emit_state(st, &end);
+	return true;
+}
+
+/*
  * The socket is gone, and with it all its flows. What waits of the first and of the latest one is sent now; what other
  * peers' flows still have to report follows when the reader collects it.
  */
-static __always_inline void udp_end(struct sk_state *st)
+static __always_inline void udp_end(struct sk_state *st, __u16 family)
 {
-	struct change end = { .kind = TT_CLOSED };
 	struct tt_conn *conn = &st->c.conn;
 	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
 	struct counted *latest;
 
-	if (!conn->socket || !(st->told || is_wanted(conn)))
+	if (!conn->socket)
 		return;
 	flush(&st->c);
 	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
 	latest = bpf_map_lookup_elem(&udp_flows, &key);
 	if (latest)
 		flush(latest);
-	/* This is about the socket, not about one of its flows. */
-	__builtin_memset(conn->remote_addr, 0, 16);
-	conn->remote_port = 0;
-	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
-	end.now = bpf_ktime_get_ns();
-	emit_state(st, &end);
+	emit_udp_end(st, family);
 	/* No second time. */
 	conn->socket = 0;
 }
 
 /*
  * The end of a socket that has moved nothing. It concerns only who has listed it, and the kernel gives out cookies when they
- * are asked for: one that was never listed has none.
+ * are asked for: one that was never listed has none. Returns whether there was something to say.
  */
-static __always_inline void udp_end_of_silent(struct sock *sk, const bool typed)
+static __always_inline bool udp_end_of_silent(struct sock *sk, const bool typed)
 {
-	struct change end = { .kind = TT_CLOSED };
 	struct sk_state st = {};
 	struct tt_conn *conn = &st.c.conn;
 	struct caller caller;
+	struct peer peer = {};
 
 	conn->socket = FIELD(typed, sk, __sk_common.skc_cookie.counter);
 	if (!conn->socket || FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
-		return;
+		return false;
 	put_kind(conn, sk, IPPROTO_UDP, typed);
-	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
-	put_local(conn, sk, typed);
+	/* Filters ask for the peer. */
+	peer_of_connected(&peer, sk, typed);
+	put_peer(conn, &peer);
+	put_socket(conn, conn, sk, typed);
 	get_caller(&caller);
 	if (!caller.is_kernel)
 		read_owner(&st, caller.exec_id);
-	if (!is_wanted(conn))
-		return;
-	end.now = bpf_ktime_get_ns();
-	emit_state(&st, &end);
+	return emit_udp_end(&st, FIELD(typed, sk, __sk_common.skc_family));
 }
 
 #endif

@@ -12,8 +12,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tcptop::{
-    Bootstrap, CollectorEvent, ConnectionRecord, Feature, LinuxCollector, NetworkCollector, Protocol,
-    Provenance, TcpState, Visibility,
+    AddressFamily, Bootstrap, CollectorEvent, ConnectionRecord, Feature, LinuxCollector,
+    LinuxCollectorBuilder, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
 };
 
 fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
@@ -165,6 +165,52 @@ fn rows_of_silent_udp_sockets_end_with_them() {
     };
     assert_eq!(ports.map(ends), [1; 3], "each once");
     assert_eq!(ends(never_listed), 0, "of no interest to anybody");
+}
+
+/// The port by which it was chosen may be the peer's.
+#[test]
+fn rows_chosen_by_their_peer_end_with_their_sockets() {
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sockets = ["127.0.0.1:0", "[::]:0"].map(|at| UdpSocket::bind(at).unwrap());
+    let to = peer.local_addr().unwrap().port();
+    sockets[0].connect(("127.0.0.1", to)).unwrap();
+    sockets[1].connect(("::ffff:127.0.0.1", to)).unwrap();
+    let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
+    let mut trace = Trace::with(builder().port(to).family(AddressFamily::Ipv4));
+    trace.table.merge_bootstrap(trace.collector.bootstrap_existing().unwrap());
+    let found = |trace: &Trace, port| trace.udp_flow(port, to).expect("a row");
+    let has_ids = ports.map(|port| found(&trace, port).socket.is_some());
+    drop(sockets);
+    if has_ids == [true; 2] {
+        trace.until("the end of both", |t| ports.iter().all(|&port| found(t, port).is_closed).then_some(()));
+    }
+    trace.listen(Duration::from_millis(300));
+    assert_eq!(ports.map(|port| found(&trace, port).is_closed), has_ids);
+}
+
+/// Sockets that are listed and talk only to whom the filter leaves out.
+#[test]
+fn rows_whose_flows_are_left_out_end_with_their_sockets() {
+    let leave_out: [fn(LinuxCollectorBuilder) -> LinuxCollectorBuilder; 2] =
+        [|b| b.loopback(false), |b| b.family(AddressFamily::Ipv6)];
+    for (at, leave_out) in ["0.0.0.0:0", "[::]:0"].into_iter().zip(leave_out) {
+        let server = UdpSocket::bind(at).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let mut trace = Trace::with(leave_out(builder()));
+        trace.table.merge_bootstrap(trace.collector.bootstrap_existing().unwrap());
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(client.send_to(&[1; 10], ("127.0.0.1", port)).unwrap(), 10);
+        assert_eq!(server.recv_from(&mut [0; 99]).unwrap().0, 10);
+        let is_closed = |trace: &Trace| {
+            let rows = trace.rows(Protocol::Udp, port);
+            assert_eq!(rows.len(), 1, "{rows:#?}");
+            rows[0].is_closed
+        };
+        assert!(!is_closed(&trace));
+        drop(server);
+        trace.until("the end of the row", |t| is_closed(t).then_some(()));
+        assert_eq!(trace.transfers().filter(|t| t.connection.key.local_port == port).count(), 0);
+    }
 }
 
 /// All ways find the same sockets, with the same owners and states: TCP and UDP, IPv4, IPv6 and mapped.
