@@ -34,20 +34,30 @@ static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 	post_news(st, &r, ALL_NEWS);
 }
 
+/* What another process has sent is that one's, also if it is not acknowledged yet. */
+static __always_inline void settle(struct sk_state *st, struct sock *sk, const bool sends)
+{
+	__u32 write_seq;
+	__u8 state;
+
+	if (!(st->known & KNOWN_OUT) || !st->calls_out)
+		return;
+	/* The state last: it changes before the FIN is counted. */
+	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if ((state == TCP_CLOSE_WAIT && sends) || ((state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) &&
+						   st->c.conn.owner.pid != bpf_get_current_pid_tgid() >> 32))
+		post_before(st, write_seq);
+}
+
 SEC("?kprobe/tcp_sendmsg")
 int BPF_KPROBE(kprobe_tcp_sendmsg, struct sock *sk)
 {
 	struct sk_state *st = kprobe_state(sk, TT_TCP_SEND);
-	__u32 write_seq;
 
 	if (!st)
 		return 0;
-	if (st->known & KNOWN_OUT) {
-		/* The state last: it changes before the FIN is counted. */
-		write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
-		if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE_WAIT)
-			post_before(st, write_seq);
-	}
+	settle(st, sk, true);
 	actor_is_current(st);
 	st->calls_out++;
 	return 0;
@@ -58,8 +68,10 @@ int BPF_KPROBE(kprobe_tcp_recvmsg, struct sock *sk)
 {
 	struct sk_state *st = kprobe_state(sk, TT_TCP_RECV);
 
-	if (st)
-		actor_is_current(st);
+	if (!st)
+		return 0;
+	settle(st, sk, false);
+	actor_is_current(st);
 	return 0;
 }
 

@@ -154,6 +154,11 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	note_change(st, old_state, new_state);
 	if (changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV) || !st->c.conn.local_port)
 		read_key(&st->c.conn, sk, tp);
+	/* What was sent and is not acknowledged yet (kprobes) is not of the one who closes. */
+	if (chunks_are_calls && st->calls_out && has_counters(st)) {
+		read_totals(st, sk, tp);
+		post_out(st, ch.now);
+	}
 	if (!is_destroyed(st, sk))
 		owner_if_locked(st, sk);
 	if (changes_from(st, TCP_SYN_SENT))

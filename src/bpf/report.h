@@ -39,16 +39,18 @@ struct report {
 
 /*
  * The process that made the call. As a rule it is the owner, but another CPU may just have made another one that: then
- * what is said of this process must not be mixed with it.
+ * what is said of this process must not be mixed with it. In an interrupt nothing but its pid is known then.
  */
 static __always_inline void put_actor(struct tt_process *actor, const struct tt_conn *conn, __u32 pid)
 {
 	if (conn->owner.pid == pid)
 		*actor = conn->owner;
-	else if (pid)
+	else if (!pid)
+		the_kernel(actor);
+	else if (pid == bpf_get_current_pid_tgid() >> 32)
 		current_process(actor);
 	else
-		the_kernel(actor);
+		__builtin_memset(actor, 0, sizeof(*actor));
 	actor->pid = pid;
 }
 

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets that pass from one process to another, and processes that change or go.
 
-use crate::harness::{AFTERMATH, Answer, Trace, answer, skipped};
-use crate::net::{Child, checked, hear, port, recv, send, tcp_pair, tell};
+use crate::harness::{AFTERMATH, Answer, Trace, absent, answer, skipped};
+use crate::net::{Child, checked, enter_own_network, hear, netem, port, recv, send, tcp_pair, tell};
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::thread;
-use tcptop::{Backend, EventKind, Feature, Provenance, TcpState, Visibility};
+use tcptop::{Backend, EventKind, Feature, Provenance, TcpState, Transfer, Visibility};
 
 /// Room for one file descriptor beside a message.
 #[repr(C)]
@@ -75,6 +75,44 @@ fn a_socket_handed_over_belongs_to_who_uses_it() {
         *shares.entry(t.actor.unwrap().pid).or_default() += t.bytes;
     }
     assert_eq!(shares, BTreeMap::from([(std::process::id(), 100), (pid, 200)]));
+}
+
+/// 37: what one process has sent is not acknowledged yet when another one looks for data on the same socket, or shuts it
+/// down: it is not that one's.
+#[test]
+fn what_was_sent_stays_with_the_sender_until_it_is_acknowledged() {
+    let mut trace = Trace::start();
+    let mut sender = Child::fork(|parent| {
+        enter_own_network();
+        if !netem("delay 200ms") {
+            return tell(parent, 0);
+        }
+        let pairs = [tcp_pair(), tcp_pair()];
+        let [one, two] = pairs.each_ref().map(|(client, _)| client);
+        assert_eq!((send(one, &[1; 1000], 0), send(two, &[1; 500], 0)), (1000, 500));
+        Child::fork(|_| {
+            assert_eq!(recv(one, 1, libc::MSG_DONTWAIT), -(libc::EAGAIN as isize));
+            two.shutdown(Shutdown::Write).unwrap();
+        })
+        .wait();
+        [one, two].iter().for_each(|client| tell(parent, port(client).into()));
+        hear(parent);
+    });
+    let one = sender.hear() as u16;
+    if one == 0 {
+        sender.wait();
+        return absent(37, "a kernel without netem");
+    }
+    let two = sender.hear() as u16;
+    for (local, bytes) in [(one, 1000), (two, 500)] {
+        let of_flow = |t: &&Transfer| t.connection.key.local_port == local && t.bytes > 0;
+        trace.until("what was sent", |t| {
+            (t.transfers().filter(of_flow).map(|t| t.bytes).sum::<u64>() == bytes).then_some(())
+        });
+        assert!(trace.transfers().filter(of_flow).all(|t| t.actor.map(|a| a.pid) == Some(sender.pid)));
+    }
+    sender.tell(1);
+    sender.wait();
 }
 
 /// 39: a child accepts on a listener that this process made, and has not used the connection yet, with a client that is

@@ -82,6 +82,16 @@ pub(crate) fn enter_own_network() {
     run("ip link set lo up");
 }
 
+/// Makes the loopback device of an own network bad in this way; false where the kernel has nothing for that.
+pub(crate) fn netem(how: &str) -> bool {
+    let netem = format!("qdisc add dev lo root netem {how}");
+    let made = std::process::Command::new("tc").args(netem.split(' ')).output().unwrap();
+    let why = String::from_utf8_lossy(&made.stderr);
+    let is_unknown = why.contains("qdisc kind is unknown") || why.contains("No such file");
+    assert!(made.status.success() || is_unknown, "{why}");
+    made.status.success()
+}
+
 /// Runs a piece of shell script, which must succeed.
 pub(crate) fn run(script: &str) {
     let status = std::process::Command::new("sh").args(["-c", script]).status().expect("a shell");
