@@ -37,16 +37,16 @@ static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 /* What another process has sent is that one's, also if it is not acknowledged yet. */
 static __always_inline void settle(struct sk_state *st, struct sock *sk, const bool sends)
 {
+	bool changes_hands = st->calls_out && st->c.conn.owner.pid != bpf_get_current_pid_tgid() >> 32;
 	__u32 write_seq;
 	__u8 state;
 
-	if (!(st->known & KNOWN_OUT) || !st->calls_out)
+	if (!(st->known & KNOWN_OUT) || !(sends || changes_hands))
 		return;
 	/* The state last: it changes before the FIN is counted. */
 	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if ((state == TCP_CLOSE_WAIT && sends) || ((state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT) &&
-						   st->c.conn.owner.pid != bpf_get_current_pid_tgid() >> 32))
+	if (state == TCP_CLOSE_WAIT || (state == TCP_ESTABLISHED && changes_hands))
 		post_before(st, write_seq);
 }
 

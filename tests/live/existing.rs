@@ -139,9 +139,9 @@ fn rows_of_silent_udp_sockets_end_with_them() {
     connected.connect(peer.local_addr().unwrap()).unwrap();
     let mut trace = Trace::start();
     trace.table.merge_bootstrap(trace.collector.bootstrap_existing().unwrap());
-    let moves = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let younger = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port_of = |socket: &UdpSocket| socket.local_addr().unwrap().port();
-    let never_listed = port_of(&moves);
+    let never_listed = port_of(&younger);
     let ports = unconnected.each_ref().map(port_of);
     let last = port_of(&connected);
     let row = |trace: &Trace, port| {
@@ -153,16 +153,17 @@ fn rows_of_silent_udp_sockets_end_with_them() {
         assert!(!row(&trace, port).is_closed);
     }
     let has_ids = row(&trace, last).socket.is_some();
-    drop((unconnected, connected, moves));
+    drop((unconnected, connected, younger));
     for port in ports.into_iter().chain(has_ids.then_some(last)) {
         trace.until("the end of a row", |t| row(t, port).is_closed.then_some(()));
     }
     trace.listen(Duration::from_millis(300));
     assert_eq!(row(&trace, last).is_closed, has_ids);
-    let ends = |port| {
-        let is_end = move |e: &&CollectorEvent| matches!(e, CollectorEvent::Closed(c) if c.connection.key.local_port == port);
-        trace.seen.iter().filter(is_end).count()
+    let closed = |e: &CollectorEvent| match e {
+        CollectorEvent::Closed(closed) => Some(closed.connection.key.local_port),
+        _ => None,
     };
+    let ends = |port| trace.seen.iter().filter_map(closed).filter(|&of| of == port).count();
     assert_eq!(ports.map(ends), [1; 3], "each once");
     assert_eq!(ends(never_listed), 0, "of no interest to anybody");
 }
