@@ -14,6 +14,7 @@ use std::time::Duration;
 /// `enum tt_flags`.
 const HAS_TOTALS: u8 = 1;
 const ACTIVE: u8 = 2;
+const UNBALANCED: u8 = 4;
 
 /// Why a record is no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,11 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
     }
 }
 
+/// Is it a state record, and no transfer?
+pub(crate) fn is_of_state(record: &[u8]) -> bool {
+    matches!(kind(record), Some(EventKind::TcpStateChange | EventKind::Closed))
+}
+
 /// Is it the record of a connection's end?
 pub(crate) fn is_end(record: &[u8]) -> bool {
     kind(record) == Some(EventKind::Closed)
@@ -92,7 +98,7 @@ pub(crate) fn is_end(record: &[u8]) -> bool {
 /// Does the record of an end say that more or less was reported than moved?
 pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
     let is_end = matches!(event, CollectorEvent::Closed(_));
-    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.missing_in != 0 || s.missing_out != 0)
+    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.flags & UNBALANCED != 0)
 }
 
 /// Valid, of IPv4, and of processes whose names are as they shall be?

@@ -2,7 +2,7 @@
 //! The records of `src/bpf/wire.h`, as the skeleton generator translated them, and how they are taken out of bytes.
 
 pub(crate) use crate::kernel::types::{
-    tt_bank, tt_conn, tt_control, tt_counters, tt_holder, tt_life_key, tt_process, tt_state, tt_transfer,
+    tt_bank, tt_conn, tt_control, tt_counters, tt_holder, tt_process, tt_state, tt_transfer,
 };
 
 pub(crate) const KINDS: usize = 6;
@@ -13,7 +13,7 @@ macro_rules! plain {
         unsafe impl plain::Plain for $name {}
     )*};
 }
-plain!(tt_holder, tt_life_key, tt_state, tt_transfer);
+plain!(tt_holder, tt_state, tt_transfer);
 
 /// Reads a record that must be exactly as long as its type.
 pub(crate) fn read<T: plain::Plain + Copy + Default>(bytes: &[u8]) -> Option<T> {

@@ -130,20 +130,11 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 2 * 16384);
 	__type(key, __u32);
-	__type(value, struct tt_transfer);
+	__type(value, union tt_slot);
 } slots SEC(".maps");
 
 /* A variable, and so without a look-up; its map is shared memory, too. */
 struct tt_control control __attribute__((aligned(64)));
-
-/* State records for which the ring had no room, the latest of each connection; emptied by the reader in the
- * same way. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 8192);
-	__type(key, struct tt_life_key);
-	__type(value, struct tt_state);
-} unsent SEC(".maps");
 
 struct turns {
 	__u8 of[8]; /* by enum hook */
@@ -185,9 +176,8 @@ struct {
 	__array(values, struct small_map);
 } barrier SEC(".maps");
 
-/* Sources for map updates: too large for the stack. */
+/* Source for map updates: too large for the stack. */
 static const struct sk_state no_state;
-static const struct tt_state no_record;
 
 /* Atomic, for a program may interrupt another one. */
 static __always_inline void count_ring_loss(__u32 kind)

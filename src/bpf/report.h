@@ -101,10 +101,10 @@ static __always_inline __u32 current_epoch(void)
  * claims, and who then reads one was first and alone. If both read two the slot stays empty. (An atomic operation that
  * returns what it found would do, but only since Linux 5.12.) All of a free slot is zero.
  */
-static __always_inline struct tt_transfer *claim_slot(__u32 bank, __u32 *number)
+static __always_inline union tt_slot *claim_slot(__u32 bank, __u32 *number)
 {
 	volatile __u32 *used = &control.bank[bank].used;
-	struct tt_transfer *t;
+	union tt_slot *slot;
 
 #pragma unroll
 	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
@@ -114,12 +114,12 @@ static __always_inline struct tt_transfer *claim_slot(__u32 bank, __u32 *number)
 			return NULL;
 		__sync_fetch_and_add(used, 1);
 		*number = bank * bank_slots + n;
-		t = bpf_map_lookup_elem(&slots, number);
-		if (!t)
+		slot = bpf_map_lookup_elem(&slots, number);
+		if (!slot)
 			return NULL;
-		__sync_fetch_and_add(&t->span_us, 1);
-		if (*(volatile __u32 *)&t->span_us == 1)
-			return t;
+		__sync_fetch_and_add(&slot->transfer.span_us, 1);
+		if (*(volatile __u32 *)&slot->transfer.span_us == 1)
+			return slot;
 	}
 	return NULL;
 }
@@ -160,18 +160,18 @@ static __always_inline bool join(struct counted *c, const struct report *r)
 static __noinline bool wait(struct counted *c, const struct report *r)
 {
 	__u32 epoch = current_epoch();
-	struct tt_transfer *t;
+	union tt_slot *slot;
 	__u32 number;
 
 	if (join(c, r))
 		return true;
-	t = claim_slot(epoch & 1, &number);
-	if (!t)
+	slot = claim_slot(epoch & 1, &number);
+	if (!slot)
 		return false;
-	put_transfer(t, c, r);
+	put_transfer(&slot->transfer, c, r);
 	c->acct[r->direction & 1].slot = (__u64)epoch << 32 | number;
-	add_u32(&t->calls, r->calls);
-	add_u64(&t->bytes, r->bytes);
+	add_u32(&slot->transfer.calls, r->calls);
+	add_u64(&slot->transfer.bytes, r->bytes);
 	return true;
 }
 
@@ -271,6 +271,13 @@ struct change {
 	bool has_totals;
 };
 
+static __always_inline bool is_balanced(const struct counted *c)
+{
+	const struct acct *out = &c->acct[TT_OUT], *in = &c->acct[TT_IN];
+
+	return out->total == out->reported && in->total == in->reported;
+}
+
 static __always_inline void put_change(struct tt_state *s, const struct sk_state *st, const struct change *ch)
 {
 	const struct counted *c = &st->c;
@@ -284,26 +291,23 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->packets_in = c->acct[TT_IN].packets;
 	s->packets_out = c->acct[TT_OUT].packets;
 	s->lasted_ns = st->born && st->end ? st->ended_ns - c->conn.since : 0;
-	s->missing_in = c->acct[TT_IN].total - c->acct[TT_IN].reported;
-	s->missing_out = c->acct[TT_OUT].total - c->acct[TT_OUT].reported;
 	s->min_rtt_us = st->min_rtt_us;
 	s->retransmits = st->retransmits;
 	s->error = ch->error;
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;
-	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0);
+	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0) |
+		   (is_balanced(c) ? 0 : TT_UNBALANCED);
 	s->end = st->end;
 }
 
-/* A state record that finds no room in the ring is kept aside: the totals of a connection's end come no
+/* A state record that finds no room in the ring waits among the reports: the totals of a connection's end come no
  * second time. */
 static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 {
-	const struct tt_conn *conn = &st->c.conn;
-	struct tt_life_key key = { .socket = conn->socket,
-				   .since = conn->since,
-				   .bank = current_epoch() & 1 };
+	union tt_slot *slot;
 	struct tt_state *s;
+	__u32 number;
 
 	s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
 	if (s) {
@@ -312,14 +316,11 @@ static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 		return;
 	}
 	count_ring_loss(ch->kind);
-	bpf_map_update_elem(&unsent, &key, &no_record, BPF_NOEXIST);
-	s = bpf_map_lookup_elem(&unsent, &key);
-	if (!s) {
+	slot = claim_slot(current_epoch() & 1, &number);
+	if (slot)
+		put_change(&slot->state, st, ch);
+	else
 		count_storage_loss(ch->kind);
-		return;
-	}
-	control.bank[key.bank & 1].unsent = 1;
-	put_change(s, st, ch);
 }
 
 #endif

@@ -42,7 +42,8 @@ enum tt_end {
 /* Flags of struct tt_state. */
 enum tt_flags {
 	TT_HAS_TOTALS = 1,
-	TT_ACTIVE = 2, /* this end connected */
+	TT_ACTIVE = 2,	   /* this end connected */
+	TT_UNBALANCED = 4, /* the totals are not what was reported: at the end (TT_CLOSED) an error of ours */
 };
 
 struct tt_process {
@@ -92,9 +93,7 @@ struct tt_state {
 	__u64 bytes_out;
 	__u64 packets_in;
 	__u64 packets_out;
-	__u64 lasted_ns;  /* until CLOSE; 0: the begin was not seen, or this is not the end */
-	__s64 missing_in; /* TT_CLOSED: the total less what was reported of it. Not zero is an error of ours */
-	__s64 missing_out;
+	__u64 lasted_ns; /* until CLOSE; 0: the begin was not seen, or this is not the end */
 	__u32 min_rtt_us;
 	__u32 retransmits;
 	__s32 error;
@@ -104,18 +103,17 @@ struct tt_state {
 	__u8 end;   /* enum tt_end */
 };
 
+/* What waits for the end of an interval or for room in the ring. A state record leaves `span_us` alone, and so the count of
+ * claims. */
+union tt_slot {
+	struct tt_transfer transfer;
+	struct tt_state state;
+};
+
 /* A process that has a socket among its files. */
 struct tt_holder {
 	__u64 inode;
 	struct tt_process process;
-};
-
-/* One life of a socket, in the map of state records for which the ring had no room. */
-struct tt_life_key {
-	__u64 socket;
-	__u64 since;
-	__u32 bank; /* parity of the epoch in which it waits */
-	__u32 pad;
 };
 
 /* What was lost, by kind, and where. */
@@ -126,9 +124,8 @@ struct tt_counters {
 
 /* What waits in one of the two banks. In a cache line of its own, for all CPUs count here. */
 struct tt_bank {
-	__u32 used;   /* slots of it that may be in use: the first so many */
-	__u32 unsent; /* are there state records? */
-	__u8 pad[56];
+	__u32 used; /* slots of it that may be in use: the first so many */
+	__u8 pad[60];
 };
 
 /* Shared memory. Written by the reader, except that the kernel side notes here that it has woken it, and what waits. */
@@ -150,9 +147,8 @@ enum tt_reader {
 _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
 _Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
 _Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
-_Static_assert(sizeof(struct tt_state) == 192, "wire layout");
+_Static_assert(sizeof(struct tt_state) == 176, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
-_Static_assert(sizeof(struct tt_life_key) == 24, "wire layout");
 _Static_assert(sizeof(struct tt_control) == 5 * 64, "cache lines");
 
 #endif

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::event::{EventKind, LossPlace};
 use crate::model::KernelTime;
 use crate::stats::LossTable;
-use crate::wire::{self, tt_life_key, tt_transfer};
+use crate::wire::tt_state;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
@@ -31,7 +31,6 @@ pub(crate) struct Session {
     /// Losses at hooks when they were last read.
     skipped: LossTable,
     events: MapHandle,
-    unsent: MapHandle,
     control: Control,
     slots: Slots,
     barrier: Barrier,
@@ -71,7 +70,6 @@ impl Session {
             hooks,
             skipped: LossTable::default(),
             events: MapHandle::try_from(&maps.events)?,
-            unsent: MapHandle::try_from(&maps.unsent)?,
             control: Control::new(&MapHandle::try_from(&maps.bss)?)?,
             slots: Slots::new(&MapHandle::try_from(&maps.slots)?)?,
             barrier: Barrier {
@@ -114,9 +112,7 @@ impl Session {
 
     /// Does anything wait in the bank that is in use?
     pub(crate) fn anything_waits(&self) -> bool {
-        let bank = Bank::of_epoch(self.epoch);
-        let words = [self.control.used(bank), self.control.unsent(bank)];
-        words.iter().any(|word| word.load(Ordering::Relaxed) != 0)
+        self.control.used(Bank::of_epoch(self.epoch)).load(Ordering::Relaxed) != 0
     }
 
     /// Begins a new epoch: from now on reports wait in the other bank. What waits in the old one may be collected as
@@ -135,24 +131,19 @@ impl Session {
 
     /// How many records there can be in the ring at most.
     pub(crate) fn ring_records(&self) -> usize {
-        self.events.max_entries() as usize / size_of::<tt_transfer>()
+        self.events.max_entries() as usize / size_of::<tt_state>()
     }
 
     pub(crate) fn barrier(&self) -> Barrier {
         self.barrier.clone()
     }
 
-    /// Takes what waits in the bank that is not in use: reports, then state records for which the ring had no room.
-    pub(crate) fn collect_waiting(&mut self, mut record: impl FnMut(&[u8])) {
+    /// Takes what waits in the bank that is not in use, in the order in which it began to wait.
+    pub(crate) fn collect_waiting(&mut self, record: impl FnMut(&[u8])) {
         let bank = Bank::of_epoch(self.epoch.wrapping_add(1));
         let used = self.control.used(bank).load(Ordering::Acquire);
-        self.slots.empty(bank, used, self.epoch_began, &mut record);
+        self.slots.empty(bank, used, self.epoch_began, record);
         self.control.used(bank).store(0, Ordering::Release);
-        if self.control.unsent(bank).swap(0, Ordering::Relaxed) != 0 {
-            let life_in_bank =
-                |key: &[u8]| wire::read::<tt_life_key>(key).is_some_and(|k| k.bank == bank as u32);
-            drain(&self.unsent, life_in_bank, record);
-        }
     }
 
     /// The losses that the kernel side has counted; those at hooks as of the last look at them.
@@ -195,22 +186,6 @@ fn recursion_misses(program: &OwnedFd) -> Option<u64> {
 fn misses_in(fdinfo: &str) -> u64 {
     let count = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
-}
-
-/// Hands out and removes every value of a hash map whose key is wanted.
-///
-/// One batch takes the whole map: libbpf-rs takes a batch that is not full for the last one, but the kernel also ends a
-/// batch early when the next bucket of the map does not fit. Memory that is not filled is not touched either.
-fn drain(map: &MapHandle, wanted: impl Fn(&[u8]) -> bool, mut record: impl FnMut(&[u8])) {
-    let entries = match map.lookup_batch(map.max_entries(), MapFlags::ANY, MapFlags::ANY) {
-        Ok(entries) => entries,
-        Err(e) => return log_failure("read a map", Err(e)),
-    };
-    for (key, value) in entries.filter(|(key, _)| wanted(key)) {
-        if map.delete(&key).is_ok() {
-            record(&value);
-        }
-    }
 }
 
 /// Tells when every program that runs now has ended.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory that the programs and the reader share: no system call, and no copy.
 
+use crate::decode;
 use crate::model::KernelTime;
-use crate::wire::{self, tt_bank, tt_control, tt_counters, tt_transfer};
+use crate::wire::{self, tt_bank, tt_control, tt_counters, tt_state, tt_transfer};
 use libbpf_rs::{MapCore, MapHandle};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
@@ -92,11 +93,6 @@ impl Control {
     pub(super) fn used(&self, bank: Bank) -> &AtomicU32 {
         self.word(bank.offset() + offset_of!(tt_bank, used))
     }
-
-    /// Whether state records wait that found no room in the ring.
-    pub(super) fn unsent(&self, bank: Bank) -> &AtomicU32 {
-        self.word(bank.offset() + offset_of!(tt_bank, unsent))
-    }
 }
 
 /// One of two places where reports wait: the programs use one while the reader empties the other.
@@ -116,7 +112,7 @@ impl Bank {
     }
 }
 
-/// Reports that wait.
+/// Reports that wait, and among them state records for which the ring had no room.
 pub(super) struct Slots(Mapping<tt_transfer>);
 
 impl Slots {
@@ -124,15 +120,17 @@ impl Slots {
         Mapping::new(map).map(Self)
     }
 
-    /// Hands out the reports of a bank, which the programs have left at this time, and makes it free again. None of them
+    /// Hands out what waits in a bank, which the programs have left at this time, and makes it free again. None of them
     /// is still there: see [`Barrier`](super::Barrier).
     pub(super) fn empty(&mut self, bank: Bank, used: u32, left: KernelTime, mut record: impl FnMut(&[u8])) {
         let in_bank = self.0.elements / 2;
         for i in 0..in_bank.min(used as usize) {
             // SAFETY: inside of the mapping; no program writes here now, and the reference does not outlive this turn.
             let slot = unsafe { &mut *self.0.first.as_ptr().add(bank as usize * in_bank + i) };
-            // Else two processors have met here and gone on, or all was sent early.
-            if slot.bytes != 0 || slot.calls != 0 {
+            if decode::is_of_state(wire::bytes(slot)) {
+                record(&wire::bytes(slot)[..size_of::<tt_state>()]);
+            } else if slot.bytes != 0 || slot.calls != 0 {
+                // Else two processors have met here and gone on, or all was sent early.
                 let span = left.saturating_since(KernelTime(slot.conn.time)).as_micros();
                 slot.span_us = u32::try_from(span).unwrap_or(u32::MAX);
                 record(wire::bytes(slot));

@@ -135,8 +135,8 @@ impl Sweeps {
     }
 }
 
-/// The kernel side counts a state record as lost in the ring before it puts it aside. So one that is counted here is in
-/// the bank that is in use, or will be when the programs that run have ended, which the collection waits for.
+/// The kernel side counts a state record as lost in the ring before it lets it wait. So one that is counted here is in the
+/// bank that is in use, or will be when the programs that run have ended, which the collection waits for.
 fn set_aside(losses: &LossTable) -> u64 {
     [EventKind::TcpStateChange, EventKind::Closed].map(|kind| losses.get(kind, LossPlace::Ring)).iter().sum()
 }
