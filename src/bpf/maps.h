@@ -68,7 +68,7 @@ struct sk_state {
 	__u8 first_in; /* when the first receive on a connection older than this tracer began that is not finished */
 	__u8 moved_in; /* a receive call has moved bytes and is not finished */
 	__u8 listens;
-	__u8 noted;	     /* UDP peers may be noted for this socket (tracepoints) */
+	__u8 noted;	     /* a UDP peer was noted for this socket (tracepoints) */
 	__u8 changed[2];     /* the latest state change, from and to */
 	__u8 end;	     /* enum tt_end */
 	__u8 active;	     /* it connected */

@@ -85,14 +85,24 @@ int cgroup_recvmsg6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, const struct sk_state *st)
+/*
+ * Most sockets are connected, or do not ask who has sent, and are spared the second look-up. That of a young one may have
+ * been noted by a call that found no state to say so, and that of a send on a socket without a peer always is.
+ */
+static __always_inline bool may_be_noted(struct sock *sk, const struct sk_state *st, __u32 direction)
+{
+	if (!st || st->noted || (direction == TT_OUT && sk->__sk_common.skc_state != TCP_ESTABLISHED))
+		return true;
+	return st->c.acct[TT_OUT].packets + st->c.acct[TT_IN].packets <= 64;
+}
+
+static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, const struct sk_state *st,
+					    __u32 direction)
 {
 	struct noted_peer *note;
 	__u64 thread;
 
-	/* Most sockets are connected and never noted: spare them the second look-up. A new one may have been, by a call that
-	 * found no state to say so. */
-	if (st && !st->noted && st->c.acct[TT_OUT].packets + st->c.acct[TT_IN].packets > 64)
+	if (!may_be_noted(sk, st, direction))
 		return;
 	thread = bpf_get_current_pid_tgid();
 	note = bpf_map_lookup_elem(&noted_peers, &thread);
@@ -111,7 +121,7 @@ static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, 
 	if (turn_is_taken(direction == TT_OUT ? HOOK_UDP_OUT : HOOK_UDP_IN, understudy))
 		return;
 	st = state_peek(sk);
-	take_noted_peer(&peer, sk, st);
+	take_noted_peer(&peer, sk, st, direction);
 	if (ret < 0)
 		return;
 	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end. */
@@ -149,7 +159,7 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 		return 0;
 	if (sk->sk_protocol == IPPROTO_UDP) {
 		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
-			take_noted_peer(&ignored, sk, state_peek(sk));
+			take_noted_peer(&ignored, sk, state_peek(sk), TT_IN);
 		else
 			udp_call(sk, ret, TT_IN, understudy);
 	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & (MSG_PEEK | MSG_ERRQUEUE))) {

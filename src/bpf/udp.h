@@ -71,8 +71,6 @@ static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, c
 
 	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
 		return NULL;
-	/* For a call that has noted its peer while there was no state, and finds this one. */
-	fresh.noted = FIELD(typed, sk, __sk_common.skc_state) != TCP_ESTABLISHED;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
 	put_peer(conn, peer);
 	st = typed ? state_make(sk, &fresh) : hash_make(sk, &fresh);
