@@ -118,7 +118,7 @@ impl LinuxCollectorBuilder {
     }
 
     /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
-    /// with the kprobe backend also for how many sockets. Up to 2^24. Default: 16,384, about 700 bytes each.
+    /// with the kprobe backend also for how many sockets. Up to 2^24. Default: 16,384, about 900 bytes each.
     ///
     /// What was used least recently makes room for what is new. A UDP flow then starts again from zero, with a new
     /// [`since`](crate::ConnectionInfo::since). So does a TCP connection where sockets need room, but with its true totals:

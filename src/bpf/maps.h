@@ -9,8 +9,9 @@
  * Set by the library before loading. The verifier knows these values: code behind a test that fails is
  * removed, and with it what this kernel could not load.
  */
-const volatile __u64 interval_ns = 0;	 /* 0: an event per call */
-const volatile __u32 bank_slots = 16384; /* in each of the two banks */
+const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
+const volatile __u32 bank_slots = 24576;   /* in each of the two banks */
+const volatile __u32 common_slots = 16384; /* of these, for what is no end of a connection */
 const volatile __u32 filter_pid = 0;
 const volatile __u16 filter_port = 0;
 const volatile __u8 filter_protocol = 0;
@@ -123,7 +124,8 @@ struct {
  * Two banks of reports that wait for the end of their interval, or for room in the ring. Written here, emptied by the
  * reader one bank at a time: it changes the epoch, waits until the programs that run have ended (`barrier`), and
  * collects the bank that is no longer in use, in memory that it shares. Full: the report goes to the ring at once, and
- * if there is no room either, its bytes to the next report. Sized by max_sockets.
+ * if there is no room either, its bytes to the next report. The end of a connection has no next one, and so slots that
+ * nothing else takes. Sized by max_sockets.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

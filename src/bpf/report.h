@@ -97,11 +97,11 @@ static __always_inline __u32 current_epoch(void)
 }
 
 /*
- * A slot of the bank in use that is nobody's; NULL if there is none. Two CPUs may look at once: each adds to the count of
- * claims, and who then reads one was first and alone. If both read two the slot stays empty. (An atomic operation that
- * returns what it found would do, but only since Linux 5.12.) All of a free slot is zero.
+ * One of the first slots of the bank in use that is nobody's; NULL if there is none. Two CPUs may look at once: each adds
+ * to the count of claims, and who then reads one was first and alone. If both read two the slot stays empty. (An atomic
+ * operation that returns what it found would do, but only since Linux 5.12.) All of a free slot is zero.
  */
-static __always_inline union tt_slot *claim_slot(__u32 bank, __u32 *number)
+static __always_inline union tt_slot *claim_slot(__u32 bank, __u32 first, __u32 *number)
 {
 	volatile __u32 *used = &control.bank[bank].used;
 	union tt_slot *slot;
@@ -110,7 +110,7 @@ static __always_inline union tt_slot *claim_slot(__u32 bank, __u32 *number)
 	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
 		__u32 n = *used;
 
-		if (n >= bank_slots)
+		if (n >= first)
 			return NULL;
 		__sync_fetch_and_add(used, 1);
 		*number = bank * bank_slots + n;
@@ -165,7 +165,7 @@ static __noinline bool wait(struct counted *c, const struct report *r)
 
 	if (join(c, r))
 		return true;
-	slot = claim_slot(epoch & 1, &number);
+	slot = claim_slot(epoch & 1, common_slots, &number);
 	if (!slot)
 		return false;
 	put_transfer(&slot->transfer, c, r);
@@ -305,6 +305,7 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
  * second time. */
 static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 {
+	__u32 first = ch->kind == TT_CLOSED ? bank_slots : common_slots;
 	union tt_slot *slot;
 	struct tt_state *s;
 	__u32 number;
@@ -316,7 +317,7 @@ static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 		return;
 	}
 	count_ring_loss(ch->kind);
-	slot = claim_slot(current_epoch() & 1, &number);
+	slot = claim_slot(current_epoch() & 1, first, &number);
 	if (slot)
 		put_change(&slot->state, st, ch);
 	else

@@ -131,9 +131,11 @@ fn load<'o>(
 fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
     let ring = u32::try_from(config.ring_bytes).unwrap_or(u32::MAX);
     let sockets = u32::try_from(config.max_sockets).unwrap_or(u32::MAX);
+    let bank_slots = sockets.saturating_add(sockets.div_ceil(2));
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.interval_ns = config.interval_ns();
-        rodata.bank_slots = sockets;
+        rodata.bank_slots = bank_slots;
+        rodata.common_slots = sockets;
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
         rodata.filter_protocol = match config.filter.protocol {
@@ -163,7 +165,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     }
     open.maps.events.set_max_entries(ring)?;
     open.maps.udp_flows.set_max_entries(sockets)?;
-    open.maps.slots.set_max_entries(sockets.saturating_mul(2))?;
+    open.maps.slots.set_max_entries(bank_slots.saturating_mul(2))?;
     open.maps.sk_hash.set_max_entries(sockets)?;
     open.maps.sk_hash.set_autocreate(!plan.use_storage)?;
     open.maps.sk_storage.set_autocreate(plan.use_storage)?;

@@ -4,10 +4,13 @@
 use crate::collector::{bpf_objects, nothing_left_but};
 use crate::harness::{PATIENCE, builder, lost_by_us};
 use crate::net::{pair_by, port, recv, send, tcp_pair};
+use std::collections::HashSet;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
-use tcptop::{Backend, CollectorEvent, ConnectionTable, Feature, Granularity, Poller, Visibility};
+use tcptop::{
+    Backend, CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, LossPlace, Poller, Visibility,
+};
 
 /// Waits for the descriptor as a loop does that knows nothing else of the poller.
 fn is_readable(poller: &Poller, within: Duration) -> bool {
@@ -102,4 +105,31 @@ fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
     let is_kprobe = poller.capabilities().backend == Backend::Kprobe;
     assert!(is_kprobe || of(c).1 == 2000);
     assert_eq!(lost_by_us(&poller.stats()), 0);
+}
+
+/// While nobody reads, the ring is soon full, and then what can wait beside it. The ends of connections find room even so.
+#[test]
+fn ends_have_room_when_everything_else_has_none() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let s = listener.local_addr().unwrap().port();
+    // 20 records in the ring, 512 that wait, and 256 ends.
+    let mut poller = builder().port(s).ring_bytes(1).max_sockets(512).open().unwrap();
+    let mut table = ConnectionTable::new().linger(Duration::MAX);
+    let connect = || {
+        let (client, server) = pair_by(&listener);
+        exchange(&client, &server, 1);
+        port(&client)
+    };
+    let clients: Vec<u16> = (0..100).map(|_| connect()).collect();
+    until(&mut poller, |events| {
+        events.iter().for_each(|event| table.apply(event));
+        let closed = table.records().filter(|row| row.is_closed);
+        let found: HashSet<_> = closed
+            .map(|row| (row.key.local_port, row.key.remote_port, row.bytes_out, row.bytes_in))
+            .collect();
+        clients.iter().all(|&c| found.contains(&(c, s, 10, 0)) && found.contains(&(s, c, 0, 10)))
+    });
+    let stats = poller.stats();
+    assert!(stats.lost(EventKind::TcpStateChange, LossPlace::Storage) > 0, "{stats:?}");
+    assert_eq!(stats.lost(EventKind::Closed, LossPlace::Storage), 0);
 }
