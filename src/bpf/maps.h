@@ -130,7 +130,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 2 * 16384);
+	__uint(max_entries, 2 * 24576);
 	__type(key, __u32);
 	__type(value, union tt_slot);
 } slots SEC(".maps");

@@ -249,7 +249,9 @@ impl<'cb> Ring<'cb> {
     /// records it was.
     pub(crate) fn wait(&self, timeout: Duration) -> usize {
         self.seen.set(0);
-        self.ring.poll_raw(timeout);
+        // epoll_wait(2) counts in milliseconds. One that has begun counts, or the caller would wake up twice.
+        let milliseconds = timeout.as_micros().div_ceil(1000) as u64;
+        self.ring.poll_raw(Duration::from_millis(milliseconds));
         self.seen.get()
     }
 

@@ -127,10 +127,10 @@ impl Slots {
         for i in 0..in_bank.min(used as usize) {
             // SAFETY: inside of the mapping; no program writes here now, and the reference does not outlive this turn.
             let slot = unsafe { &mut *self.0.first.as_ptr().add(bank as usize * in_bank + i) };
+            // An empty one: two processors have met here and gone on, or all was sent early.
             if decode::is_of_state(wire::bytes(slot)) {
                 record(&wire::bytes(slot)[..size_of::<tt_state>()]);
             } else if slot.bytes != 0 || slot.calls != 0 {
-                // Else two processors have met here and gone on, or all was sent early.
                 let span = left.saturating_since(KernelTime(slot.conn.time)).as_micros();
                 slot.span_us = u32::try_from(span).unwrap_or(u32::MAX);
                 record(wire::bytes(slot));

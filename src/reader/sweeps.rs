@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// How long it sleeps at most, and so how soon it sees that it shall stop.
 const SLEEP: Duration = Duration::from_millis(50);
-/// What epoll_wait(2) counts in.
-const MILLISECOND: Duration = Duration::from_millis(1);
 /// Losses, statistics, and whether state records wait: at least so often, however long the interval is.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
@@ -65,8 +63,7 @@ impl Sweeps {
             return LOOK_EVERY;
         }
         let next = self.collect.next.min(self.housekeeping.next);
-        // One that has begun counts, or it would wake up twice.
-        (next.saturating_duration_since(Instant::now()) + MILLISECOND).min(SLEEP)
+        next.saturating_duration_since(Instant::now()).min(SLEEP)
     }
 
     /// A bank was left and has not been collected.

@@ -165,7 +165,7 @@ impl Child {
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
             drop(channel);
-            // What the test prints is kept in memory until it ends, in this process nobody would read that.
+            // What a test prints is kept in memory until its end, where nobody would look for it in this process.
             std::panic::set_hook(Box::new(|panic| drop(writeln!(std::io::stderr(), "child: {panic}"))));
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut inner)));
             // SAFETY: ends this process.

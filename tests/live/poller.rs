@@ -37,6 +37,12 @@ fn exchange(client: &TcpStream, server: &TcpStream, times: usize) {
     }
 }
 
+/// Local port, remote port, bytes out and bytes in of each connection that has ended.
+fn ended(table: &ConnectionTable) -> HashSet<(u16, u16, u64, u64)> {
+    let closed = table.records().filter(|row| row.is_closed);
+    closed.map(|row| (row.key.local_port, row.key.remote_port, row.bytes_out, row.bytes_in)).collect()
+}
+
 /// A filter leaves out what else happens on this machine, so that it can be seen when nothing does.
 #[test]
 fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
@@ -54,10 +60,7 @@ fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
         let ends = [(c, s, 500 * round as u64, 0), (s, c, 0, 500 * round as u64)];
         until(&mut poller, |events| {
             events.iter().for_each(|event| table.apply(event));
-            let closed = table.records().filter(|row| row.is_closed);
-            let found: Vec<_> = closed
-                .map(|row| (row.key.local_port, row.key.remote_port, row.bytes_out, row.bytes_in))
-                .collect();
+            let found = ended(&table);
             ends.iter().all(|end| found.contains(end))
         });
         // First it looks every 2 ms, then it sleeps.
@@ -123,10 +126,7 @@ fn ends_have_room_when_everything_else_has_none() {
     let clients: Vec<u16> = (0..100).map(|_| connect()).collect();
     until(&mut poller, |events| {
         events.iter().for_each(|event| table.apply(event));
-        let closed = table.records().filter(|row| row.is_closed);
-        let found: HashSet<_> = closed
-            .map(|row| (row.key.local_port, row.key.remote_port, row.bytes_out, row.bytes_in))
-            .collect();
+        let found = ended(&table);
         clients.iter().all(|&c| found.contains(&(c, s, 10, 0)) && found.contains(&(s, c, 0, 10)))
     });
     let stats = poller.stats();
