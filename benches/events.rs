@@ -29,15 +29,14 @@ fn record(n: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend([0, 100].map(u32::to_ne_bytes).as_flattened());
     bytes.extend([SECOND + n * 1_000, connection + 1, SECOND].map(u64::to_ne_bytes).as_flattened());
-    bytes.extend(&process);
     bytes.extend(4_026_531_840_u32.to_ne_bytes());
     bytes.extend([443, 1024 + (connection >> 16) as u16].map(u16::to_ne_bytes).as_flattened());
     bytes.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend([10, 1, (connection >> 8) as u8, connection as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend([4, 6, 2, 0, 0, 0, 0, 0]);
-    bytes.extend(&process);
+    bytes.extend([&process[..], &process].concat());
     let each = 1000 + connection;
-    bytes.extend([each, each * (round + 1), round + 1].map(u64::to_ne_bytes).as_flattened());
+    bytes.extend([1, each, each * (round + 1), round + 1].map(u64::to_ne_bytes).as_flattened());
     bytes.extend([1, 0].map(u32::to_ne_bytes).as_flattened());
     bytes
 }

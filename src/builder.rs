@@ -117,14 +117,17 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// For how many UDP flows, and connections with unreported bytes, the kernel side has room; before Linux 5.11 and
-    /// with the kprobe backend also for how many sockets. Up to 2^24. Default: 16,384, about 900 bytes each.
+    /// For how many sockets, UDP flows to further peers, and connections with unreported bytes the kernel side has room. Up
+    /// to 2^24. All of it is allocated at the start: about 1,200 bytes each.
     ///
-    /// What was used least recently makes room for what is new. A UDP flow then starts again from zero, with a new
-    /// [`since`](crate::ConnectionInfo::since). So does a TCP connection where sockets need room, but with its true totals:
-    /// it is a second connection to who looks at the events.
+    /// Default: 16,384 flows and unreported connections; of sockets one for every 512 KiB of the machine's memory, twice as
+    /// many as there are at the start, and at least 16,384 (about 300 bytes each).
+    ///
+    /// The events of sockets for which there is no room are counted as lost
+    /// ([`LossPlace::Storage`](crate::LossPlace::Storage)). Of UDP flows the one that was used least recently makes room for a
+    /// new one; it then starts again from zero, with a new [`since`](crate::ConnectionInfo::since).
     pub fn max_sockets(mut self, sockets: usize) -> Self {
-        self.config.max_sockets = sockets;
+        self.config.max_sockets = Some(sockets);
         self
     }
 

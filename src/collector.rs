@@ -311,7 +311,6 @@ mod tests {
         Facts {
             typed_tracepoints,
             ring_buffer,
-            storage: false,
             cookie: false,
             task_btf: false,
             cast: false,

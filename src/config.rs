@@ -74,6 +74,9 @@ impl Filter {
     }
 }
 
+/// For how many UDP flows and reports there is room where the user does not say.
+pub(crate) const DEFAULT_FLOWS: u32 = 16_384;
+
 /// Everything that a builder collects.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -83,7 +86,7 @@ pub(crate) struct Config {
     pub(crate) backend: Option<Backend>,
     pub(crate) ring_bytes: usize,
     pub(crate) channel_capacity: usize,
-    pub(crate) max_sockets: usize,
+    pub(crate) max_sockets: Option<usize>,
     pub(crate) self_test: bool,
     pub(crate) bootstrap: Bootstrap,
 }
@@ -97,7 +100,7 @@ impl Default for Config {
             backend: None,
             ring_bytes: 4 << 20,
             channel_capacity: 32_768,
-            max_sockets: 16_384,
+            max_sockets: None,
             self_test: false,
             bootstrap: Bootstrap::default(),
         }
@@ -114,7 +117,7 @@ impl Config {
         if self.channel_capacity == 0 || self.channel_capacity > 1 << 24 {
             return invalid("channel_capacity must be between 1 and 16,777,216");
         }
-        if self.max_sockets == 0 || self.max_sockets > 1 << 24 {
+        if self.max_sockets.is_some_and(|sockets| sockets == 0 || sockets > 1 << 24) {
             return invalid("max_sockets must be between 1 and 16,777,216");
         }
         if let Granularity::Interval(every) = self.granularity {
@@ -151,7 +154,7 @@ mod tests {
     fn configurations_that_cannot_work_are_refused_with_the_field_that_is_wrong() {
         let bad = [
             Config { ring_bytes: 0, ..Config::default() },
-            Config { max_sockets: 0, ..Config::default() },
+            Config { max_sockets: Some(0), ..Config::default() },
             Config { granularity: Granularity::Interval(Duration::from_micros(1)), ..Config::default() },
             Config { filter: Filter { pid: Some(0), ..Filter::default() }, ..Config::default() },
             Config { channel_capacity: 0, ..Config::default() },

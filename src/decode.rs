@@ -105,19 +105,31 @@ pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
 #[inline(always)]
 fn is_simple(t: &tt_transfer) -> bool {
     let is_simple = |process: &tt_process| process.pid != 0 && ProcessName::is_simple(&process.comm);
-    is_valid(&t.conn) && t.conn.family == 4 && is_simple(&t.conn.owner) && is_simple(&t.actor)
+    is_valid(&t.conn) && t.conn.family == 4 && is_simple(&t.owner) && is_simple(&t.actor)
 }
 
 fn is_valid(conn: &tt_conn) -> bool {
-    matches!(conn.protocol, 6 | 17) && matches!(conn.family, 4 | 6) && conn.provenance <= 2
+    matches!(conn.protocol, 6 | 17) && matches!(conn.family, 4 | 6) && conn.provenance <= 3
 }
 
 /// Of a [simple](is_simple) record.
 #[inline(always)]
 fn simple_transfer(t: &tt_transfer) -> Transfer {
-    let tt_transfer { kind: _, rtt_us, conn, actor, bytes, total_bytes, total_packets, calls, span_us } = t;
+    let tt_transfer {
+        kind: _,
+        rtt_us,
+        conn,
+        owner,
+        actor,
+        actor_id: _,
+        bytes,
+        total_bytes,
+        total_packets,
+        calls,
+        span_us,
+    } = t;
     Transfer {
-        connection: simple_connection(conn),
+        connection: simple_connection(conn, owner),
         until: KernelTime(conn.time.saturating_add(u64::from(*span_us) * 1000)),
         actor: simple_process(actor),
         bytes: *bytes,
@@ -130,13 +142,17 @@ fn simple_transfer(t: &tt_transfer) -> Transfer {
 
 fn transfer(record: &[u8]) -> Option<Transfer> {
     let t: tt_transfer = wire::read(record)?;
-    Some(Transfer { connection: connection(&t.conn)?, actor: process(&t.actor), ..simple_transfer(&t) })
+    Some(Transfer {
+        connection: connection(&t.conn, &t.owner)?,
+        actor: process(&t.actor),
+        ..simple_transfer(&t)
+    })
 }
 
 fn state_change(record: &[u8]) -> Option<StateChange> {
     let s: tt_state = wire::read(record)?;
     Some(StateChange {
-        connection: connection(&s.conn)?,
+        connection: connection(&s.conn, &s.owner)?,
         old_state: TcpState::from_kernel(s.old_state.into()),
         new_state: TcpState::from_kernel(s.new_state.into()),
         error: (s.error != 0).then_some(s.error),
@@ -148,7 +164,7 @@ fn state_change(record: &[u8]) -> Option<StateChange> {
 fn closed(record: &[u8]) -> Option<Closed> {
     let s: tt_state = wire::read(record)?;
     Some(Closed {
-        connection: connection(&s.conn)?,
+        connection: connection(&s.conn, &s.owner)?,
         totals: totals(&s),
         rtt_us: rtt(s.rtt_us),
         min_rtt_us: rtt(s.min_rtt_us),
@@ -181,11 +197,11 @@ fn rtt(us: u32) -> Option<u32> {
     (us != 0).then_some(us)
 }
 
-fn connection(conn: &tt_conn) -> Option<ConnectionInfo> {
+fn connection(conn: &tt_conn, owner: &tt_process) -> Option<ConnectionInfo> {
     is_valid(conn).then_some(())?;
-    let simple = simple_connection(conn);
+    let simple = simple_connection(conn, owner);
     let key = if conn.family == 6 { v6_key(conn, simple.key.protocol) } else { simple.key };
-    Some(ConnectionInfo { key, owner: process(&conn.owner), ..simple })
+    Some(ConnectionInfo { key, owner: process(owner), ..simple })
 }
 
 /// Folds addresses that stand for others of IPv4.
@@ -196,12 +212,11 @@ fn v6_key(conn: &tt_conn, protocol: Protocol) -> ConnectionKey {
 
 /// Of a valid record, as if it were [simple](is_simple): the addresses are of IPv4.
 #[inline(always)]
-fn simple_connection(conn: &tt_conn) -> ConnectionInfo {
+fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
     let tt_conn {
         time,
         socket,
         since,
-        owner,
         netns,
         local_port,
         remote_port,
@@ -228,6 +243,7 @@ fn simple_connection(conn: &tt_conn) -> ConnectionInfo {
         provenance: match provenance {
             1 if is_somebody(owner) => Provenance::Inherited,
             2 if is_somebody(owner) => Provenance::Seen,
+            3 if is_somebody(owner) => Provenance::Closer,
             _ => Provenance::Unknown,
         },
     }

@@ -2,8 +2,8 @@
 //! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, preemption, cgroup2.
 
 use crate::error::{Error, Result};
-use procfs::FromBufRead;
 use procfs::process::{MountInfo, Status};
+use procfs::{Current, FromBufRead};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::fs;
@@ -71,6 +71,30 @@ fn effective_capabilities() -> Result<u64> {
     // The name in it need not be UTF-8.
     let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());
     Ok(status.map_err(|e| unreadable(Box::new(e)))?.capeff)
+}
+
+/// Fewer are never expected.
+const LEAST_SOCKETS: u64 = 16_384;
+const MOST_SOCKETS: u64 = 1 << 20;
+/// How much memory the machine has for each socket that is expected.
+const MEMORY_PER_SOCKET: u64 = 512 << 10;
+
+/// How many sockets are to be expected on this machine: by its memory, and by those that there are now.
+pub(crate) fn room_for_sockets() -> u32 {
+    let by_memory = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total / MEMORY_PER_SOCKET);
+    let now = fs::read_to_string("/proc/net/sockstat").map_or(0, |text| sockets_in(&text));
+    // At most 2^20.
+    by_memory.max(2 * now).clamp(LEAST_SOCKETS, MOST_SOCKETS) as u32
+}
+
+/// The TCP sockets of all network namespaces (`alloc`), and the UDP sockets of this one.
+fn sockets_in(sockstat: &str) -> u64 {
+    let count = |protocol: &str, name: &str| {
+        let line = sockstat.lines().find_map(|line| line.strip_prefix(protocol));
+        let mut words = line.unwrap_or_default().split_whitespace();
+        words.find(|word| *word == name).and_then(|_| words.next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    count("TCP:", "alloc").saturating_add(count("UDP:", "inuse"))
 }
 
 /// Fixed since Linux 3.8 and 4.6 (PROC_USER_INIT_INO, PROC_CGROUP_INIT_INO, include/linux/proc_ns.h).
@@ -295,5 +319,13 @@ mod tests {
         assert!(delegates_bpf(
             b"30 24 0:27 / /sys/fs/bpf rw shared:9 - bpf none rw,delegate_cmds=prog_load\n"
         ));
+    }
+
+    #[test]
+    fn sockets_are_counted_in_sockstat() {
+        let text = "sockets: used 159\nTCP: inuse 3 orphan 0 tw 1 alloc 40 mem 1\nUDP: inuse 2 mem 1\nRAW: inuse 0\n";
+        assert_eq!(sockets_in(text), 42);
+        assert_eq!(sockets_in(""), 0);
+        assert!(u64::from(room_for_sockets()) >= LEAST_SOCKETS);
     }
 }

@@ -13,8 +13,6 @@ pub(crate) struct Facts {
     pub(crate) typed_tracepoints: Result<(), String>,
     /// There is a ring buffer.
     pub(crate) ring_buffer: bool,
-    /// Tracing programs may use socket storage.
-    pub(crate) storage: bool,
     /// Tracing programs may ask for socket cookies.
     pub(crate) cookie: bool,
     /// Tracing programs get the current task with its type.
@@ -180,7 +178,6 @@ pub(crate) struct Plan {
     /// Programs that this kernel has no place for, and why. Variants of one program for other kernels are not
     /// listed.
     pub(crate) missing: Vec<(&'static str, String)>,
-    pub(crate) use_storage: bool,
     pub(crate) use_cookie: bool,
     pub(crate) use_task_btf: bool,
     pub(crate) use_cast: bool,
@@ -203,8 +200,6 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         backend,
         programs: Vec::new(),
         missing: Vec::new(),
-        // kprobe programs cannot use socket storage, and all programs of a backend must share one state.
-        use_storage: facts.storage && backend != Backend::Kprobe,
         use_cookie: facts.cookie,
         use_task_btf: facts.task_btf,
         use_cast: facts.cast,
@@ -219,9 +214,6 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
             Presence::Absent(reason) if program.essential => return Err(reason),
             Presence::Absent(reason) => plan.missing.push((program.name, reason)),
         }
-    }
-    if backend == Backend::Tracepoint && !plan.use_storage {
-        return Err("socket storage in tracing programs needs Linux 5.11".into());
     }
     Ok(plan)
 }
@@ -306,7 +298,7 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
             by_both("kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock")
         }
         (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(by("cgroup_sock_release")),
-        (Feature::AcceptOwner, backend) => accept_owner(backend, plan.use_storage, running),
+        (Feature::AcceptOwner, backend) => accept_owner(backend, running),
         (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
         (Feature::SocketCookie, Backend::Kprobe) => {
             Visibility::Limited("TCP only: a kprobe cannot ask for a UDP socket's cookie".into())
@@ -319,13 +311,13 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
 
 const OWN_CGROUPS: &str = "only of processes in the cgroup namespace of this one";
 
-fn accept_owner(backend: Backend, inherits: bool, running: &[&str]) -> Visibility {
+fn accept_owner(backend: Backend, running: &[&str]) -> Visibility {
     if backend == Backend::Fentry && running.iter().any(|name| name.starts_with("fexit_accept")) {
         Visibility::Exact
-    } else if inherits {
-        Visibility::Limited("the owner of the listening socket, until the connection is used".into())
     } else {
-        Visibility::Limited("unknown until the connection is used".into())
+        Visibility::Limited(
+            "the process that listens, until the connection is used; unknown where several listen".into(),
+        )
     }
 }
 

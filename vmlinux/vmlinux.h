@@ -37,7 +37,6 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
-	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -53,12 +52,7 @@ enum {
 
 enum {
 	BPF_F_NO_PREALLOC = 1 << 0,
-	BPF_F_CLONE = 1 << 9,
 	BPF_F_MMAPABLE = 1 << 10,
-};
-
-enum {
-	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 };
 
 enum {
@@ -116,6 +110,11 @@ struct in6_addr {
 	union {
 		__be32 u6_addr32[4];
 	} in6_u;
+};
+
+struct timespec64 {
+	__s64 tv_sec;
+	long tv_nsec;
 };
 
 struct ns_common {

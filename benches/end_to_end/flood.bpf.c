@@ -27,7 +27,6 @@ struct tt_transfer sample = {
 	.conn = {
 		.time = 1,
 		.since = 1,
-		.owner = { .start_ns = 1, .pid = 1, .comm = "flood" },
 		.local_addr = { 10, 0, 0, 1 },
 		.remote_addr = { 10, 0, 0, 2 },
 		.local_port = 80,
@@ -35,6 +34,7 @@ struct tt_transfer sample = {
 		.protocol = IPPROTO_TCP,
 		.provenance = TT_SEEN,
 	},
+	.owner = { .start_ns = 1, .pid = 1, .comm = "flood" },
 	.actor = { .start_ns = 1, .pid = 1, .comm = "flood" },
 	.bytes = 1000,
 	.calls = 1,

@@ -100,10 +100,9 @@ static __always_inline void accepted(struct sock *sk)
 {
 	struct tcp_sock *tp;
 	struct sk_state *st;
-	struct caller caller;
+	__u64 identity = current_identity();
 
-	get_caller(&caller);
-	if (!sk || caller.is_kernel)
+	if (!sk || identity == THE_KERNEL)
 		return;
 	tp = tcp_of(sk);
 	if (!tp)
@@ -111,7 +110,7 @@ static __always_inline void accepted(struct sock *sk)
 	/* It may come out of the queue before the last step of its handshake, which gives it its identity, is done. */
 	st = sk->__sk_common.skc_state == TCP_SYN_RECV ? state_peek(sk) : tcp_state(sk, tp, TT_TCP_STATE);
 	if (st)
-		set_owner(st, &caller);
+		set_owner(st, identity, TT_SEEN);
 }
 
 /* Before 6.10. */
@@ -193,7 +192,7 @@ static __always_inline bool is_for_v4(const struct peer *peer, struct sock *sk, 
 
 	if (peer->family)
 		return peer->family == 4;
-	st = typed ? state_peek(sk) : hash_peek(sk);
+	st = udp_peek(sk, typed);
 	return st && st->sent_to.family == 4;
 }
 
@@ -326,40 +325,45 @@ int BPF_PROG(fentry_skb_consume_udp_2, struct sock *sk, struct sk_buff *skb, int
 	return udp_receive(sk, skb, len, true);
 }
 
-static __always_inline int udp_socket_ends(struct sock *sk)
+/*
+ * Where two programs do this the first one leaves behind a state that has ended, so that the other has nothing to tell, and
+ * the other one deletes it. If that is skipped, what is left is found out when the kernel uses the address again.
+ */
+static __always_inline int udp_socket_ends(struct sock *sk, const bool understudy)
 {
 	struct sk_state *st = state_peek(sk);
 
 	if (st)
 		udp_end(st, sk->__sk_common.skc_family);
-	else if (udp_end_of_silent(sk, true) && calls_run_twice)
-		state_get(sk); /* For the understudy: one that has ended. */
-	state_forget(sk);
+	else if (udp_end_of_silent(sk, true) && calls_run_twice && !understudy)
+		state_get(sk);
+	if (understudy || !calls_run_twice)
+		state_forget(sk);
 	return 0;
 }
 
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, false);
 }
 
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, true);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, false);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk);
+	return udp_socket_ends(sk, true);
 }
 
 #endif

@@ -13,7 +13,7 @@
 /* A socket older than the tracer gets its identity at the next tracepoint. */
 static __always_inline struct sk_state *kprobe_state(struct sock *sk, __u32 kind)
 {
-	struct sk_state *st = hash_get(sk);
+	struct sk_state *st = state_get(sk);
 
 	if (!st)
 		count_storage_loss(kind);
@@ -28,7 +28,7 @@ static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 {
 	struct report r = { .direction = TT_OUT, .calls = st->calls_out, .is_call = true };
 
-	r.actor = st->c.conn.owner.pid;
+	by_owner(&r, st);
 	st->calls_out = 0;
 	add_written(st, write_seq);
 	post_news(st, &r, ALL_NEWS);
@@ -37,7 +37,7 @@ static __always_inline void post_before(struct sk_state *st, __u32 write_seq)
 /* What another process has sent is that one's, also if it is not acknowledged yet. */
 static __always_inline void settle(struct sk_state *st, struct sock *sk, const bool sends)
 {
-	bool changes_hands = st->calls_out && st->c.conn.owner.pid != bpf_get_current_pid_tgid() >> 32;
+	bool changes_hands = st->calls_out && identity_of(st->owner) != current_identity();
 	__u32 write_seq;
 	__u8 state;
 
@@ -98,7 +98,7 @@ int BPF_PROG(tcp_segment_in, struct sock *sk)
 	if (st->c.acct[TT_OUT].total == before)
 		return 0;
 	read_quality(st, tp);
-	r.actor = st->c.conn.owner.pid;
+	by_owner(&r, st);
 	r.calls = st->calls_out;
 	st->calls_out = 0;
 	post_news(st, &r, ALL_NEWS);
@@ -148,7 +148,7 @@ int BPF_KPROBE(kprobe_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int
 
 static __always_inline void kprobe_udp_end(struct sock *sk)
 {
-	struct sk_state *st = hash_peek(sk);
+	struct sk_state *st = state_peek(sk);
 
 	if (st)
 		udp_end(st, BPF_CORE_READ(sk, __sk_common.skc_family));

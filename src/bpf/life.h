@@ -63,22 +63,23 @@ static __always_inline bool is_destroyed(const struct sk_state *st, struct sock 
 	if (!changes_to(st, TCP_CLOSE))
 		return false;
 	return sk->sk_err == ECONNABORTED ||
-	       (changes_from(st, TCP_LISTEN) && st->c.conn.provenance != TT_UNKNOWN);
+	       (changes_from(st, TCP_LISTEN) && provenance_of(st->owner) != TT_UNKNOWN);
 }
 
 static __always_inline void post_out(struct sk_state *st, __u64 now)
 {
 	struct report r = { .now = now, .direction = TT_OUT, .calls = st->calls_out };
 
-	r.actor = st->c.conn.owner.pid;
+	by_owner(&r, st);
 	st->calls_out = 0;
 	post_news(st, &r, ALL_NEWS);
 }
 
 static __always_inline void post_in(struct sk_state *st, __u64 now)
 {
-	struct report r = { .now = now, .direction = TT_IN, .actor = st->c.conn.owner.pid };
+	struct report r = { .now = now, .direction = TT_IN };
 
+	by_owner(&r, st);
 	post_news(st, &r, ALL_NEWS);
 }
 
@@ -87,7 +88,7 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
 	flush(&st->c);
-	if (st->told || is_wanted(&st->c.conn))
+	if (st->told || is_wanted(&st->c.conn, st->owner))
 		emit_state(st, &end);
 }
 
@@ -114,6 +115,20 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 }
 
 /*
+ * Who uses the socket. Connecting and listening is using it; closing it is not: a process may close last what it has
+ * inherited or was handed and never used, and does not own what others have moved.
+ */
+static __always_inline void learn_owner(struct sk_state *st, struct sock *sk)
+{
+	if (is_destroyed(st, sk))
+		return;
+	if (changes_to(st, TCP_SYN_SENT) || changes_to(st, TCP_LISTEN) || changes_to(st, TCP_ESTABLISHED))
+		owner_if_locked(st, sk, TT_SEEN);
+	else if (provenance_of(st->owner) != TT_SEEN)
+		owner_if_locked(st, sk, TT_CLOSER);
+}
+
+/*
  * inet_sock_set_state(): the socket is locked, and still in its old state. Runs in the owner's system call,
  * in softirq, in timers: the current process counts only if it holds the lock. SCTP, DCCP and MPTCP come here
  * too.
@@ -135,7 +150,9 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 			count_storage_loss(TT_TCP_STATE);
 			return 0;
 		}
-		conceive(st);
+		if (st->known && !st->failed)
+			emit_end(st, bpf_ktime_get_ns());
+		conceive(st, sk);
 		note_change(st, old_state, new_state);
 		return 0;
 	}
@@ -159,8 +176,11 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		read_totals(st, sk, tp);
 		post_out(st, ch.now);
 	}
-	if (!is_destroyed(st, sk))
-		owner_if_locked(st, sk);
+	learn_owner(st, sk);
+	if (changes_to(st, TCP_LISTEN))
+		listens_here(st);
+	else if (changes_from(st, TCP_LISTEN))
+		listens_no_more(st);
 	if (changes_from(st, TCP_SYN_SENT))
 		st->active = 1;
 	if (changes_from(st, TCP_SYN_RECV) && changes_to(st, TCP_ESTABLISHED))
@@ -187,7 +207,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		flush(&st->c);
 	}
 	note_told(st, &st->c.conn);
-	if (is_wanted(&st->c.conn))
+	if (is_wanted(&st->c.conn, st->owner))
 		emit_state(st, &ch);
 	return 0;
 }
@@ -243,8 +263,8 @@ static __always_inline int socket_ends(struct sock *sk)
 			read_condition(st, tp);
 		}
 		/* An older connection may have done nothing before its peer broke it off. */
-		if (st->c.conn.provenance == TT_UNKNOWN)
-			owner_if_locked(st, sk);
+		if (provenance_of(st->owner) == TT_UNKNOWN)
+			owner_if_locked(st, sk, TT_CLOSER);
 		post_out(st, now);
 		post_in(st, now);
 		if (!st->failed)

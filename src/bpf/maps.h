@@ -19,13 +19,13 @@ const volatile __u8 filter_family = 0;	     /* 4 or 6 */
 const volatile bool filter_loopback = false; /* leaves it out */
 const volatile __u32 filter_netns = 0;
 const volatile __u64 filter_cgroup = 0;
-const volatile bool use_storage = true;	      /* socket storage in tracing programs: Linux 5.11 */
 const volatile bool use_cookie = true;	      /* socket cookies in tracing programs: Linux 5.12 */
 const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
 const volatile bool use_cast = true;	      /* bpf_rdonly_cast(): Linux 6.2 */
 const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
 const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */
+const volatile __u64 identity_secret[6] = {}; /* random; see current_identity() */
 
 /* An account: what moved in one direction. */
 struct acct {
@@ -53,11 +53,15 @@ struct peer {
 
 /*
  * The state of one socket. It is made on the stack: with eight bytes more Linux 5.10 refuses to load the programs for UDP.
- * Of UDP: its conn and accounts with its first peer, exec_id, noted, told and sent_to.
+ * Of UDP: its conn and accounts with its first peer, owner, noted, told and sent_to.
  */
 struct sk_state {
 	struct counted c;
-	__u64 exec_id;	/* of the owner when its name was read */
+	/*
+	 * The owner's identity, and in the two lowest bits its provenance. One word, so that no CPU sees one half of an old
+	 * owner and one of a new one.
+	 */
+	__u64 owner;
 	__u64 ended_ns; /* when it went to CLOSE */
 	__u64 shut;	/* after a change of state that ends writing: one more than was written */
 	__u32 min_rtt_us;
@@ -80,27 +84,62 @@ struct sk_state {
 };
 
 /*
- * Socket -> its state. Written by every hook that holds the socket. Freed by the kernel with the socket; an
- * accepted socket starts with a copy of its listener's (BPF_F_CLONE), which is how it inherits the owner.
+ * Address of a socket -> its state. Made by the hook that first sees the socket, deleted when the socket is destroyed. If
+ * the destruction goes past the programs the state stays, and is found out when the kernel uses the address again: see
+ * state_of().
+ *
+ * Not socket storage, which the kernel would free by itself: it is charged to the traced program (net.core.optmem_max,
+ * its memory cgroup), whose own calls could then fail, and copied to accepted sockets it could make the kernel drop
+ * them (sk_clone_lock()). All of this map is allocated at the start. Full: the events of further sockets are counted as lost.
+ * Sized by max_sockets.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
 	__type(value, struct sk_state);
-} sk_storage SEC(".maps");
+} sockets SEC(".maps");
+
+/* Where a socket listens. An address of zeros is any address. */
+struct listen_key {
+	__u8 addr[16];
+	__u32 netns;
+	__u16 port;
+	__u8 family; /* 4 or 6 */
+	__u8 pad;
+};
+
+struct listener {
+	__u64 owner; /* as in struct sk_state; 0: not known, or several processes listen here (SO_REUSEPORT) */
+	__u64 sockets; /* that listen here */
+};
 
 /*
- * Socket's address -> its state, where tracing programs cannot use socket storage (before 5.11) and for
- * kprobes, which never can. Entries go when the socket is destroyed; the LRU only bounds what a missed end
- * would leave behind. The size is set by the library (max_sockets).
+ * Who listens where, for the sockets that are accepted there: they belong to that process until one is seen to use them.
+ * Written where a socket begins to listen and ends to. Full: the owners of accepted sockets are unknown until their first call.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct listen_key);
+	__type(value, struct listener);
+} listeners SEC(".maps");
+
+struct known_process {
+	__u64 identity; /* its key: an element that was given to another one meanwhile is told by it */
+	struct tt_process process;
+};
+
+/*
+ * Identity -> process. Never changed once it is there: one that takes another name, user or cgroup is another identity. LRU:
+ * who was pushed out is unknown in interrupts until its next call.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
-	__type(value, struct sk_state);
-} sk_hash SEC(".maps");
+	__type(value, struct known_process);
+} processes SEC(".maps");
 
 struct flow_key {
 	__u64 socket;

@@ -14,13 +14,6 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
-	__type(key, int);
-	__type(value, int);
-} storage SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
 } ring SEC(".maps");
@@ -31,13 +24,6 @@ SEC("?tp_btf/inet_sock_set_state")
 int BPF_PROG(probe_typed_tracepoint, struct sock *sk)
 {
 	sink = sk->__sk_common.skc_state;
-	return 0;
-}
-
-SEC("?tp_btf/inet_sock_set_state")
-int BPF_PROG(probe_storage, struct sock *sk)
-{
-	bpf_sk_storage_get(&storage, sk, 0, 0);
 	return 0;
 }
 

@@ -31,27 +31,44 @@ static __always_inline __u32 transfer_kind(const struct tt_conn *conn, __u32 dir
 struct report {
 	__u64 now; /* 0: not looked up yet */
 	__u64 bytes;
+	__u64 owner; /* as in struct sk_state */
+	__u64 actor; /* identity; of the current process, or where no call is seen of the owner */
 	__u32 direction;
 	__u32 calls;
-	__u32 actor;  /* pid; of the current process, or where no call is seen of the owner */
-	bool is_call; /* a call has just ended: may go out at once */
+	bool is_call;	 /* a call has just ended: may go out at once */
+	bool by_current; /* the actor is the current process */
 };
 
-/*
- * The process that made the call. As a rule it is the owner, but another CPU may just have made another one that: then
- * what is said of this process must not be mixed with it. In an interrupt nothing but its pid is known then.
- */
-static __always_inline void put_actor(struct tt_process *actor, const struct tt_conn *conn, __u32 pid)
+/* The current process makes the call that is reported. */
+static __always_inline void by_current(struct report *r, struct sk_state *st)
 {
-	if (conn->owner.pid == pid)
-		*actor = conn->owner;
-	else if (!pid)
-		the_kernel(actor);
-	else if (pid == bpf_get_current_pid_tgid() >> 32)
-		current_process(actor);
+	r->actor = actor_is_current(st);
+	r->by_current = true;
+	r->owner = st->owner;
+}
+
+/* No call is seen: what has moved is the owner's. */
+static __always_inline void by_owner(struct report *r, const struct sk_state *st)
+{
+	r->owner = st->owner;
+	r->actor = identity_of(r->owner);
+}
+
+/* Who holds a connection, and who made the call. */
+static __always_inline void put_processes(struct tt_transfer *t, const struct report *r)
+{
+	__u64 owner = identity_of(r->owner);
+
+	t->actor_id = r->actor;
+	if (r->by_current && r->actor != THE_KERNEL)
+		current_process(&t->actor);
 	else
-		__builtin_memset(actor, 0, sizeof(*actor));
-	actor->pid = pid;
+		put_process(&t->actor, r->actor);
+	t->conn.provenance = provenance_of(r->owner);
+	if (owner == r->actor)
+		t->owner = t->actor;
+	else
+		put_process(&t->owner, owner);
 }
 
 static __always_inline void put_totals(struct tt_transfer *t, const struct counted *c, __u32 direction)
@@ -71,7 +88,7 @@ static __always_inline void put_transfer(struct tt_transfer *t, const struct cou
 	t->conn = c->conn;
 	t->conn.time = r->now;
 	put_totals(t, c, r->direction);
-	put_actor(&t->actor, &c->conn, r->actor);
+	put_processes(t, r);
 }
 
 /*
@@ -146,7 +163,7 @@ static __always_inline bool join(struct counted *c, const struct report *r)
 	const volatile __u64 *total = &a->total;
 	struct tt_transfer *t = waiting_report(a);
 
-	if (!t || t->actor.pid != r->actor)
+	if (!t || t->actor_id != r->actor)
 		return false;
 	put_totals(t, c, r->direction);
 	add_u32(&t->calls, r->calls);
@@ -216,7 +233,7 @@ static __noinline bool post_new(struct counted *c, struct report *r)
  */
 static __always_inline bool post(struct counted *c, struct report *r)
 {
-	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn))
+	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn, r->owner))
 		return true;
 	return (interval_ns && join(c, r)) || post_new(c, r);
 }
@@ -286,6 +303,8 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->rtt_us = c->rtt_us;
 	s->conn = c->conn;
 	s->conn.time = ch->now;
+	s->conn.provenance = provenance_of(st->owner);
+	put_process(&s->owner, identity_of(st->owner));
 	s->bytes_in = c->acct[TT_IN].total;
 	s->bytes_out = c->acct[TT_OUT].total;
 	s->packets_in = c->acct[TT_IN].packets;

@@ -11,27 +11,6 @@ static __always_inline __u64 own_id(void)
 	return bpf_ktime_get_ns() << 10 | (bpf_get_smp_processor_id() & 1023);
 }
 
-static __always_inline struct sk_state *hash_peek(void *sk)
-{
-	__u64 key = (__u64)sk;
-
-	return bpf_map_lookup_elem(&sk_hash, &key);
-}
-
-/* If another CPU has made it in the meantime, it is as that one made it. */
-static __always_inline struct sk_state *hash_make(void *sk, const struct sk_state *fresh)
-{
-	__u64 key = (__u64)sk;
-
-	bpf_map_update_elem(&sk_hash, &key, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&sk_hash, &key);
-}
-
-static __always_inline struct sk_state *hash_get(void *sk)
-{
-	return hash_peek(sk) ?: hash_make(sk, &no_state);
-}
-
 /* A socket as the TCP socket that it is; NULL if it is none. Where hooks are, sockets are whole, no minisockets. */
 static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 {
@@ -42,41 +21,47 @@ static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 	return CAST_IF_CAN(struct tcp_sock, sk);
 }
 
-/* The state of a socket if it has one. `sk` is a pointer whose type the verifier knows. */
-static __always_inline struct sk_state *state_peek(struct sock *sk)
+/* The state of a socket if it has one. */
+static __always_inline struct sk_state *state_peek(void *sk)
 {
-	if (use_storage)
-		return bpf_sk_storage_get(&sk_storage, sk, 0, 0);
-	return hash_peek(sk);
+	__u64 key = (__u64)sk;
+
+	return bpf_map_lookup_elem(&sockets, &key);
 }
 
 /*
- * The same, made where there is none, with something in it; NULL if the kernel refuses (no memory, a socket on its way
- * out). Where another CPU makes the same one meanwhile it refuses, too: then it is there, as that one made it.
+ * Makes the state of a socket, with something in it, if it has none; NULL if there is no room. If another CPU makes the same
+ * one meanwhile it is as that one made it.
  */
-static __always_inline struct sk_state *state_make(struct sock *sk, struct sk_state *fresh)
+static __always_inline struct sk_state *state_make(void *sk, const struct sk_state *fresh)
 {
-	struct sk_state *st;
+	__u64 key = (__u64)sk;
 
-	if (!use_storage)
-		return hash_make(sk, fresh);
-	st = bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
-	return st ?: bpf_sk_storage_get(&sk_storage, sk, fresh, BPF_SK_STORAGE_GET_F_CREATE);
+	bpf_map_update_elem(&sockets, &key, fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&sockets, &key);
 }
 
 /* The same, made with nothing in it. */
-static __always_inline struct sk_state *state_get(struct sock *sk)
+static __always_inline struct sk_state *state_get(void *sk)
 {
-	return use_storage ? state_make(sk, NULL) : hash_get(sk);
+	return state_peek(sk) ?: state_make(sk, &no_state);
 }
 
-/* Socket storage goes with the socket. */
 static __always_inline void state_forget(void *sk)
 {
 	__u64 key = (__u64)sk;
 
-	if (!use_storage)
-		bpf_map_delete_elem(&sk_hash, &key);
+	bpf_map_delete_elem(&sockets, &key);
+}
+
+/*
+ * Is this the state of another socket, which was at this address before? Its end went past the programs. Cookies tell,
+ * where programs can ask for them.
+ */
+static __always_inline bool is_of_another(const struct sk_state *st, struct sock *sk)
+{
+	return use_cookie && st->c.conn.socket &&
+	       st->c.conn.socket != (__u64)sk->__sk_common.skc_cookie.counter;
 }
 
 /* What does not change during the life of a socket, but for its id. */
@@ -99,23 +84,25 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }
 
-/* Rare, and so out of the way. */
-static __noinline void read_owner(struct sk_state *st, __u64 exec_id)
+static __always_inline __u64 identity_of(__u64 owner)
 {
-	current_process(&st->c.conn.owner);
-	st->c.conn.provenance = TT_SEEN;
-	st->exec_id = exec_id;
+	return owner & ~3ULL;
 }
 
-/* The current process uses this socket: it is the owner. Its name is read again after an exec. */
-static __always_inline void set_owner(struct sk_state *st, const struct caller *caller)
+static __always_inline __u8 provenance_of(__u64 owner)
 {
-	const struct tt_conn *conn = &st->c.conn;
+	return owner & 3;
+}
 
-	if (conn->provenance == TT_SEEN && conn->owner.pid == caller->pid && st->exec_id == caller->exec_id &&
-	    conn->owner.start_ns == caller->start_ns)
+/* The current process, with this identity, is the owner. Its record is there before anybody can ask for it. */
+static __always_inline void set_owner(struct sk_state *st, __u64 identity, enum tt_provenance provenance)
+{
+	volatile __u64 *owner = &st->owner;
+
+	if (*owner == (identity | provenance))
 		return;
-	read_owner(st, caller->exec_id);
+	remember_current(identity);
+	*owner = identity | provenance;
 }
 
 /*
@@ -123,45 +110,40 @@ static __always_inline void set_owner(struct sk_state *st, const struct caller *
  * that hit a process at random, or in the peer's process on loopback; there the lock is not "owned". Kernel threads do
  * own it (MPTCP workers), and do not count.
  */
-static __always_inline void owner_if_locked(struct sk_state *st, struct sock *sk)
+static __always_inline void owner_if_locked(struct sk_state *st, struct sock *sk,
+					    enum tt_provenance provenance)
 {
-	struct caller caller;
+	__u64 identity;
 
 	if (!sk->sk_lock.owned)
 		return;
-	get_caller(&caller);
-	if (!caller.is_kernel)
-		set_owner(st, &caller);
+	identity = current_identity();
+	if (identity != THE_KERNEL)
+		set_owner(st, identity, provenance);
 }
 
 /*
- * The current process makes a call on this socket, so it becomes the owner; returns its pid. The kernel (0) owns only
+ * The current process makes a call on this socket, so it becomes the owner; returns its identity. The kernel owns only
  * what no process does.
  */
-static __always_inline __u32 actor_is_current(struct sk_state *st)
+static __always_inline __u64 actor_is_current(struct sk_state *st)
 {
-	struct tt_conn *conn = &st->c.conn;
-	struct caller caller;
+	__u64 identity = current_identity();
 
-	get_caller(&caller);
-	if (!caller.is_kernel) {
-		set_owner(st, &caller);
-		return caller.pid;
-	}
-	if (conn->provenance == TT_UNKNOWN) {
-		the_kernel(&conn->owner);
-		conn->provenance = TT_SEEN;
-	}
-	return 0;
+	if (identity != THE_KERNEL || provenance_of(st->owner) == TT_UNKNOWN)
+		set_owner(st, identity, TT_SEEN);
+	return identity;
 }
 
-/*
- * The same where a call is under way, which holds the socket's lock. Without that it is the kernel that reads, in an
- * interrupt and for the owner (kTLS).
- */
-static __always_inline __u32 actor_if_locked(struct sk_state *st, struct sock *sk)
+static __noinline bool owner_is_wanted(__u64 owner)
 {
-	return sk->sk_lock.owned ? actor_is_current(st) : st->c.conn.owner.pid;
+	__u64 identity = identity_of(owner);
+	struct known_process *known = bpf_map_lookup_elem(&processes, &identity);
+
+	if (!known)
+		return false;
+	return (!filter_pid || known->process.pid == filter_pid) &&
+	       (!filter_cgroup || known->process.cgroup == filter_cgroup);
 }
 
 /* As the library shows it: IPv4 over an IPv6 socket is IPv4. */
@@ -182,7 +164,7 @@ static __always_inline bool is_loopback(const __u8 *addr, __u8 family)
 }
 
 /* What is not filtered by is not looked at: the verifier removes it. */
-static __always_inline bool is_wanted(const struct tt_conn *conn)
+static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)
 {
 	if (filter_protocol && conn->protocol != filter_protocol)
 		return false;
@@ -193,11 +175,9 @@ static __always_inline bool is_wanted(const struct tt_conn *conn)
 		return false;
 	if (filter_netns && conn->netns != filter_netns)
 		return false;
-	if (filter_cgroup && conn->owner.cgroup != filter_cgroup)
-		return false;
 	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port)
 		return false;
-	return !filter_pid || conn->owner.pid == filter_pid;
+	return (!filter_pid && !filter_cgroup) || owner_is_wanted(owner);
 }
 
 /* Who was told of a connection is told of its end, though it may have changed hands or be that of another UDP peer. */
@@ -206,7 +186,7 @@ static __always_inline void note_told(struct sk_state *st, const struct tt_conn 
 	const bool all_alike =
 		!filter_family && !filter_loopback && !filter_cgroup && !filter_port && !filter_pid;
 
-	if (!all_alike && is_wanted(conn))
+	if (!all_alike && is_wanted(conn, st->owner))
 		st->told = 1;
 }
 

@@ -57,41 +57,95 @@ static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 	return false;
 }
 
-/* What every call asks about the current process: at once, because each helper costs more than all of the loads. */
-struct caller {
-	__u64 exec_id;	/* grows with each exec(2), which keeps the pid and changes the name */
-	__u64 start_ns; /* a pid alone may have been another's before */
-	__u32 pid;
-	bool is_kernel; /* its threads use sockets too (MPTCP workers, NFS). io_uring workers are user processes */
-};
-
-/*
- * When the current process began. Every call asks, so there is no cast; it is global instead, and the verifier goes through
- * it once: through what is inlined it goes hundreds of times.
- */
-__noinline __u64 current_start_ns(void)
+/* The current task, with its type. Only where use_task_btf. */
+static __always_inline struct task_struct *typed_task(void)
 {
-	return use_task_btf ? bpf_get_current_task_btf()->group_leader->start_boottime : 0;
+	return CAST_IF_CAN(struct task_struct, bpf_get_current_task_btf());
 }
 
-/* exec_id is the same in all threads: they start with a copy, and exec ends all but one. */
-static __always_inline void get_caller(struct caller *caller)
+/* Memory that is also seen as something else. */
+typedef __u64 __attribute__((may_alias)) word;
+
+/* The verifier allows no load but of single bytes from an array of them. */
+static __always_inline void put_comm(struct tt_process *p, struct task_struct *leader)
 {
-	struct task_struct *task;
+	if (use_cast) {
+		/* Two words, wherever they are. */
+		struct timespec64 *words = CAST(struct timespec64, leader->comm);
+
+		*(word *)p->comm = words->tv_sec;
+		*(word *)(p->comm + 8) = words->tv_nsec;
+		return;
+	}
+#pragma unroll
+	for (int i = 0; i < 16; i++)
+		p->comm[i] = ((volatile char *)leader->comm)[i];
+}
+
+/*
+ * The process as it is now: id, name and start of the thread-group leader (threads have names of their own, io_uring's are
+ * called iou-wrk-N), user and cgroup of the thread, which are the process's but for a moment in setuid(2).
+ */
+static __always_inline void current_process(struct tt_process *p)
+{
+	struct task_struct *task, *leader;
 
 	if (use_task_btf) {
-		task = bpf_get_current_task_btf();
-		caller->exec_id = task->self_exec_id;
-		caller->start_ns = current_start_ns();
-		caller->pid = task->tgid;
-		caller->is_kernel = task->flags & PF_KTHREAD;
+		task = typed_task();
+		leader = task->group_leader;
+		p->start_ns = leader->start_boottime;
+		p->cgroup = task->cgroups->dfl_cgrp->kn->id;
+		p->pid = task->tgid;
+		p->uid = task->cred->uid.val;
+		put_comm(p, leader);
 	} else {
 		task = (struct task_struct *)bpf_get_current_task();
-		caller->exec_id = BPF_CORE_READ(task, self_exec_id);
-		caller->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-		caller->pid = BPF_CORE_READ(task, tgid);
-		caller->is_kernel = BPF_CORE_READ(task, flags) & PF_KTHREAD;
+		leader = BPF_CORE_READ(task, group_leader);
+		p->start_ns = BPF_CORE_READ(leader, start_boottime);
+		p->cgroup = bpf_get_current_cgroup_id();
+		p->pid = BPF_CORE_READ(task, tgid);
+		p->uid = bpf_get_current_uid_gid();
+		BPF_CORE_READ_INTO(&p->comm, leader, comm);
 	}
+}
+
+/* The identity of the kernel, whose threads use sockets too (MPTCP, NFS). io_uring's are user processes. */
+#define THE_KERNEL 4
+
+static __always_inline bool is_kernel_thread(void)
+{
+	if (use_task_btf)
+		return typed_task()->flags & PF_KTHREAD;
+	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
+}
+
+static __always_inline __u64 mixed(__u64 word, __u64 secret)
+{
+	word *= secret | 1;
+	return word ^ word >> 32;
+}
+
+/*
+ * A number for the current process as it is now: another one after it has changed its name, user or cgroup, so one
+ * comparison tells whether anything of that is news. It is a hash of all that is said of a process; with secrets, because
+ * programs choose their names, and none shall be able to pass for another. The two lowest bits are free, see `owner`.
+ *
+ * Global: the verifier goes through it once. Through what is inlined it goes hundreds of times.
+ */
+__noinline __u64 current_identity(void)
+{
+	struct tt_process p = {};
+	const word *w = (const word *)&p;
+	__u64 hash;
+
+	if (is_kernel_thread())
+		return THE_KERNEL;
+	current_process(&p);
+	hash = mixed(w[0] ^ identity_secret[0], identity_secret[1]) + (w[1] ^ identity_secret[2]);
+	hash = mixed(hash, identity_secret[3]) + (mixed(w[2], identity_secret[4]) ^ w[3]);
+	hash = mixed(hash, identity_secret[5]) ^ w[4];
+	hash = mixed(hash, identity_secret[1]);
+	return hash & ~3ULL ?: THE_KERNEL + 4;
 }
 
 /* The kernel itself uses a socket: which of its threads happens to do so tells nobody anything. */
@@ -101,28 +155,34 @@ static __always_inline void the_kernel(struct tt_process *p)
 	__builtin_memcpy(p->comm, "kernel", 6);
 }
 
-/* The thread-group leader's name: threads have names of their own, io_uring's are called iou-wrk-N. */
-static __always_inline void current_process(struct tt_process *p)
+/* Keeps the current process under its identity, for hooks where it is not the current one. Rare, and so out of the way. */
+static __noinline void remember_current(__u64 identity)
 {
-	p->pid = bpf_get_current_pid_tgid() >> 32;
-	p->uid = bpf_get_current_uid_gid();
-	p->cgroup = bpf_get_current_cgroup_id();
-	if (use_task_btf) {
-		struct task_struct *leader =
-			CAST_IF_CAN(struct task_struct, bpf_get_current_task_btf())->group_leader;
+	struct known_process fresh = { .identity = identity };
 
-		p->start_ns = leader->start_boottime;
-		/* Byte by byte: the verifier allows no wider load from a char array. */
-#pragma unroll
-		for (int i = 0; i < 16; i++)
-			p->comm[i] = ((volatile char *)leader->comm)[i];
-	} else {
-		struct task_struct *task = (void *)bpf_get_current_task();
-		struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	if (identity == THE_KERNEL || bpf_map_lookup_elem(&processes, &identity))
+		return;
+	current_process(&fresh.process);
+	bpf_map_update_elem(&processes, &identity, &fresh, BPF_NOEXIST);
+}
 
-		p->start_ns = BPF_CORE_READ(leader, start_boottime);
-		BPF_CORE_READ_INTO(&p->comm, leader, comm);
+/* The process with this identity; all zero if it is not known any more. */
+static __noinline void put_process(struct tt_process *to, __u64 identity)
+{
+	struct known_process *known;
+
+	if (identity == THE_KERNEL) {
+		the_kernel(to);
+		return;
 	}
+	known = bpf_map_lookup_elem(&processes, &identity);
+	if (known) {
+		*to = known->process;
+		barrier();
+		if (*(volatile __u64 *)&known->identity == identity)
+			return;
+	}
+	__builtin_memset(to, 0, sizeof(*to));
 }
 
 #endif

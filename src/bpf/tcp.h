@@ -3,6 +3,7 @@
 #ifndef TCPTOP_TCP_H
 #define TCPTOP_TCP_H
 
+#include "listen.h"
 #include "report.h"
 #include "totals.h"
 
@@ -23,60 +24,67 @@ static __always_inline __u8 coarse_time(void)
 /* Makes a state that of a connection which begins. Whose it is stays. */
 static __always_inline void renew(struct sk_state *st, __u64 socket)
 {
-	struct tt_process owner = st->c.conn.owner;
-	__u8 provenance = st->c.conn.provenance;
-	__u64 exec_id = st->exec_id;
+	__u64 owner = st->owner;
 
 	__builtin_memset(st, 0, sizeof(*st));
-	st->c.conn.owner = owner;
-	st->c.conn.provenance = provenance;
+	st->owner = owner;
 	st->c.conn.socket = socket;
-	st->exec_id = exec_id;
 	st->born = 1;
 }
 
 /*
- * A child of a listener, which brings a copy of its parent's state and keeps the owner. Before Linux 6.18 the kernel
- * has not given it its peer and its cookie yet (inet_csk_clone_lock()), so it gets its identity when it is looked at
- * next, which is at SYN_RECV -> ESTABLISHED in the same breath.
+ * A child of a listener. Before Linux 6.18 the kernel has not given it its peer and its cookie yet
+ * (inet_csk_clone_lock()), so it gets its identity when it is looked at next, which is at SYN_RECV -> ESTABLISHED in the
+ * same breath.
  */
-static __noinline void conceive(struct sk_state *st)
+static __always_inline void conceive(struct sk_state *st, struct sock *sk)
 {
 	renew(st, 0);
-	if (st->c.conn.provenance != TT_UNKNOWN)
-		st->c.conn.provenance = TT_INHERITED;
+	st->owner = owner_of_listener(sk);
 }
 
 /*
- * Is this still the copy of its listener's state? The change that makes it a child's own may go past the programs: the
- * kernel skips one that would interrupt itself.
+ * The state of a TCP socket at first sight, or when the kernel has used the address of one again whose end was not seen:
+ * all at once, because two CPUs may be here. Rare, and so out of the way.
  */
-static __always_inline bool is_copy(const struct sk_state *st, struct sock *sk)
+static __noinline struct sk_state *tcp_first_sight(struct sock *sk, struct tcp_sock *tp)
 {
-	__u8 state;
+	struct sk_state fresh = {};
 
-	if (!st->listens)
-		return false;
-	state = sk->__sk_common.skc_state;
-	return state != TCP_LISTEN && state != TCP_CLOSE;
+	put_identity(&fresh.c.conn, sk, IPPROTO_TCP, true);
+	read_key(&fresh.c.conn, sk, tp);
+	state_forget(sk);
+	return state_make(sk, &fresh);
 }
 
 /* The state of a TCP socket, made and filled at first sight. */
 static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_sock *tp, __u32 kind)
 {
-	struct sk_state *st = state_get(sk);
+	struct sk_state *st = state_peek(sk);
 
+	if (!st || is_of_another(st, sk))
+		st = tcp_first_sight(sk, tp);
 	if (!st) {
 		count_storage_loss(kind);
 		return NULL;
 	}
-	if (is_copy(st, sk))
-		conceive(st);
 	if (!st->c.conn.socket) {
 		put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 		read_key(&st->c.conn, sk, tp);
 	}
 	return st;
+}
+
+/*
+ * The current process if a call is under way, which holds the socket's lock. Without that it is the kernel that reads, in an
+ * interrupt and for the owner (kTLS).
+ */
+static __always_inline void by_current_if_locked(struct report *r, struct sk_state *st, struct sock *sk)
+{
+	if (sk->sk_lock.owned)
+		by_current(r, st);
+	else
+		by_owner(r, st);
 }
 
 /*
@@ -156,7 +164,7 @@ static __always_inline int chunk_is_read(struct sock *sk)
 	/* No call has ended since: the reader makes none that is seen. What came with the first chunk then stays history. */
 	if (st->first_in && ((coarse_time() - st->first_in) & 0x7f) > 1)
 		st->first_in = 0;
-	r.actor = actor_if_locked(st, sk);
+	by_current_if_locked(&r, st, sk);
 	read_quality(st, tp);
 	begins = !st->moved_in;
 	st->moved_in = 1;
@@ -217,7 +225,10 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool l
 	if (!st)
 		return;
 	out = &st->c.acct[TT_OUT];
-	r.actor = locked ? actor_if_locked(st, sk) : actor_is_current(st);
+	if (locked)
+		by_current_if_locked(&r, st, sk);
+	else
+		by_current(&r, st);
 	reported = *(volatile __u64 *)&out->reported;
 	write_seq = TCP(tp, write_seq);
 	barrier();
@@ -243,7 +254,6 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };
 	struct sk_state *st = state_peek(sk);
-	struct caller caller;
 	struct tcp_sock *tp;
 	struct acct *in;
 
@@ -263,8 +273,9 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	tp = tcp_of(sk);
 	if (!tp)
 		return;
-	get_caller(&caller);
-	r.actor = caller.is_kernel ? 0 : caller.pid;
+	r.actor = current_identity();
+	r.by_current = true;
+	r.owner = st->owner;
 	post_news(st, &r, share_of_call(tp, ret));
 }
 

@@ -38,7 +38,7 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, __u32 kind, con
 
 	if (!ctx->sk)
 		return;
-	st = bpf_sk_storage_get(&sk_storage, ctx->sk, 0, 0);
+	st = state_peek(ctx->sk);
 	if (st)
 		st->noted = 1;
 	if (v6) {
@@ -120,7 +120,7 @@ static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, 
 
 	if (turn_is_taken(direction == TT_OUT ? HOOK_UDP_OUT : HOOK_UDP_IN, understudy))
 		return;
-	st = state_peek(sk);
+	st = udp_peek(sk, true);
 	take_noted_peer(&peer, sk, st, direction);
 	if (ret < 0)
 		return;
@@ -201,11 +201,12 @@ int cgroup_sock_release(struct bpf_sock *ctx)
 
 	if (ctx->protocol != IPPROTO_UDP)
 		return 1;
-	st = bpf_sk_storage_get(&sk_storage, ctx, 0, 0);
+	st = state_peek(ctx);
 	if (st)
 		udp_end(st, ctx->family);
 	else
 		udp_end_of_silent(CAST(struct sock, ctx), true);
+	state_forget(ctx);
 	return 1;
 }
 

@@ -73,26 +73,21 @@ static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, c
 		return NULL;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
 	put_peer(conn, peer);
-	st = typed ? state_make(sk, &fresh) : hash_make(sk, &fresh);
+	st = state_make(sk, &fresh);
 	if (!st)
 		count_storage_loss(kind);
 	return st;
 }
 
 /*
- * What may have changed since it was last looked at: who uses the socket, and by bind() or connect() its address. Other
- * CPUs may be here for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown as
+ * What may have changed since it was last looked at: by bind() or connect() the socket's address. Other CPUs may be here
+ * for the same flow, so only final values are written. IPv4 on an IPv6 socket: both ends are shown as
  * IPv4.
  */
-static __always_inline void put_socket(struct tt_conn *conn, const struct tt_conn *of_state, struct sock *sk,
-				       const bool typed)
+static __always_inline void put_socket(struct tt_conn *conn, struct sock *sk, const bool typed)
 {
 	__u32 a[4];
 
-	if (conn != of_state) {
-		conn->owner = of_state->owner;
-		conn->provenance = of_state->provenance;
-	}
 	conn->local_port = FIELD(typed, sk, __sk_common.skc_num);
 	if (FIELD(typed, sk, __sk_common.skc_family) != AF_INET6) {
 		put_v4(conn->local_addr, FIELD(typed, sk, __sk_common.skc_rcv_saddr));
@@ -146,15 +141,25 @@ static __always_inline struct counted *udp_flow(struct sk_state *st, const struc
 }
 
 /*
- * Where states are found by the socket's address: is this still that of the socket for which it was made? The end may have
- * gone past the programs, and the memory be used again. (A socket that gets another port, after AF_UNSPEC, is taken for
- * another one.)
+ * The state of a UDP socket if it has one. What is found at its address may be that of an earlier socket, whose end went past
+ * the programs or has been told. Where there are no cookies the local port must do. (A socket that gets another port, after
+ * AF_UNSPEC, is then taken for another one.)
  */
-static __always_inline struct sk_state *still_of(struct sk_state *st, struct sock *sk, const bool typed)
+static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typed)
 {
-	if (use_storage || !st || !st->c.conn.local_port ||
-	    st->c.conn.local_port == FIELD(typed, sk, __sk_common.skc_num))
-		return st;
+	struct sk_state *st = state_peek(sk);
+
+	if (!st)
+		return NULL;
+	if (st->c.conn.socket) {
+		if (typed && use_cookie) {
+			if (!is_of_another(st, sk))
+				return st;
+		} else if (!st->c.conn.local_port ||
+			   st->c.conn.local_port == FIELD(typed, sk, __sk_common.skc_num)) {
+			return st;
+		}
+	}
 	state_forget(sk);
 	return NULL;
 }
@@ -169,12 +174,11 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
 	struct counted *c;
 
-	st = still_of(st, sk, typed);
 	if (!st)
 		st = udp_begin(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
 	if (!st)
 		return;
-	r.actor = actor_is_current(st);
+	by_current(&r, st);
 	if (direction == TT_OUT)
 		peer = where_sent(st, peer);
 	c = udp_flow(st, peer);
@@ -183,7 +187,7 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 		return;
 	}
 	if (!interval_ns || !waiting_report(&c->acct[direction]))
-		put_socket(&c->conn, &st->c.conn, sk, typed);
+		put_socket(&c->conn, sk, typed);
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, packets);
 	if (!post(c, &r))
@@ -194,7 +198,7 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
 					 const struct peer *peer, const bool typed)
 {
-	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), direction, bytes, 1, peer, typed);
+	udp_bytes(sk, udp_peek(sk, typed), direction, bytes, 1, peer, typed);
 }
 
 /*
@@ -208,7 +212,7 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
 		return;
 	peer_of_connected(&peer, sk, typed);
-	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), TT_OUT, bytes, 0, &peer, typed);
+	udp_bytes(sk, udp_peek(sk, typed), TT_OUT, bytes, 0, &peer, typed);
 }
 
 /*
@@ -219,14 +223,14 @@ static __always_inline bool emit_udp_end(struct sk_state *st, __u16 family)
 {
 	struct change end = { .kind = TT_CLOSED };
 	struct tt_conn *conn = &st->c.conn;
-	bool wanted = st->told || is_wanted(conn);
+	bool wanted = st->told || is_wanted(conn, st->owner);
 	__u8 of_flow = conn->family;
 
 	__builtin_memset(conn->remote_addr, 0, 16);
 	conn->remote_port = 0;
 	if (!wanted) {
 		conn->family = family == AF_INET6 ? 6 : 4;
-		wanted = is_wanted(conn);
+		wanted = is_wanted(conn, st->owner);
 		conn->family = of_flow;
 	}
 	if (!wanted)
@@ -267,7 +271,6 @@ static __always_inline bool udp_end_of_silent(struct sock *sk, const bool typed)
 {
 	struct sk_state st = {};
 	struct tt_conn *conn = &st.c.conn;
-	struct caller caller;
 	struct peer peer = {};
 
 	conn->socket = FIELD(typed, sk, __sk_common.skc_cookie.counter);
@@ -277,10 +280,8 @@ static __always_inline bool udp_end_of_silent(struct sock *sk, const bool typed)
 	/* Filters ask for the peer. */
 	peer_of_connected(&peer, sk, typed);
 	put_peer(conn, &peer);
-	put_socket(conn, conn, sk, typed);
-	get_caller(&caller);
-	if (!caller.is_kernel)
-		read_owner(&st, caller.exec_id);
+	put_socket(conn, sk, typed);
+	actor_is_current(&st);
 	return emit_udp_end(&st, FIELD(typed, sk, __sk_common.skc_family));
 }
 

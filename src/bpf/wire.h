@@ -18,10 +18,12 @@ enum tt_kind {
 	TT_KINDS,
 };
 
+/* How the owner is known. Two bits: see `owner` in struct sk_state. */
 enum tt_provenance {
 	TT_UNKNOWN,
-	TT_INHERITED,
-	TT_SEEN,
+	TT_INHERITED, /* from the listening socket */
+	TT_SEEN,      /* in a call on this socket */
+	TT_CLOSER,    /* it closed the socket, and nobody was seen to use it */
 };
 
 /* Directions index the two accounts of a connection. */
@@ -58,15 +60,14 @@ struct tt_conn {
 	__u64 time; /* of this event, CLOCK_MONOTONIC */
 	__u64 socket;
 	__u64 since;
-	struct tt_process owner;
 	__u32 netns;
 	__u16 local_port;
 	__u16 remote_port;
 	__u8 local_addr[16];
 	__u8 remote_addr[16];
-	__u8 family;   /* 4 or 6 */
-	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
-	__u8 provenance;
+	__u8 family;	 /* 4 or 6 */
+	__u8 protocol;	 /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 provenance; /* of the record's `owner` */
 	__u8 pad[5];
 };
 
@@ -74,7 +75,9 @@ struct tt_transfer {
 	__u32 kind;
 	__u32 rtt_us;
 	struct tt_conn conn;
+	struct tt_process owner;
 	struct tt_process actor;
+	__u64 actor_id; /* the actor's identity, see current_identity() */
 	__u64 bytes;
 	__u64 total_bytes;
 	__u64 total_packets;
@@ -89,6 +92,7 @@ struct tt_state {
 	__u32 kind;
 	__u32 rtt_us;
 	struct tt_conn conn;
+	struct tt_process owner;
 	__u64 bytes_in;
 	__u64 bytes_out;
 	__u64 packets_in;
@@ -145,8 +149,8 @@ enum tt_reader {
 };
 
 _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
-_Static_assert(sizeof(struct tt_conn) == 112, "wire layout");
-_Static_assert(sizeof(struct tt_transfer) == 192, "wire layout");
+_Static_assert(sizeof(struct tt_conn) == 72, "wire layout");
+_Static_assert(sizeof(struct tt_transfer) == 200, "wire layout");
 _Static_assert(sizeof(struct tt_state) == 176, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_control) == 5 * 64, "cache lines");

@@ -37,7 +37,6 @@ impl Bytes {
         self.u64(1_000)
             .u64(77)
             .u64(900)
-            .process(5, 6, 4242, 1000, b"curl")
             .u32(4_026_531_840)
             .u16(40_000)
             .u16(443)
@@ -47,6 +46,7 @@ impl Bytes {
             .u8(protocol)
             .u8(provenance)
             .padded(&[], 5)
+            .process(5, 6, 4242, 1000, b"curl")
     }
     fn transfer(kind: u32, rtt: u32, family: u8, protocol: u8, local: &[u8], remote: &[u8]) -> Self {
         Self::new()
@@ -54,6 +54,7 @@ impl Bytes {
             .u32(rtt)
             .connection(family, protocol, 2, local, remote)
             .process(7, 8, 4243, 1001, b"worker")
+            .u64(0xabcd)
             .u64(300)
             .u64(5_000_000_000)
             .u64(9)
@@ -84,7 +85,7 @@ impl Bytes {
 #[test]
 fn a_tcp_transfer_carries_every_field_over() {
     let record = Bytes::transfer(0, 1234, 4, 6, &[127, 0, 0, 1], &[192, 0, 2, 7]);
-    assert_eq!(record.0.len(), 192);
+    assert_eq!(record.0.len(), 200);
     let Ok(CollectorEvent::TcpSend(t)) = event(&record.0) else { panic!("{:?}", event(&record.0)) };
     let c = t.connection;
     assert_eq!((c.time, c.socket, c.since, c.netns), (KernelTime(1_000), 77, KernelTime(900), 4_026_531_840));
@@ -123,16 +124,16 @@ fn the_event_is_the_same_wherever_the_record_lies_and_whatever_its_names_are() {
     let simple = |name: &[u8]| {
         let mut record = Bytes::transfer(1, 7, 4, 6, &[10, 0, 0, 1], &[10, 0, 0, 2]).0;
         // The names of owner and actor.
-        for at in [56, 144] {
+        for at in [104, 144] {
             record[at..at + 16].copy_from_slice(&Bytes::new().padded(name, 16).0);
         }
         record
     };
     let at = |record: &[u8], start: usize| {
-        let mut bytes = [0_u8; 208];
+        let mut bytes = [0_u8; 216];
         let start = bytes.as_ptr().align_offset(8) + start;
-        bytes[start..start + 192].copy_from_slice(record);
-        event(&bytes[start..start + 192])
+        bytes[start..start + 200].copy_from_slice(record);
+        event(&bytes[start..start + 200])
     };
     let names: [(&[u8], &str); 5] = [
         (b"curl", "curl"),
@@ -234,7 +235,7 @@ fn state_changes_make_milestones() {
 fn the_kernel_is_no_process_and_has_a_name() {
     let record = |pid, comm: &[u8]| {
         let bytes = Bytes::new().u32(0).u32(0).connection(4, 6, 2, &[], &[]).process(0, 0, pid, 0, comm);
-        bytes.u64(1).u64(1).u64(1).u32(1).u32(0).0
+        bytes.u64(1).u64(1).u64(1).u64(1).u32(1).u32(0).0
     };
     let actor = |pid, comm: &[u8]| match event(&record(pid, comm)) {
         Ok(CollectorEvent::TcpSend(t)) => t.actor,
@@ -261,9 +262,9 @@ fn garbage_is_named_and_never_decoded() {
     assert_eq!(event(&Bytes::transfer(0, 0, 5, 6, &[], &[]).0), malformed, "family 5");
     assert_eq!(event(&Bytes::transfer(0, 0, 4, 7, &[], &[]).0), malformed, "protocol 7");
     assert_eq!(
-        event(&Bytes::state(4, 3, 0, 1, 2, 0).0),
+        event(&Bytes::state(4, 4, 0, 1, 2, 0).0),
         Err(Undecodable::Malformed(EventKind::TcpStateChange)),
-        "provenance 3"
+        "provenance 4"
     );
 }
 

@@ -14,8 +14,7 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 /// What a program can need of the kernel, each in a program of its own.
-const FEATURES: [&str; 5] =
-    ["probe_typed_tracepoint", "probe_ring", "probe_storage", "probe_cookie", "probe_task"];
+const FEATURES: [&str; 4] = ["probe_typed_tracepoint", "probe_ring", "probe_cookie", "probe_task"];
 /// Only where BTF has the function: a program that calls one that is not there spoils the load of all.
 const CAST: &str = "probe_cast";
 const FEXIT: &str = "probe_fexit";
@@ -36,7 +35,6 @@ pub(crate) fn collect() -> Facts {
     Facts {
         typed_tracepoints: loads("probe_typed_tracepoint"),
         ring_buffer: loads("probe_ring").is_ok(),
-        storage: loads("probe_storage").is_ok(),
         cookie: loads("probe_cookie").is_ok(),
         task_btf: loads("probe_task").is_ok(),
         cast: can_cast && loads(CAST).is_ok(),
@@ -123,10 +121,7 @@ fn with_loaded<T>(
         let wanted = names.iter().any(|name| program.name() == *name);
         program.set_autoload(wanted);
     }
-    let uses = |feature| names.contains(&feature);
-    let (ring, socket_storage) = (uses("probe_ring"), uses("probe_storage"));
-    open.maps.ring.set_autocreate(ring).map_err(|e| e.to_string())?;
-    open.maps.storage.set_autocreate(socket_storage).map_err(|e| e.to_string())?;
+    open.maps.ring.set_autocreate(names.contains(&"probe_ring")).map_err(|e| e.to_string())?;
     let skel = open.load().map_err(|e| refused("loaded", &e))?;
     then(&skel)
 }

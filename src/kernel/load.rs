@@ -5,13 +5,14 @@ use super::Quiet;
 use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_FLOWS};
 use crate::host;
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, OpenObject, ProgramMut};
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -130,12 +131,12 @@ fn load<'o>(
 
 fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
     let ring = u32::try_from(config.ring_bytes).unwrap_or(u32::MAX);
-    let sockets = u32::try_from(config.max_sockets).unwrap_or(u32::MAX);
-    let bank_slots = sockets.saturating_add(sockets.div_ceil(2));
+    let Rooms { sockets, flows } = rooms(config);
+    let bank_slots = flows.saturating_add(flows.div_ceil(2));
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.interval_ns = config.interval_ns();
         rodata.bank_slots = bank_slots;
-        rodata.common_slots = sockets;
+        rodata.common_slots = flows;
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
         rodata.filter_protocol = match config.filter.protocol {
@@ -151,26 +152,40 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.filter_loopback = config.filter.no_loopback;
         rodata.filter_netns = config.filter.netns.unwrap_or(0);
         rodata.filter_cgroup = config.filter.cgroup.unwrap_or(0);
-        rodata.use_storage = plan.use_storage;
         rodata.use_cookie = plan.use_cookie;
         rodata.use_task_btf = plan.use_task_btf;
         rodata.use_cast = plan.use_cast;
         rodata.chunks_are_calls = plan.backend == Backend::Kprobe;
         rodata.recvmsg_args = plan.recvmsg_args;
         rodata.calls_run_twice = plan.calls_run_twice;
+        rodata.identity_secret = secret();
     }
     if let Some(bss) = open.maps.bss_data.as_deref_mut() {
         // Zero is the epoch of slots that there never were.
         bss.control.epoch = FIRST_EPOCH;
     }
     open.maps.events.set_max_entries(ring)?;
-    open.maps.udp_flows.set_max_entries(sockets)?;
+    open.maps.udp_flows.set_max_entries(flows)?;
     open.maps.slots.set_max_entries(bank_slots.saturating_mul(2))?;
-    open.maps.sk_hash.set_max_entries(sockets)?;
-    open.maps.sk_hash.set_autocreate(!plan.use_storage)?;
-    open.maps.sk_storage.set_autocreate(plan.use_storage)?;
+    open.maps.sockets.set_max_entries(sockets)?;
     open.maps.thread_turns.set_autocreate(plan.calls_run_twice)?;
     open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
+}
+
+/// For how many sockets, and how many flows and reports, there is room in the maps.
+struct Rooms {
+    sockets: u32,
+    flows: u32,
+}
+
+fn rooms(config: &Config) -> Rooms {
+    let wanted = config.max_sockets.map(|sockets| u32::try_from(sockets).unwrap_or(u32::MAX));
+    Rooms { sockets: wanted.unwrap_or_else(host::room_for_sockets), flows: wanted.unwrap_or(DEFAULT_FLOWS) }
+}
+
+/// Numbers that no traced program knows, from the randomness that the standard library's hash tables have.
+fn secret<const N: usize>() -> [u64; N] {
+    std::array::from_fn(|i| RandomState::new().hash_one(i))
 }
 
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.

@@ -192,17 +192,20 @@ pub enum Provenance {
     Bootstrap,
     /// Taken from the listening socket; the process that accepted has not used the connection yet.
     Inherited,
+    /// It closed the socket, and no process was seen to use it. It need not be the one that moved the bytes.
+    Closer,
     /// Seen in a call on this very socket.
     Seen,
 }
 
 impl Provenance {
-    /// Lower-case name: `unknown`, `bootstrap`, `inherited` or `seen`.
+    /// Lower-case name: `unknown`, `bootstrap`, `inherited`, `closer` or `seen`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
             Self::Bootstrap => "bootstrap",
             Self::Inherited => "inherited",
+            Self::Closer => "closer",
             Self::Seen => "seen",
         }
     }

@@ -29,7 +29,6 @@ fn everything() -> Facts {
     Facts {
         typed_tracepoints: Ok(()),
         ring_buffer: true,
-        storage: true,
         cookie: true,
         task_btf: true,
         cast: true,
@@ -176,15 +175,12 @@ fn in_a_cgroup_namespace_what_cgroup_programs_see_is_limited() {
 }
 
 #[test]
-fn kprobes_never_use_socket_storage_and_older_kernels_have_none() {
-    assert!(!plan(Backend::Kprobe, &everything()).unwrap().use_storage);
-    assert!(plan(Backend::Fentry, &everything()).unwrap().use_storage);
-    let old = Facts { storage: false, cookie: false, task_btf: false, cast: false, ..everything() };
+fn older_kernels_do_without_what_they_have_not() {
+    let old = Facts { cookie: false, task_btf: false, cast: false, ..everything() };
     let plan_old = plan(Backend::Fentry, &old).unwrap();
-    assert!(!plan_old.use_storage && !plan_old.use_cookie && !plan_old.use_task_btf && !plan_old.use_cast);
+    assert!(!plan_old.use_cookie && !plan_old.use_task_btf && !plan_old.use_cast);
     let features = features(&plan_old, &names(&plan_old));
     assert!(features.contains(&(Feature::SocketCookie, Visibility::Unseen)));
-    assert!(plan(Backend::Tracepoint, &old).unwrap_err().contains("5.11"));
 }
 
 #[test]
