@@ -73,7 +73,7 @@ fn use_netlink(protocol: i32) {
     }
 }
 
-/// 75: raw sockets of protocol TCP and UDP, as any user of a user namespace can open them, are in no event, in no row and in
+/// 61: raw sockets of protocol TCP and UDP, as any user of a user namespace can open them, are in no event, in no row and in
 /// no list; the connection and the datagrams between the same addresses are.
 #[test]
 fn raw_sockets_are_neither_tcp_nor_udp() {

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::thread;
-use tcptop::{Backend, EventKind, Feature, Provenance, TcpState, Transfer, Visibility};
+use tcptop::{EventKind, Feature, Provenance, TcpState, Transfer, Visibility};
 
 /// Room for one file descriptor beside a message.
 #[repr(C)]
@@ -141,10 +141,9 @@ fn a_child_that_accepts_owns_the_connection() {
         t.states(l).into_iter().filter(of_ours).find(|s| s.new_state == TcpState::CloseWait).copied()
     });
     let info = change.connection;
-    let expected = match (answer(39, trace.backend()), trace.backend()) {
-        (Answer::Exact, _) => (Some(acceptor.pid), Provenance::Seen),
-        (Answer::Lesser, Backend::Kprobe) => (None, Provenance::Unknown),
-        (Answer::Lesser, _) => (Some(std::process::id()), Provenance::Inherited),
+    let expected = match answer(39, trace.backend()) {
+        Answer::Exact => (Some(acceptor.pid), Provenance::Seen),
+        Answer::Lesser => (Some(std::process::id()), Provenance::Inherited),
     };
     assert_eq!((info.owner.map(|o| o.pid), info.provenance), expected);
     let is_exact = trace.sees(Feature::AcceptOwner) == Visibility::Exact;

@@ -23,6 +23,7 @@ mod foreign;
 mod handover;
 mod harness;
 mod hidden;
+mod identity;
 mod intervals;
 mod kernel;
 mod lifecycle;

@@ -98,16 +98,43 @@ pub(crate) fn run(script: &str) {
     assert!(status.success(), "{script}");
 }
 
+/// Gives this process another name.
+pub(crate) fn rename(name: &str) {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: a string that ends with zero. The calling thread is the only one of a forked child, and so its leader.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) }, 0);
+}
+
+/// Makes this process another user's, without any privilege.
+pub(crate) fn become_nobody(uid: u32) {
+    // SAFETY: touches no memory.
+    assert_eq!(unsafe { (libc::setresgid(uid, uid, uid), libc::setresuid(uid, uid, uid)) }, (0, 0));
+}
+
 /// A control group of its own, as long as this is there.
 pub(crate) struct Cgroup(String);
 
 impl Cgroup {
     pub(crate) fn new() -> Self {
-        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
-        let path = format!("{}/tcptop-{}", mount.split(' ').nth(1).unwrap(), std::process::id());
+        Self::named("")
+    }
+
+    /// For tests that need several.
+    pub(crate) fn named(name: &str) -> Self {
+        let path = format!("{}/tcptop-{}{name}", Self::root(), std::process::id());
         std::fs::create_dir(&path).unwrap();
         Self(path)
+    }
+
+    fn root() -> String {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
+        mount.split(' ').nth(1).unwrap().to_owned()
+    }
+
+    /// The id of the one that /proc names like this.
+    pub(crate) fn id_of(path: &str) -> u64 {
+        std::fs::metadata(format!("{}{path}", Self::root())).unwrap().ino()
     }
 
     pub(crate) fn id(&self) -> u64 {
