@@ -75,16 +75,29 @@ fn effective_capabilities() -> Result<u64> {
 
 /// Fewer are never expected.
 const LEAST_SOCKETS: u64 = 16_384;
+/// So many are expected because of the memory; more only if they are there.
+const MOST_BY_MEMORY: u64 = 1 << 18;
 const MOST_SOCKETS: u64 = 1 << 20;
-/// How much memory the machine has for each socket that is expected.
-const MEMORY_PER_SOCKET: u64 = 512 << 10;
+/// How much memory there is for each socket that is expected: a thousand times what its state takes.
+const MEMORY_PER_SOCKET: u64 = 256 << 10;
 
-/// How many sockets are to be expected on this machine: by its memory, and by those that there are now.
+/// How many sockets are to be expected: by the memory of the machine or of this process's cgroup, and by those that there
+/// are now.
 pub(crate) fn room_for_sockets() -> u32 {
-    let by_memory = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total / MEMORY_PER_SOCKET);
+    let machine = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
+    let memory = memory_limit().map_or(machine, |limit| limit.min(machine));
+    let by_memory = (memory / MEMORY_PER_SOCKET).min(MOST_BY_MEMORY);
     let now = fs::read_to_string("/proc/net/sockstat").map_or(0, |text| sockets_in(&text));
     // At most 2^20.
     by_memory.max(2 * now).clamp(LEAST_SOCKETS, MOST_SOCKETS) as u32
+}
+
+/// `memory.max` of the cgroup that this process is in; none if it has no limit.
+fn memory_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let limit = fs::read_to_string(cgroup2_mount()?.join(own).join("memory.max")).ok()?;
+    limit.trim().parse().ok()
 }
 
 /// The TCP sockets of all network namespaces (`alloc`), and the UDP sockets of this one.

@@ -230,3 +230,28 @@ fn one_network_namespace_or_cgroup_and_no_loopback() {
     child.tell(0);
     child.wait();
 }
+
+/// A process that uses a socket and is then moved into the cgroup that the filter names is seen from then on.
+#[test]
+fn a_process_that_enters_the_cgroup_later_is_seen() {
+    let group = Cgroup::new();
+    let mut trace = Trace::with(builder().cgroup(group.id()));
+    let (client, server) = tcp_pair();
+    let (c, s) = (port(&client), port(&server));
+    let mut child = Child::fork(|parent| {
+        assert_eq!(send(&client, &[1; 10], 0), 10);
+        group.enter();
+        assert_eq!(send(&client, &[1; 20], 0), 20);
+        tell(parent, 1);
+        hear(parent);
+    });
+    child.hear();
+    let row =
+        trace.until("what it sent in the cgroup", |t| t.tcp(c, s).filter(|row| row.bytes_out == 30).cloned());
+    assert_eq!(row.pid(), Some(child.pid));
+    // Of what it moved before nothing was told as an event.
+    let told: u64 = trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
+    assert!(told <= 30 && told >= 20, "{told} bytes in events");
+    child.tell(1);
+    child.wait();
+}
