@@ -6,6 +6,7 @@ use crate::event::{EventKind, LossPlace, Lost, Totals};
 
 mod bootstrap;
 mod bounds;
+mod crowds;
 mod disorder;
 mod ends;
 
