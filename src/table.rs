@@ -12,6 +12,7 @@ mod place;
 mod rate;
 mod slots;
 mod store;
+mod vanished;
 
 use crate::event::{Closed, CollectorEvent, ConnectionInfo, StateChange, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
@@ -23,6 +24,7 @@ use place::{Flow, Place};
 use rate::Window;
 use std::time::Duration;
 use store::{CROWD, Store};
+use vanished::Missing;
 
 /// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`].
 ///
@@ -39,7 +41,7 @@ use store::{CROWD, Store};
 /// - Listening sockets are no connections.
 /// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions. A UDP record
 ///   is if its socket, with a peer or without, is one that bootstrap has found: what it moved before is not known.
-/// - [`CollectorEvent::Lost`] changes nothing.
+/// - [`CollectorEvent::Lost`] changes nothing. If it was an end that got lost, [`reconcile`](Self::reconcile) finds that out.
 ///
 /// # Limits
 /// It holds at most [`max_connections`](Self::max_connections) records. One on which nothing happens takes some 300
@@ -78,6 +80,7 @@ pub struct ConnectionTable {
     misplaced: Vec<ConnectionRecord>,
     /// Open UDP sockets that are older than the tracer, and the first walk that has found each.
     older: HashMap<u64, KernelTime>,
+    missing: Missing,
 }
 
 impl Default for ConnectionTable {
@@ -100,6 +103,7 @@ impl ConnectionTable {
             evicted: 0,
             misplaced: Vec::new(),
             older: HashMap::default(),
+            missing: Missing::default(),
         }
     }
 

@@ -234,7 +234,9 @@ impl Store {
         }
         let Self { slots, serial, .. } = std::mem::take(self);
         self.serial = serial;
-        slots.into_values().for_each(|kept| drop(self.insert(kept.entry)));
+        for kept in slots.into_values() {
+            self.insert(kept.entry);
+        }
     }
 
     /// To be called when an entry has closed, or opened again. Its former ticket is worth nothing any more.

@@ -9,6 +9,7 @@ mod bounds;
 mod crowds;
 mod disorder;
 mod ends;
+mod vanished;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
