@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Holders;
 use crate::model::{KernelTime, Protocol, Provenance};
 use crate::record::ConnectionRecord;
-use namespaces::LeftOut;
+use crate::survey::Survey;
 use owners::Owners;
 use sockets::Socket;
 use std::fs;
@@ -39,14 +39,19 @@ type Told<T> = Result<T, String>;
 /// Loads the iterator if it is wanted, and finds out which way there will be.
 pub(crate) fn prepare(wanted: Bootstrap) -> (Told<Holders>, Finding) {
     if wanted == Bootstrap::Procfs {
-        return (Err("it is not wanted".into()), Finding::new(wanted, []));
+        return (Err("it is not wanted".into()), Finding::new(wanted, not_yet()));
     }
     let holders = Holders::load();
     let is_there = diag::is_there();
     let way = if is_there.is_ok() { Bootstrap::SockDiag } else { Bootstrap::Procfs };
-    let limits = [is_there.err(), holders.as_ref().err().map(|reason| owners_by_proc(reason))];
+    let limits = [is_there.err(), holders.as_ref().err().map(|reason| owners_by_proc(reason)), not_yet()];
     let finding = Finding::new(way, limits.into_iter().flatten());
     (holders, finding)
+}
+
+/// What nobody has looked at is not called exact.
+fn not_yet() -> Option<String> {
+    Some("not searched for yet".into())
 }
 
 /// The connections of this machine, in the wanted way or else out of /proc, and which way that was.
@@ -61,14 +66,15 @@ pub(crate) fn existing_connections(
     let (found, owners) =
         at_once(|| find(wanted), || holders.as_ref().map_err(String::clone).and_then(owners_by_iterator));
     let (found, mut finding) = found?;
+    let inodes = || found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE);
     let owners = match owners {
         Ok(owners) => owners,
         Err(reason) => {
             finding.limits.extend((wanted != Bootstrap::Procfs).then(|| owners_by_proc(&reason)));
-            let inodes = found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE);
-            owners::find(&inodes.collect())?
+            owners::find(&inodes().collect())?
         }
     };
+    finding.limits.extend(owners.limit(inodes()));
     finding.limits.iter().for_each(|limit| log::info!("existing connections: {limit}"));
     Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), finding))
 }
@@ -106,36 +112,70 @@ fn owners_by_proc(reason: &str) -> String {
 
 /// The connections without their owners.
 fn find(wanted: Bootstrap) -> Result<(Vec<Found>, Finding)> {
-    let mut limits = Vec::new();
+    let (looks, left_out) = namespaces::in_each(|| look(wanted, diag::read, sockets::read));
+    let (found, mut finding) = gather(looks)?;
+    finding.limits.extend(left_out.limits());
+    Ok((found, finding))
+}
+
+/// What a look into one network namespace has found, and in which way.
+struct Look {
+    way: Bootstrap,
+    found: Vec<Found>,
+    /// Why it was not a better one.
+    refusal: Option<String>,
+}
+
+/// Looks into the calling thread's network namespace.
+fn look(
+    wanted: Bootstrap,
+    by_sock_diag: impl FnOnce(u32) -> Told<Vec<Found>>,
+    by_proc: impl FnOnce() -> Result<Vec<Socket>>,
+) -> Result<Look> {
+    let netns = netns();
+    let mut refusal = None;
     if wanted == Bootstrap::SockDiag {
-        match by_sock_diag() {
-            Ok((found, left_out)) => return Ok((found, Finding::new(wanted, left_out.limits()))),
-            Err(refusal) => limits.push(refusal),
+        match by_sock_diag(netns) {
+            Ok(found) => return Ok(Look { way: Bootstrap::SockDiag, found, refusal }),
+            Err(reason) => refusal = Some(reason),
         }
     }
-    let (found, left_out) = by_proc()?;
-    limits.extend(left_out.limits());
-    Ok((found, Finding { way: Bootstrap::Procfs, limits }))
+    let found = by_proc()?.iter().map(|socket| partial(socket, netns)).collect();
+    Ok(Look { way: Bootstrap::Procfs, found, refusal })
 }
 
-fn by_sock_diag() -> Told<(Vec<Found>, LeftOut)> {
-    let (looks, left_out) = namespaces::in_each(|| diag::read(netns()));
-    let mut looks = looks.into_iter();
-    // Not copied: there may be hundreds of thousands.
-    let mut found = looks.next().unwrap_or(Ok(Vec::new()))?;
-    for here in looks {
-        found.append(&mut here?);
+/// All of them together. A namespace that cannot be looked into in one way, or at all, costs nothing but its own
+/// connections.
+fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<Found>, Finding)> {
+    let (mut found, mut refusals, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+    let mut way = Bootstrap::Procfs;
+    let mut have_looked = false;
+    for look in looks {
+        match look {
+            Ok(Look { way: this, found: mut here, refusal }) => {
+                have_looked = true;
+                way = way.min(this);
+                refusals.extend(refusal);
+                // Not copied: there may be hundreds of thousands.
+                if found.is_empty() { found = here } else { found.append(&mut here) }
+            }
+            Err(e) => unread.push(e),
+        }
     }
-    Ok((found, left_out))
-}
-
-fn by_proc() -> Result<(Vec<Found>, LeftOut)> {
-    let mut found = Vec::new();
-    let (looks, left_out) = namespaces::in_each(|| (netns(), sockets::read()));
-    for (netns, sockets) in looks {
-        found.extend(sockets?.iter().map(|socket| partial(socket, netns)));
+    let mut limits = Vec::new();
+    let (refused, unreadable) = (refusals.len(), unread.len());
+    if let Some(reason) = refusals.pop() {
+        let everywhere = way == Bootstrap::Procfs;
+        let some = || format!("network namespaces out of /proc, without totals: {refused} ({reason})");
+        limits.push(if everywhere { reason.clone() } else { some() });
     }
-    Ok((found, left_out))
+    if let Some(e) = unread.pop() {
+        if !have_looked {
+            return Err(e);
+        }
+        limits.push(format!("network namespaces that cannot be read: {unreadable} ({e})"));
+    }
+    Ok((found, Finding { way, limits }))
 }
 
 fn partial(socket: &Socket, netns: u32) -> Found {
@@ -146,6 +186,27 @@ fn partial(socket: &Socket, netns: u32) -> Found {
         ..ConnectionRecord::new(socket.key, KernelTime(0))
     };
     (socket.inode, record)
+}
+
+/// Which sockets of these protocols there are, wherever that can be listed whole.
+pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
+    let mut survey = Survey::new(KernelTime::now(), protocols);
+    let (looks, _) = namespaces::in_each(|| (netns(), diag::ids()));
+    let mut refusal = None;
+    let mut has_listed = false;
+    for (netns, ids) in looks {
+        match ids {
+            Ok(ids) => {
+                has_listed = true;
+                survey.add(netns, ids);
+            }
+            Err(reason) => refusal = Some(reason),
+        }
+    }
+    match refusal {
+        Some(reason) if !has_listed => Err(Error::Kernel { what: "list its sockets", reason: reason.into() }),
+        _ => Ok(survey),
+    }
 }
 
 /// Where events cannot name sockets by their cookies (Linux before 5.12, UDP with kprobes), rows must not either.

@@ -208,8 +208,8 @@ pub enum Feature {
     AcceptOwner,
     /// Socket ids are the kernel's socket cookies.
     SocketCookie,
-    /// Connections that are older than the tracer, with their totals, in all network namespaces
-    /// ([`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing)).
+    /// Connections that are older than the tracer, with their totals and owners, in all network namespaces
+    /// ([`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing)). Limited until they were searched for.
     Existing,
 }
 

@@ -16,6 +16,7 @@ use crate::record::ConnectionRecord;
 use crate::self_test;
 use crate::sink::Output;
 use crate::stats::Stats;
+use crate::survey::Survey;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::fmt;
 use std::path::Path;
@@ -52,7 +53,8 @@ pub trait NetworkCollector {
     /// sock_diag(7) is asked, which knows the totals of TCP; where it is not to be had, /proc, whose records are partial.
     /// For the owners a running collector has an iterator over the files of all processes; else they come out of /proc.
     /// Of a started collector [`Capabilities::bootstrap`] says afterwards which way it was, and the limit of
-    /// [`Feature::Existing`] why it was not a better one, and how many network namespaces could not be entered. Blocks for
+    /// [`Feature::Existing`] why it was not a better one, how many network namespaces could not be entered or read, and of
+    /// how many sockets the owner is out of sight. Blocks for
     /// as long as the search takes: milliseconds, or a second where there are many processes and it has to look at all
     /// their files in /proc.
     ///
@@ -115,7 +117,7 @@ impl LinuxCollector {
     }
 
     /// What the running (or last run) backend can see; none before the first start. About existing connections it says
-    /// what is to be expected, and after [`bootstrap_existing`](NetworkCollector::bootstrap_existing) what that has
+    /// which way is to be expected, and after [`bootstrap_existing`](NetworkCollector::bootstrap_existing) what that has
     /// found to be so.
     pub fn capabilities(&self) -> Option<Capabilities> {
         self.capabilities.clone().map(|expected| self.as_found(expected))
@@ -127,6 +129,29 @@ impl LinuxCollector {
             finding.tell(&mut capabilities);
         }
         capabilities
+    }
+
+    /// Which sockets there are now, by sock_diag(7), in all network namespaces that this process may enter: to
+    /// [reconcile](crate::ConnectionTable::reconcile) a table with, now and then and after losses, so that no
+    /// connection stays whose end was lost. Cheaper than
+    /// [`bootstrap_existing`](NetworkCollector::bootstrap_existing): it asks for nothing but ids. Blocks meanwhile; the
+    /// collector goes on.
+    ///
+    /// Where events have ids of their own (before Linux 5.12, of UDP with kprobes on any), no sockets are
+    /// [covered](Survey::covers).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel lists its sockets nowhere: it has no INET_DIAG, or sock_diag is forbidden.
+    pub fn survey(&self) -> Result<Survey> {
+        let protocols = [Protocol::Tcp, Protocol::Udp].into_iter().filter(|&p| self.events_have_cookies(p));
+        bootstrap::survey(protocols.collect())
+    }
+
+    /// Whether sockets have the same ids in events as the kernel lists. Before the start nothing has other ones.
+    fn events_have_cookies(&self, protocol: Protocol) -> bool {
+        let Some(can) = &self.capabilities else { return true };
+        let are_made_up = protocol == Protocol::Udp && can.backend == Backend::Kprobe;
+        can.visibility(Feature::SocketCookie) != Visibility::Unseen && !are_made_up
     }
 
     /// How existing connections were found in this run, the last time. Nobody panics while holding it.
@@ -227,11 +252,7 @@ impl NetworkCollector for LinuxCollector {
         let (mut found, finding) =
             bootstrap::existing_connections(self.config.bootstrap, &self.shared.holders())?;
         *self.existing() = Some(finding);
-        if let Some(can) = &self.capabilities {
-            let cookies = can.visibility(Feature::SocketCookie);
-            let udp_only = |protocol| protocol == Protocol::Udp && can.backend == Backend::Kprobe;
-            bootstrap::forget_ids(&mut found, |p| cookies == Visibility::Unseen || udp_only(p));
-        }
+        bootstrap::forget_ids(&mut found, |protocol| !self.events_have_cookies(protocol));
         found.retain(|record| self.config.filter.wants(record));
         Ok(found)
     }

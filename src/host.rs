@@ -9,7 +9,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A capability of include/uapi/linux/capability.h.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +97,7 @@ pub(crate) fn room_for_sockets() -> u32 {
 fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let limit = fs::read_to_string(cgroup2_mount()?.join(own).join("memory.max")).ok()?;
+    let limit = fs::read_to_string(cgroup2_top()?.0.join(own).join("memory.max")).ok()?;
     limit.trim().parse().ok()
 }
 
@@ -110,16 +111,18 @@ fn sockets_in(sockstat: &str) -> u64 {
     count("TCP:", "alloc").saturating_add(count("UDP:", "inuse"))
 }
 
-/// Fixed since Linux 3.8 and 4.6 (PROC_USER_INIT_INO, PROC_CGROUP_INIT_INO, include/linux/proc_ns.h).
+/// Fixed since Linux 3.8 (PROC_USER_INIT_INO, PROC_PID_INIT_INO, include/linux/proc_ns.h).
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
-const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// Since Linux 5.6.
+const INITIAL_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
 fn in_initial_user_namespace() -> bool {
     is_in("user", INITIAL_USER_NAMESPACE)
 }
 
-pub(crate) fn in_initial_cgroup_namespace() -> bool {
-    is_in("cgroup", INITIAL_CGROUP_NAMESPACE)
+pub(crate) fn in_initial_pid_namespace() -> bool {
+    is_in("pid", INITIAL_PID_NAMESPACE)
 }
 
 /// Without support for a kind of namespace there is only the initial one.
@@ -203,14 +206,108 @@ fn built_preemptible(version: &str) -> bool {
     version.split_whitespace().any(|word| ["PREEMPT", "PREEMPT_RT", "PREEMPT_LAZY"].contains(&word))
 }
 
-/// Where the root of the cgroup2 hierarchy is mounted; within a cgroup namespace, the root of that namespace.
-pub(crate) fn cgroup2_mount() -> Option<PathBuf> {
-    find_cgroup2(&mountinfo().ok()?)
+/// By how many nanoseconds the clocks that this process is shown are ahead of the kernel's own, which BPF programs read:
+/// the offsets of its time namespace (time_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct ClockOffsets {
+    monotonic: i64,
+    boottime: i64,
 }
 
-fn find_cgroup2(mountinfo: &[u8]) -> Option<PathBuf> {
-    // Mounts of a part of the hierarchy have that part's path as their root.
-    mounts(mountinfo, "cgroup2").find(|mount| mount.root == "/").map(|mount| mount.mount_point)
+impl ClockOffsets {
+    /// What the kernel calls this time of CLOCK_MONOTONIC.
+    pub(crate) fn kernel_monotonic(self, shown: u64) -> u64 {
+        shown.saturating_add_signed(self.monotonic.saturating_neg())
+    }
+
+    /// What the kernel calls this time of CLOCK_BOOTTIME.
+    pub(crate) fn kernel_boottime(self, shown: u64) -> u64 {
+        shown.saturating_add_signed(self.boottime.saturating_neg())
+    }
+}
+
+/// Looked up once: who has threads cannot change its time namespace, and who forks into another one calls exec(2) as a
+/// rule.
+pub(crate) fn clock_offsets() -> ClockOffsets {
+    static OFFSETS: OnceLock<ClockOffsets> = OnceLock::new();
+    *OFFSETS.get_or_init(|| {
+        if is_in("time", INITIAL_TIME_NAMESPACE) { ClockOffsets::default() } else { own_offsets() }
+    })
+}
+
+/// The file shows the offsets that the children of a process will have. Those are in another namespace if it has called
+/// unshare(2); but then whoever has made this one, or lives in it, may show them.
+fn own_offsets() -> ClockOffsets {
+    let inode = |path: PathBuf| fs::metadata(path).map(|ns| ns.ino()).ok();
+    let own = inode("/proc/self/ns/time".into());
+    let others = fs::read_dir("/proc").into_iter().flatten().flatten().map(|process| process.path());
+    let mut processes = std::iter::once(PathBuf::from("/proc/self")).chain(others);
+    let shows = |process: &PathBuf| own.is_some() && inode(process.join("ns/time_for_children")) == own;
+    let text =
+        processes.find(shows).and_then(|process| fs::read_to_string(process.join("timens_offsets")).ok());
+    text.map(|text| parse_offsets(&text)).unwrap_or_else(|| {
+        log::warn!("the offsets of this time namespace are not known: times are wrong by them");
+        ClockOffsets::default()
+    })
+}
+
+/// Lines like `monotonic -86400 500000000`: seconds, and nanoseconds beyond them.
+fn parse_offsets(text: &str) -> ClockOffsets {
+    let of = |clock: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(clock))?;
+        let mut numbers = line.split_whitespace().map(str::parse::<i64>);
+        let (seconds, nanoseconds) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+    };
+    ClockOffsets { monotonic: of("monotonic").unwrap_or(0), boottime: of("boottime").unwrap_or(0) }
+}
+
+/// A mount of the cgroup2 hierarchy, or of a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup2 {
+    pub(crate) path: PathBuf,
+    /// The cgroup that is mounted there, as seen from the root of our cgroup namespace: `/` is that root, and `/../..` an
+    /// ancestor of it.
+    pub(crate) root: String,
+}
+
+/// Where this process finds the cgroups that /proc names: where the root of its cgroup namespace is mounted, else an
+/// ancestor of that.
+pub(crate) fn own_cgroup2() -> Option<Cgroup2> {
+    let all = mountinfo().ok()?;
+    let mut roots = roots_of_cgroup2(&all).map(|mount| Cgroup2 { path: mount.mount_point, root: mount.root });
+    let first = roots.next()?;
+    if first.root == "/" { Some(first) } else { roots.find(|mount| mount.root == "/").or(Some(first)) }
+}
+
+/// Where programs see the cgroups of the whole machine, if that root is mounted anywhere; else those of our cgroup
+/// namespace, or more. And whether it is all of them.
+pub(crate) fn cgroup2_top() -> Option<(PathBuf, bool)> {
+    find_top(&mountinfo().ok()?, inode_within)
+}
+
+/// The root of a kernfs, and nothing else in it, has the inode number 1.
+fn find_top(mountinfo: &[u8], inode: impl Fn(&MountInfo) -> Option<u64>) -> Option<(PathBuf, bool)> {
+    let roots: Vec<_> = roots_of_cgroup2(mountinfo).collect();
+    let top = roots.iter().find(|mount| inode(mount) == Some(1));
+    let own = || roots.iter().find(|mount| mount.root == "/").or(roots.first());
+    top.map(|mount| (mount.mount_point.clone(), true)).or_else(|| Some((own()?.mount_point.clone(), false)))
+}
+
+/// The inode number of what is mounted there; none if something else is mounted over it.
+fn inode_within(mount: &MountInfo) -> Option<u64> {
+    let found = fs::metadata(&mount.mount_point).ok()?;
+    let device = format!("{}:{}", rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+    (device == mount.majmin).then(|| found.ino())
+}
+
+/// The mounts of the root of our cgroup namespace, or of one of its ancestors. Mounts of another part of the hierarchy have
+/// that part's path as their root.
+fn roots_of_cgroup2(mountinfo: &[u8]) -> impl Iterator<Item = MountInfo> {
+    let is_root = |root: &str| {
+        Path::new(root).components().all(|c| matches!(c, Component::RootDir | Component::ParentDir))
+    };
+    mounts(mountinfo, "cgroup2").filter(move |mount| is_root(&mount.root))
 }
 
 /// Where network namespaces are kept alive by name, as `ip netns` does.
@@ -235,7 +332,6 @@ fn mounts(mountinfo: &[u8], fs_type: &str) -> impl Iterator<Item = MountInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn mask(capabilities: &[Capability]) -> u64 {
         capabilities.iter().fold(0, |mask, capability| mask | 1 << capability.bit)
@@ -309,6 +405,7 @@ mod tests {
 
     #[test]
     fn the_cgroup2_root_is_found_in_unified_and_hybrid_set_ups_and_past_strange_lines() {
+        let find_cgroup2 = |mounts: &[u8]| find_top(mounts, |_| None).map(|(path, _)| path);
         let unified: &[u8] =
             b"24 30 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(find_cgroup2(unified).unwrap(), Path::new("/sys/fs/cgroup"));
@@ -324,6 +421,36 @@ mod tests {
         assert_eq!(find_cgroup2(strange), None);
         assert_eq!(find_cgroup2(&[strange, unified].concat()).unwrap(), Path::new("/sys/fs/cgroup"));
         assert_eq!(find_cgroup2(b""), None);
+    }
+
+    /// As in a container: its own cgroup namespace at the usual place, a part of the host's hierarchy, and all of it.
+    #[test]
+    fn the_machines_own_root_is_preferred_wherever_it_is_mounted() {
+        let all = b"24 30 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n\
+            25 30 0:22 /../sibling /part rw - cgroup2 cgroup rw\n\
+            26 30 0:22 /../.. /host/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let inode = |mount: &MountInfo| Some(if mount.root == "/../.." { 1 } else { 7000 });
+        assert_eq!(find_top(all, inode), Some(("/host/sys/fs/cgroup".into(), true)));
+        assert_eq!(find_top(all, |_| Some(7000)), Some(("/sys/fs/cgroup".into(), false)), "its own");
+        assert_eq!(find_top(&all[48..], |_| Some(7000)), Some(("/host/sys/fs/cgroup".into(), false)));
+        let (path, _) = cgroup2_top().unwrap_or_default();
+        assert!(path.as_os_str().is_empty() || path.is_dir());
+    }
+
+    #[test]
+    fn clock_offsets_are_taken_off_whichever_sign_they_have() {
+        let text = "monotonic           86400         5\nboottime          -10 300000000\n";
+        let offsets = parse_offsets(text);
+        assert_eq!(offsets, ClockOffsets { monotonic: 86_400_000_000_005, boottime: -9_700_000_000 });
+        assert_eq!(offsets.kernel_monotonic(86_400_000_000_006), 1);
+        assert_eq!(offsets.kernel_boottime(1), 9_700_000_001);
+        assert_eq!(offsets.kernel_monotonic(5), 0, "before the kernel's clock began");
+        for strange in ["", "monotonic", "monotonic x y", "monotonic 1", "boottime 9999999999999999999999 0"]
+        {
+            assert_eq!(parse_offsets(strange), ClockOffsets::default(), "{strange}");
+        }
+        let extreme = parse_offsets("monotonic -9223372036854775808 0\nboottime 9223372036854775807 0");
+        assert_eq!((extreme.kernel_monotonic(1), extreme.kernel_boottime(1)), (i64::MAX as u64 + 1, 0));
     }
 
     #[test]

@@ -67,6 +67,7 @@ mod record;
 mod self_test;
 mod sink;
 mod stats;
+mod survey;
 mod table;
 mod wire;
 
@@ -91,6 +92,7 @@ pub use model::{
 pub use poller::Poller;
 pub use record::ConnectionRecord;
 pub use stats::{LossTable, Stats};
+pub use survey::Survey;
 pub use table::ConnectionTable;
 
 /// For this crate's benchmarks: the event in a record of its own kernel side. No part of the interface.

@@ -19,6 +19,7 @@ mod process;
 pub use process::{Process, ProcessName, Provenance};
 
 use crate::error::Error;
+use crate::host;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
@@ -228,10 +229,11 @@ impl fmt::Display for ConnectionKey {
 pub struct KernelTime(pub u64);
 
 impl KernelTime {
-    /// Now.
+    /// Now. Also in a time namespace this is the kernel's own time, as events have it, and not the one shown there.
     pub fn now() -> Self {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        Self(t.tv_sec.unsigned_abs() * 1_000_000_000 + t.tv_nsec.unsigned_abs())
+        let shown = t.tv_sec.unsigned_abs() * 1_000_000_000 + t.tv_nsec.unsigned_abs();
+        Self(host::clock_offsets().kernel_monotonic(shown))
     }
 
     /// Nanoseconds since the clock's start.

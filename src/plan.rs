@@ -309,7 +309,8 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
     }
 }
 
-const OWN_CGROUPS: &str = "only of processes in the cgroup namespace of this one";
+const OWN_CGROUPS: &str =
+    "only of processes in the cgroup namespace of this one: mount the host's cgroup2 to see all";
 
 fn accept_owner(backend: Backend, running: &[&str]) -> Visibility {
     if backend == Backend::Fentry && running.iter().any(|name| name.starts_with("fexit_accept")) {

@@ -8,6 +8,7 @@ use crate::event::CollectorEvent;
 use crate::reader::Reader;
 use crate::record::ConnectionRecord;
 use crate::stats::Stats;
+use crate::survey::Survey;
 use crossbeam_channel::Receiver;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::Errno;
@@ -115,6 +116,14 @@ impl Poller {
     /// [`Error::Proc`] if /proc cannot be read.
     pub fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
         self.collector.bootstrap_existing()
+    }
+
+    /// See [`LinuxCollector::survey`].
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel lists its sockets nowhere.
+    pub fn survey(&self) -> Result<Survey> {
+        self.collector.survey()
     }
 }
 

@@ -45,6 +45,11 @@ pub struct ConnectionRecord {
     pub is_partial: bool,
     /// The connection has ended.
     pub is_closed: bool,
+    /// Its end was seen, so its totals are final. What is closed without that only counts as ended: a UDP flow that has been
+    /// silent for long ([`udp_idle`](crate::ConnectionTable::udp_idle)), or a socket that the kernel does not list any more
+    /// ([`reconcile`](crate::ConnectionTable::reconcile)), whose last bytes may be missing. With its next event it goes on.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_end_seen: bool,
 }
 
 impl ConnectionRecord {
@@ -68,6 +73,7 @@ impl ConnectionRecord {
             last_seen: time,
             is_partial: false,
             is_closed: false,
+            is_end_seen: false,
         }
     }
 

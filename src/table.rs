@@ -12,6 +12,7 @@ mod place;
 mod rate;
 mod slots;
 mod store;
+mod vanished;
 
 use crate::event::{Closed, CollectorEvent, ConnectionInfo, StateChange, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
@@ -19,11 +20,11 @@ use crate::record::ConnectionRecord;
 use entry::{Direction, Entry};
 use foldhash::HashMap;
 use gone::Gone;
-use older::Older;
 use place::{Flow, Place};
 use rate::Window;
 use std::time::Duration;
-use store::Store;
+use store::{CROWD, Store};
+use vanished::Missing;
 
 /// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`].
 ///
@@ -40,12 +41,13 @@ use store::Store;
 /// - Listening sockets are no connections.
 /// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions. A UDP record
 ///   is if its socket, with a peer or without, is one that bootstrap has found: what it moved before is not known.
-/// - [`CollectorEvent::Lost`] changes nothing.
+/// - [`CollectorEvent::Lost`] changes nothing. If it was an end that got lost, [`reconcile`](Self::reconcile) finds that out.
 ///
 /// # Limits
 /// It holds at most [`max_connections`](Self::max_connections) records. One on which nothing happens takes some 300
-/// bytes, others up to a kilobyte. Nothing here blocks or reads a clock. An event of a known connection costs a look-up
-/// and no allocation.
+/// bytes, others up to a kilobyte; what is gone gives its memory back with the next [`records_at`](Self::records_at) or
+/// snapshot. Nothing here blocks or reads a clock. An event of a known connection costs a look-up and no allocation, and
+/// no look-up takes longer the more connections have a key or a socket in common.
 ///
 /// ```
 /// use std::time::Duration;
@@ -76,8 +78,9 @@ pub struct ConnectionTable {
     evicted: u64,
     /// Rows of a walk that proved to belong to another connection than the one that had claimed them.
     misplaced: Vec<ConnectionRecord>,
-    /// Open UDP sockets that are older than the tracer.
-    older: HashMap<u64, Older>,
+    /// Open UDP sockets that are older than the tracer, and the first walk that has found each.
+    older: HashMap<u64, KernelTime>,
+    missing: Missing,
 }
 
 impl Default for ConnectionTable {
@@ -100,6 +103,7 @@ impl ConnectionTable {
             evicted: 0,
             misplaced: Vec::new(),
             older: HashMap::default(),
+            missing: Missing::default(),
         }
     }
 
@@ -137,6 +141,7 @@ impl ConnectionTable {
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = max.max(1);
         while self.store.len() > self.max_connections && self.evict_one() {}
+        self.give_memory_back();
         self
     }
 
@@ -173,6 +178,7 @@ impl ConnectionTable {
         for slot in over {
             self.store.remove(slot);
         }
+        self.give_memory_back();
         let window = self.window;
         self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
         self.records()
@@ -185,9 +191,9 @@ impl ConnectionTable {
     }
 
     /// The record with this key; of several an open one, and of these the one that began last. Keys repeat: to find
-    /// all, or to look at network namespaces, search [`records`](Self::records).
+    /// all, or to look at network namespaces, search [`records`](Self::records). Takes the longer the more have it.
     pub fn get(&self, key: &ConnectionKey) -> Option<&ConnectionRecord> {
-        let all = self.store.unconfirmed(key).chain(self.store.confirmed(key));
+        let all = self.store.all_with(key);
         all.map(|(_, entry)| &entry.record).max_by_key(|r| (!r.is_closed, r.first_seen, r.last_seen))
     }
 
@@ -258,7 +264,7 @@ impl ConnectionTable {
             return self.end(slot, info.time);
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
-        let row = self.older.remove(&info.socket).and_then(|older| older.row);
+        self.older.remove(&info.socket);
         let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
         for slot in flows {
             if let Some(entry) = self.store.get_mut(slot) {
@@ -266,7 +272,7 @@ impl ConnectionTable {
             }
             self.end(slot, info.time);
         }
-        self.close_row(info, row);
+        self.close_row(info);
     }
 
     /// Folds what all events have in common, and what `change` adds, into the connection's entry. What the event tells of
@@ -291,7 +297,7 @@ impl ConnectionTable {
             self.store.requeue(slot);
         }
         if let Some(key) = better_key {
-            self.store.rekey(slot, key);
+            self.store.relist(slot, |entry| entry.record.key = key);
             if let Some(row) = self.take_row(&Place::of_event(info)) {
                 self.claim(slot, row);
             }
@@ -325,7 +331,7 @@ impl ConnectionTable {
         if info.owner.is_some() {
             return;
         }
-        let owner = self.unconnected_owner(&info.key, info.netns);
+        let owner = self.unconnected_owner(&info.key, info.netns, Some(info.socket));
         if let (Some((owner, time)), Some(entry)) = (owner, self.store.get_mut(slot)) {
             if entry.record.owner.is_none() {
                 entry.learn_owner(owner, Provenance::Bootstrap, time);
@@ -336,7 +342,7 @@ impl ConnectionTable {
     /// A socket has one life at a time, and the events of an earlier one may come late.
     fn end_all_lives_but_the_latest(&mut self, slot: u32, info: &ConnectionInfo) {
         self.end_earlier_lives(info.socket, info.since);
-        let lives = self.store.of_socket(info.socket).map(|(_, entry)| entry.since);
+        let lives = self.lives_of(info.socket).map(|(_, entry)| entry.since);
         let next = lives.filter(|&since| since > info.since).min();
         if let Some(since) = next {
             self.end(slot, since);
@@ -345,7 +351,7 @@ impl ConnectionTable {
 
     fn end_earlier_lives(&mut self, socket: u64, since: KernelTime) {
         loop {
-            let mut lives = self.store.of_socket(socket);
+            let mut lives = self.lives_of(socket);
             let Some((slot, _)) = lives.find(|(_, entry)| entry.is_open() && entry.since < since) else {
                 return;
             };
@@ -354,18 +360,34 @@ impl ConnectionTable {
         }
     }
 
+    /// The latest lives of a socket: of those only one is open, which is not far back.
+    fn lives_of(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
+        self.store.of_socket(socket).take(CROWD)
+    }
+
     /// The connection in this slot ended. Its end may be reported twice, and the earlier time is right.
     fn end(&mut self, slot: u32, time: KernelTime) {
         let Some(entry) = self.store.get_mut(slot) else { return };
         let was_open = entry.is_open();
-        let misplaced = entry.end(time);
-        if let Some(id) = entry.gone_id() {
+        let misplaced = if entry.is_confirmed {
+            entry.end(time)
+        } else {
+            self.store.relist(slot, |entry| entry.end(time)).flatten()
+        };
+        if let Some((id, entry)) = self.store.get(slot).and_then(|entry| Some((entry.gone_id()?, entry))) {
             self.gone.insert(id, &Place::of_record(&entry.record), time);
         }
         if was_open {
             self.store.requeue(slot);
         }
         self.misplaced.extend(misplaced.map(|row| *row));
+    }
+
+    fn give_memory_back(&mut self) {
+        self.store.shrink();
+        if self.older.capacity() > 1024.max(4 * self.older.len()) {
+            self.older.shrink_to_fit();
+        }
     }
 
     fn make_room(&mut self) {

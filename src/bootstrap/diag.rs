@@ -20,11 +20,14 @@ const PIECE: usize = 32 << 10;
 /// A listener has no peer, a closed socket none any more, and one in TIME_WAIT has reported its end.
 const NO_CONNECTIONS: StateFlags = StateFlags::LISTEN.union(StateFlags::CLOSE).union(StateFlags::TIME_WAIT);
 
+/// struct tcp_info.
+const WITH_TOTALS: ExtensionFlags = ExtensionFlags::INFO;
+
 /// Whether there is INET_DIAG, in the kernel or loadable.
 pub(super) fn is_there() -> Result<(), String> {
-    [IPPROTO_TCP, IPPROTO_UDP]
-        .into_iter()
-        .try_for_each(|protocol| dump(AF_INET, protocol, StateFlags::empty(), |_, _| {}))
+    [IPPROTO_TCP, IPPROTO_UDP].into_iter().try_for_each(|protocol| {
+        dump(AF_INET, protocol, ExtensionFlags::empty(), StateFlags::empty(), |_, _| {})
+    })
 }
 
 /// The connections of the calling thread's network namespace.
@@ -32,20 +35,34 @@ pub(super) fn read(netns: u32) -> Result<Vec<Found>, String> {
     // A vector that grows is in memory twice, and leaves holes.
     let mut found = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
-        dump(family, IPPROTO_TCP, NO_CONNECTIONS.complement(), |header, attributes| {
+        dump(family, IPPROTO_TCP, WITH_TOTALS, NO_CONNECTIONS.complement(), |header, attributes| {
             found.extend(tcp(header, attributes, netns))
         })?;
-        dump(family, IPPROTO_UDP, StateFlags::all(), |header, _| {
+        dump(family, IPPROTO_UDP, ExtensionFlags::empty(), StateFlags::all(), |header, _| {
             found.push(connection(header, Protocol::Udp, netns))
         })?;
     }
     Ok(found)
 }
 
+/// The ids of all sockets there. Those of what only holds a socket's place are among them, and are nobody's.
+pub(super) fn ids() -> Result<Vec<u64>, String> {
+    let mut ids = Vec::with_capacity(sockets::count());
+    for family in [AF_INET, AF_INET6] {
+        for (protocol, states) in
+            [(IPPROTO_TCP, NO_CONNECTIONS.complement()), (IPPROTO_UDP, StateFlags::all())]
+        {
+            dump(family, protocol, ExtensionFlags::empty(), states, |header, _| ids.push(id(header)))?;
+        }
+    }
+    Ok(ids)
+}
+
 /// Asks for the sockets of one kind in these states, and hands out each with its attributes.
 fn dump(
     family: u8,
     protocol: u8,
+    extensions: ExtensionFlags,
     states: StateFlags,
     mut each: impl FnMut(&InetResponseHeader, &[u8]),
 ) -> Result<(), String> {
@@ -53,7 +70,7 @@ fn dump(
     let mut socket = Socket::new(NETLINK_SOCK_DIAG).map_err(refused)?;
     socket.bind_auto().map_err(refused)?;
     socket.connect(&SocketAddr::new(0, 0)).map_err(refused)?;
-    socket.send(&request(family, protocol, states), 0).map_err(refused)?;
+    socket.send(&request(family, protocol, extensions, states), 0).map_err(refused)?;
     let mut answer = Vec::with_capacity(PIECE);
     loop {
         answer.clear();
@@ -98,11 +115,11 @@ fn end(message: &[u8]) -> Result<io::Result<()>, DecodeError> {
     Ok(if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) })
 }
 
-fn request(family: u8, protocol: u8, states: StateFlags) -> Vec<u8> {
+fn request(family: u8, protocol: u8, extensions: ExtensionFlags, states: StateFlags) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    let request = InetRequest { family, protocol, extensions: ExtensionFlags::INFO, states, socket_id };
+    let request = InetRequest { family, protocol, extensions, states, socket_id };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -122,12 +139,16 @@ fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: u32) -> Option<Fou
     Some((inode, record))
 }
 
+fn id(header: &InetResponseHeader) -> u64 {
+    u64::from_ne_bytes(header.socket_id.cookie)
+}
+
 fn connection(header: &InetResponseHeader, protocol: Protocol, netns: u32) -> Found {
     let id = &header.socket_id;
     let remote = (id.destination_address, id.destination_port);
     let key = ConnectionKey::new(protocol, id.source_address, id.source_port, remote.0, remote.1);
     let record = ConnectionRecord {
-        socket: Some(u64::from_ne_bytes(id.cookie)),
+        socket: Some(self::id(header)),
         netns,
         is_partial: true,
         ..ConnectionRecord::new(key, KernelTime(0))

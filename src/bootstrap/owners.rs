@@ -7,7 +7,7 @@
 use super::sockets::NO_FILE;
 use super::unreadable;
 use crate::error::Result;
-use crate::host;
+use crate::host::{self, Cgroup2};
 use crate::model::{Process, ProcessName};
 use foldhash::{HashMap, HashSet};
 use procfs::process::{self, Status};
@@ -26,11 +26,12 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
     if inodes.is_empty() {
         return Ok(owners);
     }
-    let mut cgroups = Cgroups::new(host::cgroup2_mount());
+    let mut cgroups = Cgroups::new(host::own_cgroup2());
     for process in process::all_processes().map_err(|e| unreadable("/proc", e))? {
         match process.and_then(|process| look_into(&process, inodes, &mut cgroups)) {
             Ok(Some((holder, sockets))) => sockets.iter().for_each(|&inode| owners.assign(inode, holder)),
-            Ok(None) | Err(ProcError::NotFound(_) | ProcError::PermissionDenied(_)) => {}
+            Ok(None) | Err(ProcError::NotFound(_)) => {}
+            Err(ProcError::PermissionDenied(_)) => owners.hidden += 1,
             Err(e) => log::debug!("owners of some connections are not known: {e}"),
         }
     }
@@ -44,6 +45,8 @@ pub(super) struct Owners {
     processes: Vec<Process>,
     /// By the socket's inode, which of them.
     by_inode: HashMap<u64, u32>,
+    /// Processes whose files we may not look at.
+    pub(super) hidden: usize,
 }
 
 impl Owners {
@@ -61,15 +64,28 @@ impl Owners {
     /// sockets until it calls exec(2), a process forked to write a snapshot holds them for minutes, one that inherited a
     /// leaked file descriptor for ever. The lower pid decides between processes of one clock tick.
     ///
-    /// A service manager comes last: it opens sockets for its services (systemd.socket(5)) and does not use them.
+    /// The first process comes last: as a service manager it opens sockets for its services (systemd.socket(5)) and does
+    /// not use them. It is told by its pid, which nobody can choose; a name anybody can.
     pub(super) fn assign(&mut self, inode: u64, holder: Process) {
         let this = self.number(holder);
         let owner = self.by_inode.entry(inode).or_insert(this);
-        let rank = |process: &Process| (process.name == "systemd", process.start_time_ns, process.pid);
+        let rank = |process: &Process| (process.pid == 1, process.start_time_ns, process.pid);
         let known = self.processes.get(*owner as usize).filter(|_| *owner != this);
         if known.is_some_and(|known| rank(&holder) < rank(known)) {
             *owner = this;
         }
+    }
+
+    /// Of how many of these sockets the holder is out of sight, and why, in words. (Others may have none: those of the
+    /// kernel, and what is on its way from one process to another.)
+    pub(super) fn limit(&self, inodes: impl Iterator<Item = u64>) -> Option<String> {
+        let why = match self.hidden {
+            0 if host::in_initial_pid_namespace() => return None,
+            0 => "this process is in a pid namespace, which shows no others".into(),
+            hidden => format!("the files of {hidden} processes may not be looked at"),
+        };
+        let count = inodes.filter(|&inode| self.of(inode).is_none()).count();
+        (count > 0).then(|| format!("sockets whose owner is out of sight: {count} ({why})"))
     }
 
     /// Holders come one after the other, each with all its sockets.
@@ -136,7 +152,7 @@ fn socket_inode(link: &[u8]) -> Option<u64> {
 
 /// Pid and uid are those of the namespaces that /proc shows and this process lives in; in a container with namespaces
 /// of its own they differ from the initial ones. The start time is cut down to clock ticks (of 10 ms), where the kernel
-/// knows nanoseconds; in a time namespace it is shifted.
+/// knows nanoseconds.
 fn describe(process: &process::Process, cgroups: &mut Cgroups) -> ProcResult<Process> {
     let stat = process.stat()?;
     let status = status_from(&read(process, "status")?)?;
@@ -146,7 +162,8 @@ fn describe(process: &process::Process, cgroups: &mut Cgroups) -> ProcResult<Pro
         name: name_from(&read(process, "comm")?),
         // The real one, as events have it. The owner of /proc/<pid> is root where the process cannot be dumped.
         uid: status.ruid,
-        start_time_ns: nanoseconds(stat.starttime, procfs::ticks_per_second()),
+        start_time_ns: host::clock_offsets()
+            .kernel_boottime(nanoseconds(stat.starttime, procfs::ticks_per_second())),
         cgroup_id: cgroups.id_of(process),
         ..Process::new(pid, "")
     })
@@ -180,12 +197,12 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
 
 /// Ids of cgroups in the unified hierarchy. Many processes share few of them.
 struct Cgroups {
-    mount: Option<PathBuf>,
+    mount: Option<Cgroup2>,
     ids: HashMap<String, u64>,
 }
 
 impl Cgroups {
-    fn new(mount: Option<PathBuf>) -> Self {
+    fn new(mount: Option<Cgroup2>) -> Self {
         Self { mount, ids: HashMap::default() }
     }
 
@@ -207,10 +224,10 @@ impl Cgroups {
     }
 }
 
-/// Where the cgroup is mounted. A path that leads out of our cgroup namespace (`/../other`) would name something else.
-fn directory(mount: &Path, cgroup: &str) -> Option<PathBuf> {
-    let path = Path::new(cgroup).strip_prefix("/").ok()?;
-    path.components().all(|part| matches!(part, Component::Normal(_))).then(|| mount.join(path))
+/// Where the cgroup is mounted. A path that leads out of what is mounted (`/../other`) would name something else.
+fn directory(mount: &Cgroup2, cgroup: &str) -> Option<PathBuf> {
+    let path = Path::new(cgroup).strip_prefix(&mount.root).ok()?;
+    path.components().all(|part| matches!(part, Component::Normal(_))).then(|| mount.path.join(path))
 }
 
 #[cfg(test)]
@@ -233,8 +250,10 @@ mod tests {
 
     #[test]
     fn a_shared_socket_belongs_to_the_process_that_started_first_in_whatever_order_they_come() {
-        let manager = process(1, "systemd", 1);
-        let (server, twin, child) = (process(900, "x", 10), process(901, "x", 10), process(200, "x", 20));
+        let manager = process(1, "init", 1);
+        // A name is no privilege, and no disadvantage.
+        let (server, twin, child) =
+            (process(900, "systemd", 10), process(901, "x", 10), process(200, "x", 20));
         for order in
             [[manager, server, twin, child], [child, twin, server, manager], [twin, child, manager, server]]
         {
@@ -276,10 +295,13 @@ mod tests {
 
     #[test]
     fn cgroup_paths_stay_below_the_mount() {
-        let mount = Path::new("/sys/fs/cgroup");
-        assert_eq!(directory(mount, "/").unwrap(), Path::new("/sys/fs/cgroup/"));
-        assert_eq!(directory(mount, "/a.slice/b").unwrap(), Path::new("/sys/fs/cgroup/a.slice/b"));
-        assert_eq!(directory(mount, "/../other"), None);
-        assert_eq!(directory(mount, "relative"), None);
+        let mount = |root: &str| Cgroup2 { path: "/sys/fs/cgroup".into(), root: root.into() };
+        let own = |cgroup| directory(&mount("/"), cgroup);
+        assert_eq!(own("/").unwrap(), Path::new("/sys/fs/cgroup/"));
+        assert_eq!(own("/a.slice/b").unwrap(), Path::new("/sys/fs/cgroup/a.slice/b"));
+        assert_eq!((own("/../other"), own("relative")), (None, None));
+        let hosts = |cgroup| directory(&mount("/../.."), cgroup);
+        assert_eq!(hosts("/../../other/x").unwrap(), Path::new("/sys/fs/cgroup/other/x"));
+        assert_eq!((hosts("/../sibling"), hosts("/own"), hosts("/../../../x")), (None, None, None));
     }
 }

@@ -2,9 +2,10 @@
 //! The whole way on this machine, with sockets of the test process. Needs no privilege.
 
 use super::*;
+use crate::host;
 use crate::model::{ConnectionKey, Process, Protocol, TcpState};
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -205,11 +206,93 @@ fn without_an_iterator_owners_come_out_of_proc_and_the_reason_is_told() {
     );
 }
 
+fn refused<T>(why: &str) -> Told<T> {
+    Err(why.into())
+}
+
+fn unread() -> Result<Vec<Socket>> {
+    Err(unreadable("its tables", std::io::Error::from(std::io::ErrorKind::PermissionDenied)))
+}
+
+/// One of the namespaces refuses sock_diag, one lets nobody read its tables either: each costs its own rows and no others.
+#[test]
+fn a_network_namespace_that_cannot_be_read_costs_only_its_own_connections() {
+    let _pair = tcp_pair("127.0.0.1", "127.0.0.1");
+    let wanted = Bootstrap::SockDiag;
+    let known = |n: u8| {
+        let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, n].into(), 1, [10, 0, 0, 2].into(), 2);
+        Ok(vec![(0, ConnectionRecord::new(key, KernelTime(0)))])
+    };
+    let looks = vec![
+        look(wanted, |_| known(1), || unreachable!("sock_diag is enough")),
+        look(wanted, |_| refused("sock_diag: no memory"), sockets::read),
+        look(wanted, |_| refused("sock_diag: no memory"), unread),
+        look(wanted, |_| known(4), unread),
+    ];
+    let (found, finding) = gather(looks).unwrap();
+    let whole: Vec<_> =
+        found.iter().filter(|(_, row)| !row.is_partial).map(|(_, row)| row.key.local_addr).collect();
+    assert_eq!(whole, [[10, 0, 0, 1], [10, 0, 0, 4]].map(std::net::IpAddr::from));
+    assert!(found.len() >= 4, "and both ends of the pair out of /proc");
+    assert_eq!(finding.way, Bootstrap::SockDiag);
+    let limits = [
+        "network namespaces out of /proc, without totals: 1 (sock_diag: no memory)",
+        "network namespaces that cannot be read: 1 (cannot read its tables: permission denied)",
+    ];
+    assert_eq!(finding.limits, limits);
+    // Where it is the same everywhere, it is said once; and where nothing can be read at all, it is an error.
+    let looks = (0..3).map(|_| look(wanted, |_| refused("sock_diag: no"), || Ok(Vec::new()))).collect();
+    let (_, finding) = gather(looks).unwrap();
+    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, vec!["sock_diag: no".to_owned()]));
+    assert!(gather(vec![look(wanted, |_| refused("no"), unread)]).is_err());
+}
+
+#[test]
+fn a_survey_shows_the_sockets_that_there_are() {
+    let (client, server) = tcp_pair("127.0.0.1", "127.0.0.1");
+    let udp = UdpSocket::bind("[::1]:0").unwrap();
+    let Ok(before) = survey(vec![Protocol::Tcp, Protocol::Udp]) else {
+        // A kernel without INET_DIAG.
+        return assert!(diag::is_there().is_err());
+    };
+    let cookies = [client.as_fd(), server.as_fd(), udp.as_fd()]
+        .map(|s| rustix::net::sockopt::socket_cookie(s).unwrap());
+    assert!(cookies.iter().all(|&cookie| before.shows(cookie)));
+    assert!(before.covers(Protocol::Tcp, netns()) && before.covers(Protocol::Udp, netns()));
+    assert!(!before.covers(Protocol::Tcp, 0));
+    drop((client, server, udp));
+    let after = survey(vec![Protocol::Tcp]).unwrap();
+    // A child that another test has started may hold copies for a moment.
+    let patience = Instant::now() + Duration::from_secs(5);
+    while cookies.iter().any(|&cookie| survey(Vec::new()).unwrap().shows(cookie)) {
+        assert!(Instant::now() < patience, "{cookies:?} do not go");
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert!(after.covers(Protocol::Tcp, netns()) && !after.covers(Protocol::Udp, netns()));
+}
+
+#[test]
+fn sockets_whose_owner_is_hidden_are_counted() {
+    let mut owners = Owners::default();
+    owners.assign(7, Process::new(70, "seven"));
+    let limit = |owners: &Owners| owners.limit([7, 8, 9].into_iter());
+    let in_a_namespace = (!host::in_initial_pid_namespace()).then(|| {
+        "sockets whose owner is out of sight: 2 (this process is in a pid namespace, which shows no others)".to_owned()
+    });
+    assert_eq!(limit(&owners), in_a_namespace);
+    owners.hidden = 30;
+    let hidden = "sockets whose owner is out of sight: 2 (the files of 30 processes may not be looked at)";
+    assert_eq!(limit(&owners).as_deref(), Some(hidden));
+    owners.assign(8, Process::new(80, "eight"));
+    owners.assign(9, Process::new(90, "nine"));
+    assert_eq!(limit(&owners), None);
+}
+
 #[test]
 fn what_is_prepared_is_what_was_wanted_or_less() {
     let (holders, finding) = prepare(Bootstrap::Procfs);
     assert!(holders.is_err());
-    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, Vec::new()));
+    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, vec!["not searched for yet".into()]));
     let (_, finding) = prepare(Bootstrap::SockDiag);
     let refused = finding.limits.iter().any(|limit| limit.starts_with("sock_diag"));
     assert_eq!(finding.way == Bootstrap::Procfs, refused);

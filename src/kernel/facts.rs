@@ -43,7 +43,7 @@ pub(crate) fn collect() -> Facts {
         functions,
         tracepoints,
         cgroup: cgroup(),
-        all_cgroups: host::in_initial_cgroup_namespace(),
+        all_cgroups: host::cgroup2_top().is_none_or(|(_, is_whole)| is_whole),
         preemptible: host::is_preemptible(),
     }
 }
@@ -53,7 +53,7 @@ fn cgroup() -> Result<(), String> {
     if !missing.is_empty() {
         return Err(format!("this process lacks {}", missing.join(", ")));
     }
-    host::cgroup2_mount().map(drop).ok_or_else(|| "no cgroup2 hierarchy is mounted".into())
+    host::cgroup2_top().map(drop).ok_or_else(|| "no cgroup2 hierarchy is mounted".into())
 }
 
 /// What BTF lists of the functions and tracepoints that programs attach to or call.

@@ -190,7 +190,7 @@ fn secret<const N: usize>() -> [u64; N] {
 
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
 fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, String> {
-    let cgroup = host::cgroup2_mount().and_then(|path| File::open(path).ok());
+    let cgroup = host::cgroup2_top().and_then(|(path, _)| File::open(path).ok());
     let mut links = Vec::new();
     for planned in plan.programs.clone() {
         let program = skel.object().progs_mut().find(|p| p.name() == planned.name);

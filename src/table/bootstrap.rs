@@ -9,6 +9,7 @@ use super::ConnectionTable;
 use super::entry::Entry;
 use super::older::Found;
 use super::place::{Flow, Place, is_unconnected, unconnected_keys};
+use super::store::CROWD;
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
@@ -79,24 +80,32 @@ impl ConnectionTable {
 
     fn match_row(&self, row: &ConnectionRecord) -> Match {
         let (place, walk) = (Place::of_record(row), row.last_seen);
-        let is_candidate =
-            |entry: &Entry| !entry.ended_before(walk) && place.may_be(&Place::of_record(&entry.record));
-        let mut candidates = self.store.confirmed(&row.key).filter(|(_, entry)| is_candidate(entry));
-        match (candidates.next(), candidates.next()) {
-            (Some((slot, _)), None) => return Match::One(slot),
-            (Some(_), Some(_)) => return Match::Unclear,
-            (None, _) => {}
+        let is_candidate = |&(_, entry): &(u32, &Entry)| {
+            !entry.ended_before(walk) && place.may_be(&Place::of_record(&entry.record))
+        };
+        let shown = match (row.socket, row.key.protocol) {
+            (None, _) => match_one(self.store.confirmed(&row.key).filter(is_candidate)),
+            (Some(socket), Protocol::Tcp) => match_one(self.lives_of(socket).filter(is_candidate)),
+            // It may have any number of peers.
+            (Some(socket), Protocol::Udp) => {
+                let slot = self.store.find(&Flow::new(socket, walk, &row.key));
+                let flow = slot.and_then(|slot| Some((slot, self.store.get(slot)?)));
+                match_one(flow.into_iter().filter(is_candidate))
+            }
+        };
+        let has_ended = || {
+            let with_id = row.socket.into_iter().flat_map(|socket| self.store.rows_of_socket(socket));
+            let mut rows = self.store.ended_rows(&row.key).chain(with_id.filter(|(_, row)| !row.is_open()));
+            let socket = row.socket.filter(|_| row.key.protocol == Protocol::Udp);
+            let ended = socket.and_then(|socket| self.gone.time((socket, None)));
+            ended.is_some_and(|end| end >= walk)
+                || self.gone.ended_since(&place, walk)
+                || rows.any(|row| is_candidate(&row))
+        };
+        match shown {
+            Match::None if has_ended() => Match::Unclear,
+            shown => shown,
         }
-        let mut rows = self.store.unconfirmed(&row.key);
-        let socket = row.socket.filter(|_| row.key.protocol == Protocol::Udp);
-        let ended = socket.and_then(|socket| self.gone.time((socket, None)));
-        if rows.any(|(_, row)| !row.is_open() && is_candidate(row))
-            || self.gone.ended_since(&place, walk)
-            || ended.is_some_and(|end| end >= walk)
-        {
-            return Match::Unclear;
-        }
-        Match::None
     }
 
     pub(super) fn claim(&mut self, slot: u32, row: ConnectionRecord) {
@@ -110,14 +119,17 @@ impl ConnectionTable {
 
     /// Takes the row out of the table that stands for the connection at this place. A late event may find that it has ended.
     pub(super) fn take_row(&mut self, place: &Place<'_>) -> Option<ConnectionRecord> {
-        let of_socket = || self.row_of_socket(place.key, place.socket?);
+        let of_socket = || {
+            let mut rows = self.store.rows_of_socket(place.socket?);
+            rows.find(|(_, row)| row.record.key == *place.key).map(|(slot, _)| slot)
+        };
         let slot = self.store.row_of(place).or_else(of_socket)?;
         self.store.remove(slot).map(|entry| entry.record)
     }
 
     /// A UDP socket was closed: so is its row, if it had one of its own. It is the one with the same id, wherever the socket
     /// has been since, or at the same address. Where several share that it is the one with the same owner, or none.
-    pub(super) fn close_row(&mut self, info: &ConnectionInfo, listed: Option<ConnectionKey>) {
+    pub(super) fn close_row(&mut self, info: &ConnectionInfo) {
         let event = Place::of_event(info);
         let at = |key: ConnectionKey| {
             let same_owner = Place { key: &key, ..event };
@@ -126,25 +138,35 @@ impl ConnectionTable {
         };
         let is_in_time =
             |slot: &u32| self.store.get(*slot).is_some_and(|entry| entry.record.last_seen <= info.time);
-        let by_id = listed.and_then(|key| self.row_of_socket(&key, info.socket));
-        let mut rows = by_id.into_iter().chain(unconnected_keys(&info.key).filter_map(at));
-        if let Some(slot) = rows.find(is_in_time) {
+        let by_id = self.store.rows_of_socket(info.socket).map(|(slot, _)| slot);
+        let mut rows = by_id.chain(unconnected_keys(&info.key).filter_map(at));
+        let row = rows.find(is_in_time);
+        drop(rows);
+        if let Some(slot) = row {
             self.end(slot, info.time);
         }
     }
 
     /// The owner of the UDP socket behind this flow, from a row; none if several rows could be it and their
-    /// owners differ.
+    /// owners differ, or there are too many to look at.
     pub(super) fn unconnected_owner(
         &self,
         flow: &ConnectionKey,
         netns: u32,
+        socket: Option<u64>,
     ) -> Option<(Process, KernelTime)> {
+        let mut with_id = socket.into_iter().flat_map(|socket| self.store.rows_of_socket(socket));
+        if let Some((_, row)) = with_id.find(|(_, row)| row.is_open()) {
+            return Some((row.record.owner?, row.record.last_seen));
+        }
         let mut found: Option<(Process, KernelTime)> = None;
         for key in unconnected_keys(flow) {
-            let place = Place { key: &key, netns, socket: None, pid: None };
-            for (_, row) in self.store.unconfirmed(&key) {
-                if !row.is_open() || !place.may_be(&Place::of_record(&row.record)) {
+            let place = Place { key: &key, netns, socket, pid: None };
+            for (count, (_, row)) in self.store.open_rows(&key).enumerate() {
+                if count + 1 == CROWD {
+                    return None;
+                }
+                if !place.may_be(&Place::of_record(&row.record)) {
                     continue;
                 }
                 let owner = row.record.owner?;
@@ -166,7 +188,8 @@ impl ConnectionTable {
         let nameless = self.store.iter().filter(|(_, entry)| is_nameless(entry));
         let found: Vec<_> = nameless
             .filter_map(|(slot, entry)| {
-                let owner = self.unconnected_owner(&entry.record.key, entry.record.netns)?;
+                let ConnectionRecord { key, netns, socket, .. } = &entry.record;
+                let owner = self.unconnected_owner(key, *netns, *socket)?;
                 Some((slot, owner))
             })
             .collect();
@@ -175,6 +198,14 @@ impl ConnectionTable {
                 entry.learn_owner(owner, Provenance::Bootstrap, time);
             }
         }
+    }
+}
+
+fn match_one<'a>(mut candidates: impl Iterator<Item = (u32, &'a Entry)>) -> Match {
+    match (candidates.next(), candidates.next()) {
+        (Some((slot, _)), None) => Match::One(slot),
+        (Some(_), Some(_)) => Match::Unclear,
+        (None, _) => Match::None,
     }
 }
 

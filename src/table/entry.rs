@@ -30,8 +30,6 @@ pub(super) struct Entry {
     pub(super) is_confirmed: bool,
     /// The handshake was seen: nothing is older than the tracer.
     born: bool,
-    /// It only counts as ended because nothing has happened for so long.
-    is_idle: bool,
 }
 
 /// What only events make necessary.
@@ -62,15 +60,7 @@ impl Entry {
     }
 
     fn from_parts(record: ConnectionRecord, is_confirmed: bool) -> Self {
-        Self {
-            since: record.first_seen,
-            end: KernelTime(0),
-            live: None,
-            is_confirmed,
-            born: false,
-            is_idle: false,
-            record,
-        }
+        Self { since: record.first_seen, end: KernelTime(0), live: None, is_confirmed, born: false, record }
     }
 
     /// What names it in events, if any have shown it.
@@ -113,7 +103,7 @@ impl Entry {
 
     /// Whether its socket cannot be one that a walk at this time has found.
     pub(super) fn ended_before(&self, walk: KernelTime) -> bool {
-        !self.is_idle && self.closed_at().is_some_and(|end| end < walk)
+        self.record.is_end_seen && self.closed_at().is_some_and(|end| end < walk)
     }
 
     /// A walk at this time has found the UDP socket of this flow.
@@ -131,16 +121,21 @@ impl Entry {
         if !is_flow || !self.is_open() || now.saturating_since(self.record.last_seen) < after {
             return false;
         }
-        (self.is_idle, self.record.is_closed, self.end) = (true, true, now);
+        self.presume_ended(now);
         true
     }
 
-    /// What was only idle goes on with an event from after that. Returns whether it does.
+    /// It counts as ended from now on, although nothing has told of its end.
+    pub(super) fn presume_ended(&mut self, now: KernelTime) {
+        (self.record.is_closed, self.end) = (true, now);
+    }
+
+    /// What only counts as ended goes on with an event from after that. Returns whether it does.
     pub(super) fn goes_on(&mut self, time: KernelTime) -> bool {
-        if !self.is_idle || self.closed_at().is_none_or(|idle| time <= idle) {
+        if self.record.is_end_seen || self.closed_at().is_none_or(|end| time <= end) {
             return false;
         }
-        (self.is_idle, self.record.is_closed) = (false, false);
+        self.record.is_closed = false;
         true
     }
 
@@ -243,11 +238,11 @@ impl Entry {
     /// It ended at this time, or earlier than was known. Returns the row that was taken for this connection
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
-        // That it was silent for long was no end.
-        let known = self.closed_at().filter(|_| !self.is_idle);
+        // When it was presumed to have ended says nothing.
+        let known = self.closed_at().filter(|_| self.record.is_end_seen);
         let end = known.map_or(time, |known| known.min(time));
-        (self.end, self.is_idle) = (end, false);
-        self.record.is_closed = true;
+        self.end = end;
+        (self.record.is_closed, self.record.is_end_seen) = (true, true);
         if self.record.key.protocol == Protocol::Tcp {
             self.record.tcp_state = Some(TcpState::Close);
         }

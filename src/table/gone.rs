@@ -3,23 +3,27 @@
 //! back to life, nor a walk over /proc that began before it ended.
 
 use super::place::Place;
+use super::store::CROWD;
 use crate::model::{ConnectionKey, KernelTime};
 use foldhash::HashMap;
 use std::collections::VecDeque;
 
-/// Late events are late by one interval of the collector, or by the time of a walk; some 100 bytes each.
+/// Late events are late by one interval of the collector, or by the time of a walk; some 200 bytes each.
 const REMEMBERED: usize = 4096;
-/// Ends arrive nearly in order of time: the CPUs' events are less than this apart.
-const DISORDER_NS: u64 = 1_000_000_000;
 
 /// Names an ended connection (TCP: socket and since) or socket (UDP).
 pub(super) type Id = (u64, Option<KernelTime>);
 
-/// The latest ends.
+/// The latest ends, which are numbered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gone {
     times: HashMap<Id, KernelTime>,
     ends: VecDeque<End>,
+    /// How many were forgotten: the number of the first one that is not.
+    forgotten: u64,
+    /// The latest of a socket, and at a place.
+    by_socket: HashMap<u64, u64>,
+    by_key: HashMap<ConnectionKey, u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +33,9 @@ struct End {
     netns: u32,
     pid: Option<u32>,
     time: KernelTime,
+    /// The ones before it of the same socket, and with the same key. They may be forgotten.
+    of_socket: Option<u64>,
+    with_key: Option<u64>,
 }
 
 impl Gone {
@@ -40,11 +47,26 @@ impl Gone {
         }
         self.times.insert(id, time);
         if self.ends.len() >= REMEMBERED {
-            if let Some(oldest) = self.ends.pop_front() {
-                self.times.remove(&oldest.id);
-            }
+            self.forget_oldest();
         }
-        self.ends.push_back(End { id, key: *place.key, netns: place.netns, pid: place.pid, time });
+        let number = self.forgotten + self.ends.len() as u64;
+        let of_socket = self.by_socket.insert(id.0, number);
+        let with_key = self.by_key.insert(*place.key, number);
+        let (key, netns, pid) = (*place.key, place.netns, place.pid);
+        self.ends.push_back(End { id, key, netns, pid, time, of_socket, with_key });
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(oldest) = self.ends.pop_front() else { return };
+        self.times.remove(&oldest.id);
+        let number = self.forgotten;
+        self.forgotten += 1;
+        if self.by_socket.get(&oldest.id.0) == Some(&number) {
+            self.by_socket.remove(&oldest.id.0);
+        }
+        if self.by_key.get(&oldest.key) == Some(&number) {
+            self.by_key.remove(&oldest.key);
+        }
     }
 
     /// When it ended, if it did.
@@ -54,12 +76,24 @@ impl Gone {
 
     /// Did a connection that a walk at this time could still see here end since?
     pub(super) fn ended_since(&self, place: &Place<'_>, walk: KernelTime) -> bool {
-        let recent =
-            self.ends.iter().rev().take_while(|end| end.time.0.saturating_add(DISORDER_NS) >= walk.0);
-        recent.filter(|end| end.time >= walk).any(|end| {
+        let latest = match place.socket {
+            Some(socket) => self.by_socket.get(&socket),
+            None => self.by_key.get(place.key),
+        };
+        let before = |end: &&End| if place.socket.is_some() { end.of_socket } else { end.with_key };
+        let ends = std::iter::successors(latest.and_then(|&number| self.end(number)), |end| {
+            before(end).and_then(|number| self.end(number))
+        });
+        ends.take(CROWD).filter(|end| end.time >= walk).any(|end| {
+            #[cfg(test)]
+            super::store::STEPS.with(|steps| steps.set(steps.get() + 1));
             let there = Place { key: &end.key, netns: end.netns, socket: Some(end.id.0), pid: end.pid };
             place.may_be(&there)
         })
+    }
+
+    fn end(&self, number: u64) -> Option<&End> {
+        self.ends.get(usize::try_from(number.checked_sub(self.forgotten)?).ok()?)
     }
 }
 
@@ -76,7 +110,8 @@ mod tests {
         for n in 0..REMEMBERED as u64 + 10 {
             gone.insert((n, None), &place, KernelTime(n));
         }
-        assert_eq!((gone.times.len(), gone.ends.len()), (REMEMBERED, REMEMBERED));
+        let sizes = [gone.times.len(), gone.ends.len(), gone.by_socket.len(), gone.by_key.len()];
+        assert_eq!(sizes, [REMEMBERED, REMEMBERED, REMEMBERED, 1]);
         assert_eq!(gone.time((9, None)), None);
         assert_eq!(gone.time((10, None)), Some(KernelTime(10)));
         let last = REMEMBERED as u64 + 9;
@@ -84,5 +119,31 @@ mod tests {
         assert!(!gone.ended_since(&place, KernelTime(last + 1)));
         assert!(!gone.ended_since(&Place { netns: 8, ..place }, KernelTime(0)));
         assert!(gone.ended_since(&Place { netns: 0, ..place }, KernelTime(0)));
+        // By its id each is found among all that share a place, as long as it is remembered.
+        let of = |socket| gone.ended_since(&Place { socket: Some(socket), ..place }, KernelTime(0));
+        assert_eq!([9, 10, 11, last, last + 1].map(of), [false, true, true, true, false]);
+        // Places are forgotten, too.
+        for n in 0..REMEMBERED as u64 {
+            let other = ConnectionKey { local_port: 2, ..key };
+            gone.insert((1 << 32 | n, None), &Place { key: &other, ..place }, KernelTime(n));
+        }
+        assert!(!gone.ended_since(&place, KernelTime(0)));
+        assert_eq!(gone.by_key.len(), 1);
+    }
+
+    #[test]
+    fn each_end_of_a_socket_that_was_connected_again_is_found_where_it_was() {
+        let keys = [1, 2]
+            .map(|port| ConnectionKey::new(Protocol::Tcp, [1, 1, 1, 1].into(), port, [2, 2, 2, 2].into(), 2));
+        let at = |key| Place { key, netns: 7, socket: Some(5), pid: None };
+        let mut gone = Gone::default();
+        for (key, n) in keys.iter().zip(1..) {
+            gone.insert((5, Some(KernelTime(n))), &at(key), KernelTime(10 * n));
+        }
+        assert!(
+            gone.ended_since(&at(&keys[0]), KernelTime(10))
+                && gone.ended_since(&at(&keys[1]), KernelTime(20))
+        );
+        assert!(!gone.ended_since(&at(&keys[0]), KernelTime(11)));
     }
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Slots found by something that their entries hold anyway: a map would hold it a second time, and with 100,000
 //! connections its keys alone would not fit into a processor's cache.
+//!
+//! Others choose the keys. The hashes are seeded anew for each index, from addresses and times that only this process
+//! knows, so nobody can choose keys whose hashes collide.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -18,6 +21,11 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.slots.capacity()
     }
 
     pub(super) fn get<K: Hash>(&self, key: &K, is_it: impl Fn(u32) -> bool) -> Option<u32> {

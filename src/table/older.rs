@@ -13,16 +13,28 @@ use crate::model::{ConnectionKey, KernelTime, Protocol};
 use crate::record::ConnectionRecord;
 use foldhash::HashMap;
 
-/// Where unconnected sockets without an id were found, in which network namespace, and by which walk.
-pub(super) type Found = HashMap<ConnectionKey, Vec<(u32, KernelTime)>>;
+/// Where unconnected sockets without an id were found, and by which walk first. Many may share a place.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// In this network namespace.
+    here: HashMap<(ConnectionKey, u32), KernelTime>,
+    anywhere: HashMap<ConnectionKey, KernelTime>,
+}
 
-/// A UDP socket that is older than the tracer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Older {
-    /// The first walk that has found it.
-    walk: KernelTime,
-    /// The key of its row, where it had one with its id.
-    pub(super) row: Option<ConnectionKey>,
+impl Found {
+    fn add(&mut self, key: ConnectionKey, netns: u32, walk: KernelTime) {
+        let earliest = |known: &mut KernelTime| *known = walk.min(*known);
+        self.here.entry((key, netns)).and_modify(earliest).or_insert(walk);
+        self.anywhere.entry(key).and_modify(earliest).or_insert(walk);
+    }
+
+    /// The first walk that has found one there. The namespace 0 is any, of whom it is said.
+    fn walk_at(&self, key: ConnectionKey, netns: u32) -> Option<KernelTime> {
+        if netns == 0 {
+            return self.anywhere.get(&key).copied();
+        }
+        [netns, 0].into_iter().filter_map(|netns| self.here.get(&(key, netns)).copied()).min()
+    }
 }
 
 impl ConnectionTable {
@@ -37,7 +49,7 @@ impl ConnectionTable {
                 self.move_row(socket, row.key);
             }
             None if is_unconnected(&row.key) => {
-                without_id.entry(row.key).or_default().push((row.netns, row.last_seen));
+                without_id.add(row.key, row.netns, row.last_seen);
             }
             // One with a peer finds its flow by that.
             None => {}
@@ -46,17 +58,10 @@ impl ConnectionTable {
 
     /// At an earlier walk the socket may have been without a peer, or had another.
     fn move_row(&mut self, socket: u64, to: ConnectionKey) {
-        let Some(older) = self.older.get_mut(&socket) else { return };
-        let left = older.row.replace(to).filter(|from| *from != to);
-        if let Some(slot) = left.and_then(|key| self.row_of_socket(&key, socket)) {
+        let left = self.store.rows_of_socket(socket).find(|(_, row)| row.record.key != to);
+        if let Some((slot, _)) = left {
             self.store.remove(slot);
         }
-    }
-
-    /// The row with this key and id, also if it has ended.
-    pub(super) fn row_of_socket(&self, key: &ConnectionKey, socket: u64) -> Option<u32> {
-        let mut rows = self.store.unconfirmed(key);
-        rows.find(|(_, row)| row.record.socket == Some(socket)).map(|(slot, _)| slot)
     }
 
     /// A walk at this time has found this socket.
@@ -75,13 +80,12 @@ impl ConnectionTable {
         if self.gone.time((socket, None)).is_some() || self.older.len() >= self.max_connections {
             return;
         }
-        let older = self.older.entry(socket).or_insert(Older { walk, row: None });
-        older.walk = walk.min(older.walk);
+        self.older.entry(socket).and_modify(|known| *known = walk.min(*known)).or_insert(walk);
     }
 
     /// Marks the flows of all sockets that may be one of these.
     pub(super) fn mark_flows_at(&mut self, found: &Found) {
-        if found.is_empty() {
+        if found.anywhere.is_empty() {
             return;
         }
         let flows = self.store.iter().filter_map(|(_, entry)| match entry.flow() {
@@ -95,7 +99,7 @@ impl ConnectionTable {
     /// Marks a new flow if its socket is known to be older. All flows of a socket are alike.
     pub(super) fn mark_if_older(&mut self, slot: u32, info: &ConnectionInfo) {
         let sibling = || self.store.of_socket(info.socket).find(|&(other, _)| other != slot);
-        let known = self.older.get(&info.socket).map(|older| older.walk);
+        let known = self.older.get(&info.socket).copied();
         let known = known.or_else(|| sibling().and_then(|(_, entry)| entry.older()));
         let Some(walk) = known.or_else(|| self.walk_of_row(info)) else { return };
         if let Some(entry) = self.store.get_mut(slot) {
@@ -110,7 +114,7 @@ impl ConnectionTable {
             |row: &Entry| row.record.is_partial && row.closed_at().is_none_or(|end| end >= info.time);
         unconnected_keys(&info.key).find_map(|key| {
             let place = Place { key: &key, netns: info.netns, socket: Some(info.socket), pid: None };
-            let mut rows = self.store.unconfirmed(&key);
+            let mut rows = self.store.open_rows(&key).chain(self.store.ended_rows(&key));
             let row = rows.find(|(_, row)| was_there(row) && place.may_be(&Place::of_record(&row.record)));
             row.map(|(_, row)| row.record.last_seen)
         })
@@ -120,7 +124,6 @@ impl ConnectionTable {
 /// The earliest walk that can have found this flow's socket.
 fn walk_at(entry: &Entry, found: &Found) -> Option<KernelTime> {
     let netns = entry.record.netns;
-    let rows = unconnected_keys(&entry.record.key).filter_map(|key| found.get(&key)).flatten();
-    let here = rows.filter(|(of_row, _)| *of_row == netns || *of_row == 0 || netns == 0);
-    here.map(|&(_, walk)| walk).filter(|&walk| !entry.ended_before(walk)).min()
+    let walks = unconnected_keys(&entry.record.key).filter_map(|key| found.walk_at(key, netns));
+    walks.filter(|&walk| !entry.ended_before(walk)).min()
 }

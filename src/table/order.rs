@@ -63,4 +63,9 @@ impl Order {
     pub(super) fn len(&self) -> usize {
         self.queue.len()
     }
+
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.queue.capacity()
+    }
 }

@@ -18,10 +18,10 @@ pub(super) enum Flow {
 }
 
 impl Hash for Flow {
-    /// A socket has few lives, and may have many peers.
+    /// A socket may have many lives, one after the other, and many peers.
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
-            Self::Tcp { socket, since: _ } => socket.hash(state),
+            Self::Tcp { socket, since } => (socket, since).hash(state),
             Self::Udp { socket, peer, port } => (socket, peer, port).hash(state),
         }
     }

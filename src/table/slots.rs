@@ -55,6 +55,11 @@ impl<T> Slots<T> {
         self.place(slot)?.as_mut()
     }
 
+    /// What they hold. Each page is given back as soon as it is empty.
+    pub(super) fn into_values(self) -> impl Iterator<Item = T> {
+        self.pages.into_iter().flatten().flatten()
+    }
+
     /// Those that are not empty.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let all = self.pages.iter().flatten();

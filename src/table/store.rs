@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where the entries are kept, and the ways to find them: by flow (one look-up for each event), by socket and by key.
+//!
+//! Anybody can make many connections that have a key in common (SO_REUSEPORT), or a socket (one that connects again and
+//! again). So no search follows a chain for longer than [`CROWD`], and where there are ids they are used.
 
 use super::entry::Entry;
 use super::index::Index;
@@ -15,15 +18,26 @@ pub(super) struct Store {
     slots: Slots,
     free: Vec<u32>,
     flows: Index,
+    /// Of connections that events have shown.
     sockets: Index,
     keys: Index,
-    /// Rows of a walk that no event has confirmed yet: apart, because each new connection looks for its own here.
-    unconfirmed: Index,
+    /// Rows of a walk that no event has confirmed yet: apart, because each new connection looks for its own here. Those
+    /// that have ended are apart again, so that none of them stands before one that is looked for.
+    open_rows: Index,
+    ended_rows: Index,
+    /// Rows with an id, by that.
+    row_ids: Index,
     order: Order,
     serial: u64,
 }
 
 type Slots = super::slots::Slots<Kept>;
+
+#[cfg(test)]
+thread_local! {
+    /// How many steps were taken along chains, and from one remembered end to the next: what a search costs.
+    pub(super) static STEPS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
 
 #[derive(Clone, Debug)]
 struct Kept {
@@ -70,6 +84,13 @@ enum Chain {
     Socket,
 }
 
+/// How far a chain is followed where one candidate is as good as another. Machines have fewer processors, and so fewer
+/// workers that share an address.
+pub(super) const CROWD: usize = 256;
+
+/// Below this there is nothing worth giving back.
+const SMALL: usize = 1024;
+
 impl Store {
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -99,37 +120,56 @@ impl Store {
         self.slots.iter_mut().map(|(slot, kept)| (slot, &mut kept.entry))
     }
 
-    /// All connections of a socket, in no order.
+    /// All connections of a socket that events have shown, the latest first.
     pub(super) fn of_socket(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(
-            Chain::Socket,
-            self.sockets.get(&socket, |slot| socket_of(&self.slots, slot) == Some(socket)),
-        )
+        let has_id = |slot| socket_of(&self.slots, slot) == Some(socket);
+        self.chain(Chain::Socket, self.sockets.get(&socket, has_id))
     }
 
-    /// All connections with this key that events have shown.
+    /// The rows of a walk with this id. A socket has one, or few if it was connected elsewhere in between.
+    pub(super) fn rows_of_socket(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
+        let has_id = |slot| socket_of(&self.slots, slot) == Some(socket);
+        self.chain(Chain::Socket, self.row_ids.get(&socket, has_id)).take(CROWD)
+    }
+
+    /// Connections with this key that events have shown.
     pub(super) fn confirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.keys.get(key, |slot| self.has_key(slot, key)))
+        self.with_key(&self.keys, key).take(CROWD)
     }
 
-    /// All rows of a walk with this key.
-    pub(super) fn unconfirmed(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        self.chain(Chain::Key, self.unconfirmed.get(key, |slot| self.has_key(slot, key)))
+    /// Rows of a walk with this key that are open.
+    pub(super) fn open_rows(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
+        self.with_key(&self.open_rows, key).take(CROWD)
     }
 
-    fn has_key(&self, slot: u32, key: &ConnectionKey) -> bool {
-        self.get(slot).is_some_and(|entry| entry.record.key == *key)
+    /// Those that have ended.
+    pub(super) fn ended_rows(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
+        self.with_key(&self.ended_rows, key).take(CROWD)
     }
 
-    /// The open row of a walk that is this connection. Where several could be, it takes the same owner.
+    /// Everything with this key, however many there are.
+    pub(super) fn all_with(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
+        let lists = [&self.open_rows, &self.ended_rows, &self.keys];
+        lists.map(|list| self.with_key(list, key)).into_iter().flatten()
+    }
+
+    fn with_key(&self, list: &Index, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> + use<'_> {
+        let has_key = |slot| self.get(slot).is_some_and(|entry| entry.record.key == *key);
+        self.chain(Chain::Key, list.get(key, has_key))
+    }
+
+    /// The open row of a walk that is this connection: the one with its id, else one without an id. Where several could be,
+    /// it takes the same owner.
     pub(super) fn row_of(&self, place: &Place<'_>) -> Option<u32> {
-        if self.unconfirmed.len() == 0 {
+        if self.open_rows.len() == 0 {
             return None;
         }
-        let rows = || {
-            self.unconfirmed(place.key)
-                .filter(|(_, row)| row.is_open() && place.may_be(&Place::of_record(&row.record)))
-        };
+        let is_it = |row: &Entry| row.is_open() && place.may_be(&Place::of_record(&row.record));
+        let mut with_id = place.socket.into_iter().flat_map(|socket| self.rows_of_socket(socket));
+        if let Some((slot, _)) = with_id.find(|(_, row)| is_it(row)) {
+            return Some(slot);
+        }
+        let rows = || self.open_rows(place.key).filter(|(_, row)| is_it(row));
         let same_owner = rows().find(|(_, row)| place.pid.is_some() && row.record.pid() == place.pid);
         let only_one = || rows().next().filter(|_| rows().nth(1).is_none());
         same_owner.or_else(only_one).map(|(slot, _)| slot)
@@ -142,10 +182,13 @@ impl Store {
         self.order.push(Ticket::new(&entry, self.serial, slot));
         self.slots.put(slot, Kept { entry, serial: self.serial, links: [Link::default(); 2] });
         self.attach_key(slot);
-        if let (Some(flow), Some(socket)) = (flow, socket) {
-            let Self { flows, sockets, slots, .. } = self;
-            flows.insert(&flow, slot, |slot| flow_of(slots, slot));
-            let head = sockets.insert(&socket, slot, |slot| socket_of(slots, slot));
+        if let Some(flow) = &flow {
+            let Self { flows, slots, .. } = self;
+            flows.insert(flow, slot, |slot| flow_of(slots, slot));
+        }
+        if let Some(socket) = socket {
+            let (ids, slots) = self.ids(flow.is_some());
+            let head = ids.insert(&socket, slot, |slot| socket_of(slots, slot));
             self.put_before(Chain::Socket, slot, head);
         }
         slot
@@ -154,11 +197,15 @@ impl Store {
     pub(super) fn remove(&mut self, slot: u32) -> Option<Entry> {
         self.detach_key(slot);
         let entry = self.get(slot)?;
-        if let (Some(flow), Some(socket)) = (entry.flow(), entry.record.socket) {
+        let (flow, socket) = (entry.flow(), entry.record.socket);
+        if let Some(flow) = &flow {
+            let Self { flows, slots, .. } = self;
+            flows.remove(flow, |slot| flow_of(slots, slot));
+        }
+        if let Some(socket) = socket {
             let link = self.take_out(Chain::Socket, slot);
-            let Self { flows, sockets, slots, .. } = self;
-            flows.remove(&flow, |slot| flow_of(slots, slot));
-            link.leave(sockets, &socket, |slot| socket_of(slots, slot));
+            let (ids, slots) = self.ids(flow.is_some());
+            link.leave(ids, &socket, |slot| socket_of(slots, slot));
         }
         let kept = self.slots.take(slot)?;
         self.free.push(slot);
@@ -171,13 +218,25 @@ impl Store {
         order.sweep(slots.len() - free.len(), |ticket| current(slots, ticket));
     }
 
-    /// Gives an entry another key.
-    pub(super) fn rekey(&mut self, slot: u32, key: ConnectionKey) {
+    /// Changes an entry in its key, or whether it is open.
+    pub(super) fn relist<T>(&mut self, slot: u32, change: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         self.detach_key(slot);
-        if let Some(entry) = self.get_mut(slot) {
-            entry.record.key = key;
-        }
+        let changed = self.get_mut(slot).map(change);
         self.attach_key(slot);
+        changed
+    }
+
+    /// Gives memory back once three quarters of the places are empty: what is left moves together. That costs no more than
+    /// all that had to happen before. Slots have other numbers then.
+    pub(super) fn shrink(&mut self) {
+        if self.slots.len() < SMALL || self.len() > self.slots.len() / 4 {
+            return;
+        }
+        let Self { slots, serial, .. } = std::mem::take(self);
+        self.serial = serial;
+        for kept in slots.into_values() {
+            self.insert(kept.entry);
+        }
     }
 
     /// To be called when an entry has closed, or opened again. Its former ticket is worth nothing any more.
@@ -202,26 +261,40 @@ impl Store {
     }
 
     fn attach_key(&mut self, slot: u32) {
-        let Some(entry) = self.get(slot) else { return };
-        let (key, is_confirmed) = (entry.record.key, entry.is_confirmed);
-        let Self { keys, unconfirmed, slots, .. } = self;
-        let heads = if is_confirmed { keys } else { unconfirmed };
-        let head = heads.insert(&key, slot, |slot| key_of(slots, slot));
+        let Some((key, list, slots)) = self.list_of(slot) else { return };
+        let head = list.insert(&key, slot, |slot| key_of(slots, slot));
         self.put_before(Chain::Key, slot, head);
     }
 
     fn detach_key(&mut self, slot: u32) {
-        let Some(entry) = self.get(slot) else { return };
-        let (key, is_confirmed) = (entry.record.key, entry.is_confirmed);
         let link = self.take_out(Chain::Key, slot);
-        let Self { keys, unconfirmed, slots, .. } = self;
-        let heads = if is_confirmed { keys } else { unconfirmed };
-        link.leave(heads, &key, |slot| key_of(slots, slot));
+        let Some((key, list, slots)) = self.list_of(slot) else { return };
+        link.leave(list, &key, |slot| key_of(slots, slot));
+    }
+
+    /// The key of an entry, and where it is listed under that.
+    fn list_of(&mut self, slot: u32) -> Option<(ConnectionKey, &mut Index, &Slots)> {
+        let Self { keys, open_rows, ended_rows, slots, .. } = self;
+        let entry = entry_in(slots, slot)?;
+        let list = match (entry.is_confirmed, entry.is_open()) {
+            (true, _) => keys,
+            (false, true) => open_rows,
+            (false, false) => ended_rows,
+        };
+        Some((entry.record.key, list, slots))
+    }
+
+    /// Where sockets are listed by their ids.
+    fn ids(&mut self, is_confirmed: bool) -> (&mut Index, &Slots) {
+        let Self { sockets, row_ids, slots, .. } = self;
+        (if is_confirmed { sockets } else { row_ids }, slots)
     }
 
     fn chain(&self, chain: Chain, head: Option<u32>) -> impl Iterator<Item = (u32, &Entry)> {
         let with_slot = |slot: Option<u32>| slot.and_then(|slot| Some((slot, self.kept(slot)?)));
         std::iter::successors(with_slot(head), move |(_, kept)| {
+            #[cfg(test)]
+            STEPS.with(|steps| steps.set(steps.get() + 1));
             with_slot(kept.links[chain as usize].next.slot())
         })
         .map(|(slot, kept)| (slot, &kept.entry))
@@ -258,10 +331,22 @@ impl Store {
         self.order.len()
     }
 
-    /// Sizes of the indices: flows, sockets, keys, unconfirmed keys.
     #[cfg(test)]
-    pub(super) fn index_sizes(&self) -> [usize; 4] {
-        [self.flows.len(), self.sockets.len(), self.keys.len(), self.unconfirmed.len()]
+    pub(super) fn index_sizes(&self) -> [usize; 6] {
+        let Self { flows, sockets, keys, open_rows, ended_rows, row_ids, .. } = self;
+        [flows, sockets, keys, open_rows, ended_rows, row_ids].map(Index::len)
+    }
+
+    /// For how many entries there is room, in the slots, the indices and the queue.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        let Self { flows, sockets, keys, open_rows, ended_rows, row_ids, .. } = self;
+        let indices = [flows, sockets, keys, open_rows, ended_rows, row_ids].map(Index::room);
+        indices
+            .into_iter()
+            .chain([self.slots.len(), self.free.capacity(), self.order.room()])
+            .max()
+            .unwrap_or(0)
     }
 }
 

@@ -6,8 +6,10 @@ use crate::event::{EventKind, LossPlace, Lost, Totals};
 
 mod bootstrap;
 mod bounds;
+mod crowds;
 mod disorder;
 mod ends;
+mod vanished;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;

@@ -93,7 +93,110 @@ fn indices_and_queue_do_not_outgrow_the_table() {
     table.apply(&closes(socket(1 << 40, SECOND)));
     table.snapshot(KernelTime(2 * SECOND));
     assert!(table.is_empty());
-    assert_eq!(table.store.index_sizes(), [0; 4]);
+    assert_eq!(table.store.index_sizes(), [0; 6]);
+}
+
+/// A storm of short flows, of connections, of rows that a walk has found: nothing is kept for those that are gone, and what
+/// is still there is found as before.
+#[test]
+fn what_is_gone_gives_its_memory_back() {
+    const MANY: u64 = 50_000;
+    let mut table = ConnectionTable::new().max_connections(1 << 20).linger(Duration::ZERO);
+    let of = |id: u64, info: ConnectionInfo| {
+        let key = ConnectionKey { local_port: id as u16, ..info.key };
+        ConnectionInfo { socket: id, key, ..info }
+    };
+    let row = |id: u64| {
+        let key = ConnectionKey { local_port: id as u16, remote_port: 9, ..udp_key(3) };
+        ConnectionRecord {
+            socket: Some(id),
+            is_partial: true,
+            ..ConnectionRecord::new(key, KernelTime(SECOND))
+        }
+    };
+    let stays = |id: &u64| id % 1000 == 0;
+    let ids = || 1..=3 * MANY;
+    for id in ids() {
+        match id % 3 {
+            0 => table.apply(&send(of(id, udp(2, SECOND)), 1, 1)),
+            1 => table.apply(&send(of(id, tcp(SECOND)), 1, 1)),
+            _ => table.merge_bootstrap([row(id)]),
+        }
+    }
+    assert_eq!(table.snapshot(KernelTime(SECOND)).len() as u64, 3 * MANY);
+    for id in ids().filter(|id| !stays(id)) {
+        match id % 3 {
+            1 => table.apply(&closes(of(id, tcp(2 * SECOND)))),
+            _ => table.apply(&closed(of(id, info(unconnected(id as u16), 2 * SECOND)), Totals::default())),
+        }
+    }
+    let left = table.snapshot(KernelTime(3 * SECOND)).len();
+    assert_eq!(left, ids().filter(stays).count());
+    let (room, older) = (table.store.room(), table.older.capacity());
+    assert!(room <= 1024.max(8 * left) && older <= 1024, "{left} left, room for {room} and {older}");
+    for id in ids().filter(stays) {
+        match id % 3 {
+            0 => table.apply(&send(of(id, udp(2, 4 * SECOND)), 1, 2)),
+            1 => table.apply(&send(of(id, tcp(4 * SECOND)), 1, 2)),
+            _ => table.merge_bootstrap([row(id)]),
+        }
+    }
+    assert_eq!(table.len(), left, "they were found");
+}
+
+fn unconnected(port: u16) -> ConnectionKey {
+    ConnectionKey::new(Protocol::Udp, ip(1), port, [0, 0, 0, 0].into(), 0)
+}
+
+/// What glibc has kept of what was given back to it goes back to the kernel.
+#[cfg(target_env = "gnu")]
+fn trimmed(resident: impl Fn() -> u64) -> u64 {
+    unsafe extern "C" {
+        fn malloc_trim(pad: usize) -> std::ffi::c_int;
+    }
+    // SAFETY: as documented in malloc_trim(3), it takes any number.
+    unsafe { malloc_trim(0) };
+    resident()
+}
+
+/// What a storm of a million short flows, or connections, costs for good: `cargo test --release --lib resident -- --ignored
+/// --nocapture` prints the resident memory.
+#[cfg(target_env = "gnu")]
+#[test]
+#[ignore = "measures this process's memory, which others that run beside would disturb"]
+fn resident_memory_after_a_million_short_flows_and_connections() {
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096 / 1_000_000
+    };
+    let mut table = ConnectionTable::new().max_connections(1 << 20).linger(Duration::from_secs(6));
+    let before = resident();
+    for (name, make) in
+        [("flows", udp as fn(u8, u64) -> ConnectionInfo), ("connections", |_, time| tcp(time))]
+    {
+        let began = 1000 * SECOND;
+        for id in 0..1_000_000 {
+            let mut info = ConnectionInfo { socket: id, ..make(2, began + 100_000 * id) };
+            (info.since, info.key.local_port) = (info.time, id as u16);
+            table.apply(&send(info, 1, 1));
+            // Some stay, here and there.
+            if info.key.protocol == Protocol::Tcp && id % 10_000 != 0 {
+                table.apply(&closes(info));
+            }
+            if id % 10_000 == 0 && name == "connections" {
+                table.records_at(info.time).count();
+            }
+        }
+        let (peak, most) = (resident(), table.len());
+        table.records_at(KernelTime(began + 300 * SECOND)).count();
+        let left = table.records_at(KernelTime(began + 400 * SECOND)).count();
+        println!(
+            "{name}: {before} MB before, {peak} with {most} rows, {} with {left} rows, {} trimmed",
+            resident(),
+            trimmed(resident)
+        );
+        assert!(resident() < before + 20, "{name}");
+    }
 }
 
 #[test]

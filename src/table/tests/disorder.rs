@@ -169,7 +169,8 @@ fn assert_sound(table: &ConnectionTable) {
         let key = &entry.record.key;
         let found = match entry.flow() {
             Some(_) => store.confirmed(key).filter(|&(other, _)| other == slot).count(),
-            None => store.unconfirmed(key).filter(|&(other, _)| other == slot).count(),
+            None if entry.is_open() => store.open_rows(key).filter(|&(other, _)| other == slot).count(),
+            None => store.ended_rows(key).filter(|&(other, _)| other == slot).count(),
         };
         assert_eq!(found, 1);
         if let Some(flow) = entry.flow() {
@@ -177,12 +178,15 @@ fn assert_sound(table: &ConnectionTable) {
             assert_eq!(store.find(&flow), Some(slot));
             let socket = entry.record.socket.expect("every flow has one");
             assert_eq!(store.of_socket(socket).filter(|&(other, _)| other == slot).count(), 1);
+        } else if let Some(socket) = entry.record.socket {
+            assert_eq!(store.rows_of_socket(socket).filter(|&(other, _)| other == slot).count(), 1);
         }
         assert_eq!(entry.is_open(), !entry.record.is_closed);
         assert!(table.get(key).is_some_and(|best| !best.is_closed || entry.record.is_closed));
     }
-    let [all_flows, sockets, keys, rows] = store.index_sizes();
+    let [all_flows, sockets, keys, open_rows, ended_rows, row_ids] = store.index_sizes();
     assert_eq!(all_flows, flows);
-    assert!(sockets <= flows && keys <= flows && rows <= entries.len() - flows);
+    let rows = entries.len() - flows;
+    assert!(sockets <= flows && keys <= flows && open_rows + ended_rows <= rows && row_ids <= rows);
     assert!(table.misplaced.is_empty());
 }
