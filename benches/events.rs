@@ -21,7 +21,7 @@ const SECOND: u64 = 1_000_000_000;
 /// The `n`th record of traffic that takes all connections in turn: a TCP send, as `src/bpf/wire.h` lays it out.
 fn record(n: u64) -> Vec<u8> {
     let (connection, round) = (n % CONNECTIONS, n / CONNECTIONS);
-    let mut process = Vec::new();
+    let mut process = Vec::<u8>::new();
     process.extend([1, 1].map(u64::to_ne_bytes).as_flattened());
     process.extend([1000 + connection as u32 % 50, 0].map(u32::to_ne_bytes).as_flattened());
     process.extend(b"server\0\0\0\0\0\0\0\0\0\0");
