@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets, raw calls and child processes for the scenarios.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::size_of_val;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -102,12 +103,26 @@ pub(crate) fn run(script: &str) {
 pub(crate) struct Cgroup(String);
 
 impl Cgroup {
-    pub(crate) fn new() -> Self {
+    fn root() -> String {
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
         let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
-        let path = format!("{}/tcptop-{}", mount.split(' ').nth(1).unwrap(), std::process::id());
+        mount.split(' ').nth(1).unwrap().into()
+    }
+
+    pub(crate) fn new() -> Self {
+        let path = format!("{}/tcptop-{}", Self::root(), std::process::id());
         std::fs::create_dir(&path).unwrap();
         Self(path)
+    }
+
+    /// To attach programs to.
+    pub(crate) fn open(&self) -> File {
+        File::open(&self.0).unwrap()
+    }
+
+    /// The same of that in which all are.
+    pub(crate) fn open_root() -> File {
+        File::open(Self::root()).unwrap()
     }
 
     pub(crate) fn id(&self) -> u64 {
