@@ -48,6 +48,8 @@ pub(crate) enum Target {
     Tracepoint(&'static str),
     /// Root of the cgroup2 hierarchy.
     Cgroup,
+    /// The same, before the programs of all others where this kernel can order them (Linux 6.15).
+    CgroupFirst,
 }
 
 impl Target {
@@ -64,9 +66,8 @@ impl Target {
             }
             "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
             // The last two are for TCP too, where the next event repairs it.
-            "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "sock_send_length" => {
-                Some(EventKind::UdpSend)
-            }
+            "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "ip_send_skb" | "ip6_send_skb"
+            | "sock_send_length" => Some(EventKind::UdpSend),
             "skb_consume_udp" | "sock_recv_length" => Some(EventKind::UdpRecv),
             _ => None,
         }
@@ -88,7 +89,7 @@ const fn program(name: &'static str, target: Target, essential: bool) -> Program
     Program { name, target, essential }
 }
 
-use Target::{Cgroup, Function, FunctionOf, Kprobe, Tracepoint};
+use Target::{Cgroup, CgroupFirst, Function, FunctionOf, Kprobe, Tracepoint};
 
 const BASE: [Program; 3] = [
     program("tcp_set_state", Tracepoint("inet_sock_set_state"), true),
@@ -96,7 +97,7 @@ const BASE: [Program; 3] = [
     program("tcp_destroy", Tracepoint("tcp_destroy_sock"), true),
 ];
 
-const FENTRY: [Program; 11] = [
+const FENTRY: [Program; 13] = [
     program("fexit_tcp_sendmsg", Function("tcp_sendmsg_locked"), true),
     program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
     program("fexit_tcp_sendpages", Function("do_tcp_sendpages"), false),
@@ -105,30 +106,33 @@ const FENTRY: [Program; 11] = [
     program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
     program("fexit_udpv6_sendmsg", Function("udpv6_sendmsg"), false),
     program("fexit_ip_append_page", Function("ip_append_page"), false),
+    program("fentry_udp_push", Function("udp_push_pending_frames"), false),
+    program("fentry_udp_v6_push", Function("udp_v6_push_pending_frames"), false),
     program("fentry_skb_consume_udp", Function("skb_consume_udp"), false),
     program("fentry_udp_destroy_sock", Function("udp_destroy_sock"), false),
     program("fentry_udpv6_destroy_sock", Function("udpv6_destroy_sock"), false),
 ];
 
-const KPROBE: [Program; 9] = [
+const KPROBE: [Program; 8] = [
     program("kprobe_tcp_sendmsg", Kprobe("tcp_sendmsg"), true),
     program("kprobe_tcp_recvmsg", Kprobe("tcp_recvmsg"), true),
     program("tcp_segment_in", Tracepoint("tcp_probe"), false),
-    program("kprobe_udp_sendmsg", Kprobe("udp_sendmsg"), false),
-    program("kprobe_udpv6_sendmsg", Kprobe("udpv6_sendmsg"), false),
-    program("kprobe_ip_append_page", Kprobe("ip_append_page"), false),
+    program("kprobe_ip_send_skb", Kprobe("ip_send_skb"), false),
+    program("kprobe_ip6_send_skb", Kprobe("ip6_send_skb"), false),
     program("kprobe_skb_consume_udp", Kprobe("skb_consume_udp"), false),
     program("kprobe_udp_destroy_sock", Kprobe("udp_destroy_sock"), false),
     program("kprobe_udpv6_destroy_sock", Kprobe("udpv6_destroy_sock"), false),
 ];
 
-const TRACEPOINT: [Program; 7] = [
+const TRACEPOINT: [Program; 9] = [
     program("sock_send", Tracepoint("sock_send_length"), true),
     program("sock_recv", Tracepoint("sock_recv_length"), true),
     program("cgroup_sendmsg4", Cgroup, false),
     program("cgroup_sendmsg6", Cgroup, false),
-    program("cgroup_recvmsg4", Cgroup, false),
-    program("cgroup_recvmsg6", Cgroup, false),
+    program("cgroup_recvmsg4", CgroupFirst, false),
+    program("cgroup_recvmsg6", CgroupFirst, false),
+    program("cgroup_connect4", Cgroup, false),
+    program("cgroup_connect6", Cgroup, false),
     program("cgroup_sock_release", Cgroup, false),
 ];
 
@@ -186,6 +190,16 @@ pub(crate) struct Plan {
     pub(crate) calls_run_twice: bool,
     /// See [`Facts::all_cgroups`].
     pub(crate) all_cgroups: bool,
+    /// Programs that want to come first among those of cgroups do; known when they are attached.
+    pub(crate) comes_first: bool,
+}
+
+impl Plan {
+    /// Whether every send on a UDP socket without a peer leaves a note of where it goes.
+    pub(crate) fn all_sends_are_noted(&self) -> bool {
+        let has = |name| self.programs.iter().any(|program| program.name == name);
+        self.all_cgroups && has("cgroup_sendmsg4") && has("cgroup_sendmsg6")
+    }
 }
 
 /// The plan for a backend, or why it cannot run.
@@ -205,6 +219,7 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         use_cast: facts.cast,
         calls_run_twice: facts.preemptible && backend != Backend::Kprobe,
         all_cgroups: facts.all_cgroups,
+        comes_first: true,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
     for program in programs(backend, facts.preemptible) {
@@ -229,7 +244,7 @@ fn absence(target: Target, facts: &Facts) -> Presence {
     match target {
         Tracepoint(name) if facts.tracepoints.contains(&name) => Presence::Present,
         Tracepoint(name) => Presence::Absent(format!("the kernel has no tracepoint {name}{}", since(name))),
-        Cgroup => facts.cgroup.clone().map_or_else(Presence::Absent, |()| Presence::Present),
+        Cgroup | CgroupFirst => facts.cgroup.clone().map_or_else(Presence::Absent, |()| Presence::Present),
         FunctionOf(name, args) => match facts.functions.get(name) {
             Some(&n) if n == args => Presence::Present,
             Some(2 | 4) => Presence::OtherVariant,
@@ -237,9 +252,7 @@ fn absence(target: Target, facts: &Facts) -> Presence {
             None => Presence::Absent(format!("the kernel has no function {name}")),
         },
         // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
-        Function(name @ ("do_tcp_sendpages" | "ip_append_page")) | Kprobe(name @ "ip_append_page")
-            if !facts.functions.contains_key(name) =>
-        {
+        Function(name @ ("do_tcp_sendpages" | "ip_append_page")) if !facts.functions.contains_key(name) => {
             Presence::OtherVariant
         }
         Function(name) | Kprobe(name) if facts.functions.contains_key(name) => Presence::Present,
@@ -278,19 +291,20 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         (Feature::UdpSend | Feature::UdpSendPeer, Backend::Fentry) => {
             by_both("fexit_udp_sendmsg", "fexit_udpv6_sendmsg")
         }
-        (Feature::UdpSend, Backend::Kprobe) => by_both("kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg")
-            .within("counted at the start of the call: failed sends count too"),
+        (Feature::UdpSend, Backend::Kprobe) => by_both("kprobe_ip_send_skb", "kprobe_ip6_send_skb")
+            .within("what a packet filter of this machine refuses to send counts too"),
         (Feature::UdpSend | Feature::UdpRecv, Backend::Tracepoint) => Visibility::Exact,
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Fentry) => by("fentry_skb_consume_udp"),
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => by("kprobe_skb_consume_udp"),
-        (Feature::UdpSendPeer, Backend::Kprobe) => by_both("kprobe_udp_sendmsg", "kprobe_udpv6_sendmsg"),
+        (Feature::UdpSendPeer, Backend::Kprobe) => by_both("kprobe_ip_send_skb", "kprobe_ip6_send_skb"),
         (Feature::UdpSendPeer, Backend::Tracepoint) => {
             in_cgroups(by_both("cgroup_sendmsg4", "cgroup_sendmsg6"))
         }
-        (Feature::UdpRecvPeer, Backend::Tracepoint) => in_cgroups(
-            by_both("cgroup_recvmsg4", "cgroup_recvmsg6")
-                .within("unknown where the reader does not ask for the address (recv, read)"),
-        ),
+        (Feature::UdpRecvPeer, Backend::Tracepoint) => {
+            let seen = by_both("cgroup_recvmsg4", "cgroup_recvmsg6")
+                .within("unknown where the reader does not ask for the address (recv, read)");
+            in_cgroups(if plan.comes_first { seen } else { seen.within(REWRITTEN) })
+        }
         (Feature::UdpClose, Backend::Fentry) => {
             by_both("fentry_udp_destroy_sock", "fentry_udpv6_destroy_sock")
         }
@@ -308,6 +322,8 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         (Feature::Existing, _) => Visibility::Unseen,
     }
 }
+
+const REWRITTEN: &str = "what a program of a cgroup makes of it where one rewrites it";
 
 const OWN_CGROUPS: &str =
     "only of processes in the cgroup namespace of this one: mount the host's cgroup2 to see all";

@@ -156,9 +156,14 @@ struct file {
 	struct inode *f_inode;
 };
 
+struct sk_buff_head {
+	u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	struct sk_buff_head sk_receive_queue;
 	u16 sk_type;
 	u16 sk_protocol;
 	u8 sk_shutdown;
@@ -203,8 +208,18 @@ struct tcp_sock {
 	struct minmax rtt_min;
 };
 
+struct sockaddr;
+
+struct bpf_sock_addr_kern {
+	struct sockaddr *uaddr;
+};
+
 struct udp_sock {
 	struct inet_sock inet;
+	int pending;
+	u16 len;
+	u16 gso_size;
+	struct sk_buff_head reader_queue;
 };
 
 typedef struct {
@@ -253,27 +268,48 @@ struct bpf_iter__task_file {
 
 struct sk_buff {
 	struct sk_buff *next;
+	struct sock *sk;
 	unsigned char *head;
+	unsigned char *data;
+	unsigned int end;
+	unsigned int len;
 	__be16 protocol;
 	__u16 transport_header;
 	__u16 network_header;
 };
 
+struct skb_shared_info {
+	unsigned short gso_size;
+	unsigned short gso_segs;
+};
+
 struct udphdr {
 	__be16 source;
+	__be16 dest;
 };
 
 struct iphdr {
 	__be32 saddr;
+	__be32 daddr;
 };
 
 struct ipv6hdr {
 	struct in6_addr saddr;
+	struct in6_addr daddr;
 };
 
 struct msghdr {
 	void *msg_name;
 	int msg_namelen;
+	void *msg_control;
+	unsigned long msg_controllen;
+	unsigned int msg_flags;
+};
+
+struct cmsghdr {
+	unsigned long cmsg_len;
+	int cmsg_level;
+	int cmsg_type;
 };
 
 #pragma clang attribute pop

@@ -12,7 +12,10 @@
 #define ETH_P_IPV6	 0x86dd /* include/uapi/linux/if_ether.h */
 #define SIN6_LEN_RFC2133 24	/* net/ipv6/udp.c: the least length of an IPv6 address */
 #define MSG_PEEK	 0x2
+#define MSG_PROBE	 0x10
 #define MSG_ERRQUEUE	 0x2000
+#define UDP_SEGMENT	 103 /* include/uapi/linux/udp.h */
+#define CONTROL_MESSAGES 3   /* so many are looked at */
 
 /* include/uapi/linux/in.h, in6.h */
 struct sockaddr_in {
@@ -157,42 +160,88 @@ static __always_inline void peer_of_msg(struct peer *peer, const void *name)
 	}
 }
 
-static __always_inline void udp_send(struct sock *sk, const void *name, __u64 bytes, const bool typed)
+/*
+ * The length of the datagrams that a send wants made of its bytes (GSO), where a control message of its own says so. There are
+ * rarely more than two of these.
+ */
+static __always_inline __u16 segment_of_msg(struct msghdr *msg)
 {
-	struct peer peer = {};
+	__u64 left = msg->msg_controllen;
+	void *at = msg->msg_control;
+	struct cmsghdr h = {};
+	__u16 segment = 0;
 
+	for (int i = 0; i < CONTROL_MESSAGES; i++) {
+		if (left < sizeof(h))
+			return 0;
+		if (use_cast) {
+			h.cmsg_len = CAST(struct cmsghdr, at)->cmsg_len;
+			h.cmsg_level = CAST(struct cmsghdr, at)->cmsg_level;
+			h.cmsg_type = CAST(struct cmsghdr, at)->cmsg_type;
+			/* A header of UDP begins with as long a number. */
+			segment = CAST(struct udphdr, at + sizeof(h))->source;
+		} else {
+			bpf_probe_read_kernel(&h, sizeof(h), at);
+			bpf_probe_read_kernel(&segment, sizeof(segment), at + sizeof(h));
+		}
+		if (h.cmsg_level == IPPROTO_UDP && h.cmsg_type == UDP_SEGMENT)
+			return segment;
+		h.cmsg_len = (h.cmsg_len + 7) & ~7UL;
+		if (h.cmsg_len < sizeof(h) || h.cmsg_len > left)
+			return 0;
+		at += h.cmsg_len;
+		left -= h.cmsg_len;
+	}
+	return 0;
+}
+
+/* A program that only asks whether the peer is there (MSG_PROBE) sends nothing. */
+static __always_inline void udp_send(struct sock *sk, struct msghdr *msg, int ret)
+{
+	void *name = msg->msg_name;
+	struct peer peer = {};
+	__u32 segment;
+
+	if (msg->msg_flags & MSG_PROBE)
+		return;
+	segment = segment_of_msg(msg) ?: UDP(sk, gso_size);
 	if (name)
 		peer_of_msg(&peer, name);
 	else
-		peer_of_connected(&peer, sk, typed);
-	udp_datagram(sk, TT_OUT, bytes, &peer, typed);
+		peer_of_connected(&peer, sk, true);
+	udp_sent(sk, udp_peek(sk, true), ret, segment, &peer);
 }
 
 /* Also called by udpv6_sendmsg() for IPv4 destinations, then with an IPv4 address. */
+static __always_inline int udp_send_ends(struct sock *sk, struct msghdr *msg, int ret, const bool understudy)
+{
+	if (ret < 0)
+		udp_not_sent(sk, udp_peek(sk, true));
+	else if (!turn_is_taken(HOOK_UDP_OUT, understudy))
+		udp_send(sk, msg, ret);
+	return 0;
+}
+
 SEC("?fexit/udp_sendmsg")
 int BPF_PROG(fexit_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, false))
-		udp_send(sk, msg->msg_name, ret, true);
-	return 0;
+	return udp_send_ends(sk, msg, ret, false);
 }
 
 SEC("?fexit/udp_sendmsg")
 int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
-	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, true))
-		udp_send(sk, msg->msg_name, ret, true);
-	return 0;
+	return udp_send_ends(sk, msg, ret, true);
 }
 
 /* A send that names nobody and has no peer adds to a datagram that waits. */
-static __always_inline bool is_for_v4(const struct peer *peer, struct sock *sk, const bool typed)
+static __always_inline bool is_for_v4(const struct peer *peer, struct sock *sk)
 {
 	struct sk_state *st;
 
 	if (peer->family)
 		return peer->family == 4;
-	st = udp_peek(sk, typed);
+	st = udp_peek(sk, true);
 	return st && st->sent_to.family == 4;
 }
 
@@ -212,15 +261,17 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 		return true;
 	else
 		peer_of_msg(&peer, name);
-	return is_for_v4(&peer, sk, true);
+	put_route(&peer, sk, true);
+	return is_for_v4(&peer, sk);
 }
 
 static __always_inline int udpv6_send(struct sock *sk, struct msghdr *msg, int ret, const bool understudy)
 {
-	if (ret < 0 || went_to_v4(sk, msg->msg_name, msg->msg_namelen))
-		return 0;
-	if (!turn_is_taken(HOOK_UDP_OUT_V6, understudy))
-		udp_send(sk, msg->msg_name, ret, true);
+	if (ret < 0)
+		udp_not_sent(sk, udp_peek(sk, true));
+	else if (!went_to_v4(sk, msg->msg_name, msg->msg_namelen) &&
+		 !turn_is_taken(HOOK_UDP_OUT_V6, understudy))
+		udp_send(sk, msg, ret);
 	return 0;
 }
 
@@ -241,59 +292,113 @@ int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int 
 	     int ret)
 {
 	if (!ret)
-		udp_page(sk, size, true);
+		udp_page(sk, size);
 	return 0;
 }
 
-/* The source of a received datagram, out of its headers. */
-static __always_inline void peer_of_skb_direct(struct peer *peer, struct sk_buff *skb)
+/*
+ * What waits is sent, for setsockopt() (UDP_CORK). In a send there is more by now than has waited, and its end tells whether
+ * that was sent.
+ */
+static __always_inline int uncorked(struct sock *sk)
+{
+	struct sk_state *st = udp_peek(sk, true);
+
+	if (st && st->waiting && st->waiting == corked_bytes(sk))
+		count_waiting(sk, st);
+	return 0;
+}
+
+SEC("?fentry/udp_push_pending_frames")
+int BPF_PROG(fentry_udp_push, struct sock *sk)
+{
+	return uncorked(sk);
+}
+
+SEC("?fentry/udp_v6_push_pending_frames")
+int BPF_PROG(fentry_udp_v6_push, struct sock *sk)
+{
+	return uncorked(sk);
+}
+
+/* The peer of a datagram, out of its headers: where it was sent, or else from where it came. */
+static __always_inline void peer_of_skb_direct(struct peer *peer, struct sk_buff *skb, const bool v6,
+					       const bool sent)
 {
 	struct sk_buff *typed = CAST(struct sk_buff, skb);
 	unsigned char *head = typed->head;
 	struct udphdr *udp = CAST(struct udphdr, head + typed->transport_header);
 	void *ip = head + typed->network_header;
-	struct ipv6hdr *ip6;
+	__be16 port = sent ? udp->dest : udp->source;
 	__u32 a[4];
 
-	if (typed->protocol == bpf_htons(ETH_P_IPV6)) {
-		ip6 = CAST(struct ipv6hdr, ip);
-		READ_IN6(true, a, ip6, saddr);
-		peer_v6(peer, a, udp->source);
-	} else {
-		peer_v4(peer, CAST(struct iphdr, ip)->saddr, udp->source);
+	if (!v6) {
+		peer_v4(peer, sent ? CAST(struct iphdr, ip)->daddr : CAST(struct iphdr, ip)->saddr, port);
+		return;
 	}
+	if (sent)
+		READ_IN6(true, a, CAST(struct ipv6hdr, ip), daddr);
+	else
+		READ_IN6(true, a, CAST(struct ipv6hdr, ip), saddr);
+	peer_v6(peer, a, port);
 }
 
-static __always_inline void peer_of_skb_read(struct peer *peer, struct sk_buff *skb)
+static __always_inline void peer_of_skb_read(struct peer *peer, struct sk_buff *skb, const bool v6,
+					     const bool sent)
 {
 	unsigned char *head = BPF_CORE_READ(skb, head);
-	__u16 transport = BPF_CORE_READ(skb, transport_header);
-	__u16 network = BPF_CORE_READ(skb, network_header);
+	unsigned char *udp = head + BPF_CORE_READ(skb, transport_header);
+	unsigned char *ip = head + BPF_CORE_READ(skb, network_header);
 	__be16 port = 0;
 	__u32 addr[4];
 
-	bpf_probe_read_kernel(&port, sizeof(port), head + transport);
-	if (BPF_CORE_READ(skb, protocol) == bpf_htons(ETH_P_IPV6)) {
-		bpf_probe_read_kernel(addr, 16, head + network + 8);
+	bpf_probe_read_kernel(&port, sizeof(port), udp + (sent ? 2 : 0));
+	if (v6) {
+		bpf_probe_read_kernel(addr, 16, ip + (sent ? 24 : 8));
 		peer_v6(peer, addr, port);
 	} else {
-		bpf_probe_read_kernel(addr, 4, head + network + 12);
+		bpf_probe_read_kernel(addr, 4, ip + (sent ? 16 : 12));
 		peer_v4(peer, addr[0], port);
 	}
 }
 
-static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb)
+static __always_inline void peer_of_skb(struct peer *peer, struct sk_buff *skb, const bool v6,
+					const bool sent)
 {
 	if (use_cast)
-		peer_of_skb_direct(peer, skb);
+		peer_of_skb_direct(peer, skb, v6, sent);
 	else
-		peer_of_skb_read(peer, skb);
+		peer_of_skb_read(peer, skb, v6, sent);
+}
+
+/* So many datagrams are in there: several with GSO, and with GRO for a receiver that takes them together. */
+static __always_inline __u32 datagrams_in(struct sk_buff *skb)
+{
+	struct skb_shared_info *shared;
+	void *head;
+
+	if (use_cast) {
+		head = CAST(struct sk_buff, skb)->head;
+		shared = CAST(struct skb_shared_info, head + CAST(struct sk_buff, skb)->end);
+		return shared->gso_size ? shared->gso_segs ?: 1 : 1;
+	}
+	head = BPF_CORE_READ(skb, head);
+	shared = head + BPF_CORE_READ(skb, end);
+	return BPF_CORE_READ(shared, gso_size) ? BPF_CORE_READ(shared, gso_segs) ?: 1 : 1;
 }
 
 /* Its length is negated, which an empty one does not show: what is only looked at stays in its queue. */
-static __always_inline bool is_peek(struct sk_buff *skb, int len)
+static __always_inline bool is_peek(struct sk_buff *skb, int len, const bool typed)
 {
-	return len < 0 || (!len && BPF_CORE_READ(skb, next));
+	return len < 0 || (!len && FIELD(typed, skb, next));
+}
+
+static __always_inline void udp_received(struct sock *sk, struct sk_buff *skb, int len, const bool typed)
+{
+	struct peer peer = {};
+
+	peer_of_skb(&peer, skb, FIELD(typed, skb, protocol) == bpf_htons(ETH_P_IPV6), false);
+	udp_bytes(sk, udp_peek(sk, typed), TT_IN, len, datagrams_in(skb), &peer, typed);
 }
 
 /*
@@ -304,12 +409,8 @@ static __always_inline bool is_peek(struct sk_buff *skb, int len)
  */
 static __always_inline int udp_receive(struct sock *sk, struct sk_buff *skb, int len, const bool understudy)
 {
-	struct peer peer = {};
-
-	if (is_peek(skb, len) || turn_is_taken(HOOK_UDP_IN, understudy))
-		return 0;
-	peer_of_skb(&peer, skb);
-	udp_datagram(sk, TT_IN, len, &peer, true);
+	if (!is_peek(skb, len, true) && !turn_is_taken(HOOK_UDP_IN, understudy))
+		udp_received(sk, skb, len, true);
 	return 0;
 }
 
@@ -329,15 +430,28 @@ int BPF_PROG(fentry_skb_consume_udp_2, struct sock *sk, struct sk_buff *skb, int
  * Where two programs do this the first one leaves behind a state that has ended, so that the other has nothing to tell, and
  * the other one deletes it. If that is skipped, what is left is found out when the kernel uses the address again.
  */
-static __always_inline int udp_socket_ends(struct sock *sk, const bool understudy)
+static __always_inline int udp_socket_ends(struct sock *sk)
 {
 	struct sk_state *st = state_peek(sk);
+	__u64 socket = sk->__sk_common.skc_cookie.counter;
 
-	if (st)
+	if (st && st->end && (!use_cookie || st->c.conn.socket == socket)) {
+		state_forget(sk);
+		return 0;
+	}
+	st = udp_peek(sk, true);
+	if (st) {
+		if (!is_corked(sk))
+			count_waiting(sk, st);
 		udp_end(st, sk->__sk_common.skc_family);
-	else if (udp_end_of_silent(sk, true) && calls_run_twice && !understudy)
-		state_get(sk);
-	if (understudy || !calls_run_twice)
+	} else if (udp_end_of_silent(sk, true) && calls_run_twice) {
+		st = state_get(sk);
+		if (st) {
+			st->c.conn.socket = socket;
+			st->end = TT_ORDERLY;
+		}
+	}
+	if (!calls_run_twice)
 		state_forget(sk);
 	return 0;
 }
@@ -345,25 +459,25 @@ static __always_inline int udp_socket_ends(struct sock *sk, const bool understud
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk, false);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udp_destroy_sock")
 int BPF_PROG(fentry_udp_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk, true);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock, struct sock *sk)
 {
-	return udp_socket_ends(sk, false);
+	return udp_socket_ends(sk);
 }
 
 SEC("?fentry/udpv6_destroy_sock")
 int BPF_PROG(fentry_udpv6_destroy_sock_2, struct sock *sk)
 {
-	return udp_socket_ends(sk, true);
+	return udp_socket_ends(sk);
 }
 
 #endif

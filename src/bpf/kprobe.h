@@ -108,50 +108,50 @@ int BPF_PROG(tcp_segment_in, struct sock *sk)
 	return 0;
 }
 
-SEC("?kprobe/udp_sendmsg")
-int BPF_KPROBE(kprobe_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size)
+/*
+ * ip_send_skb() and ip6_send_skb(): where a datagram leaves UDP, whole and with its headers. What could not be sent until
+ * here is not counted; what a packet filter refuses after here is.
+ */
+static __always_inline void udp_leaves(struct sk_buff *skb, const bool v6)
 {
-	udp_send(sk, BPF_CORE_READ(msg, msg_name), size, false);
-	return 0;
-}
-
-SEC("?kprobe/udpv6_sendmsg")
-int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size)
-{
-	void *name = BPF_CORE_READ(msg, msg_name);
+	struct sock *sk = BPF_CORE_READ(skb, sk);
 	struct peer peer = {};
+	__u32 headers;
 
-	if (name)
-		peer_of_msg(&peer, name);
-	else
-		peer_of_connected(&peer, sk, false);
-	if (!is_for_v4(&peer, sk, false))
-		udp_datagram(sk, TT_OUT, size, &peer, false);
+	if (!sk || !is_udp(sk, false))
+		return;
+	headers = BPF_CORE_READ(skb, transport_header) + UDP_HEADER -
+		  (BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head));
+	peer_of_skb(&peer, skb, v6, true);
+	udp_bytes(sk, udp_peek(sk, false), TT_OUT, BPF_CORE_READ(skb, len) - headers, datagrams_in(skb),
+		  &peer, false);
+}
+
+SEC("?kprobe/ip_send_skb")
+int BPF_KPROBE(kprobe_ip_send_skb, struct net *net, struct sk_buff *skb)
+{
+	udp_leaves(skb, false);
 	return 0;
 }
 
-SEC("?kprobe/ip_append_page")
-int BPF_KPROBE(kprobe_ip_append_page, struct sock *sk, void *flow, void *page, int offset, __u64 size)
+SEC("?kprobe/ip6_send_skb")
+int BPF_KPROBE(kprobe_ip6_send_skb, struct sk_buff *skb)
 {
-	udp_page(sk, size, false);
+	udp_leaves(skb, true);
 	return 0;
 }
 
 SEC("?kprobe/skb_consume_udp")
 int BPF_KPROBE(kprobe_skb_consume_udp, struct sock *sk, struct sk_buff *skb, int len)
 {
-	struct peer peer = {};
-
-	if (is_peek(skb, len))
-		return 0;
-	peer_of_skb(&peer, skb);
-	udp_datagram(sk, TT_IN, len, &peer, false);
+	if (!is_peek(skb, len, false))
+		udp_received(sk, skb, len, false);
 	return 0;
 }
 
 static __always_inline void kprobe_udp_end(struct sock *sk)
 {
-	struct sk_state *st = state_peek(sk);
+	struct sk_state *st = udp_peek(sk, false);
 
 	if (st)
 		udp_end(st, BPF_CORE_READ(sk, __sk_common.skc_family));

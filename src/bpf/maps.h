@@ -24,6 +24,8 @@ const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Lin
 const volatile bool use_cast = true;	      /* bpf_rdonly_cast(): Linux 6.2 */
 const volatile bool chunks_are_calls = false; /* nothing reports the end of a receive call (kprobes) */
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
+const volatile bool notes_are_complete =
+	false; /* every send on an unconnected UDP socket is noted (tracepoints) */
 const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */
 const volatile __u64 identity_secret[6] = {}; /* random; see current_identity() */
 
@@ -46,14 +48,14 @@ struct counted {
 
 /* The peer of one datagram. */
 struct peer {
-	__u8 addr[16];
+	__u8 addr[16] __attribute__((aligned(4)));
 	__u16 port;  /* host order */
 	__u8 family; /* 4, 6, or 0: not known */
 };
 
 /*
  * The state of one socket. It is made on the stack: with eight bytes more Linux 5.10 refuses to load the programs for UDP.
- * Of UDP: its conn and accounts with its first peer, owner, noted, told and sent_to.
+ * Of UDP: its conn and accounts with its first peer, owner, waiting, strangers, noted, end, told and sent_to.
  */
 struct sk_state {
 	struct counted c;
@@ -66,13 +68,19 @@ struct sk_state {
 	__u64 shut;	/* after a change of state that ends writing: one more than was written */
 	__u32 min_rtt_us;
 	__u32 retransmits;
-	__u32 seq_out;	 /* write_seq at byte 0 */
+	union {
+		__u32 seq_out; /* write_seq at byte 0 */
+		__u32 waiting; /* UDP: bytes of a datagram that is not sent yet (UDP_CORK, MSG_MORE) */
+	};
 	__s16 error;	 /* sk_err then */
 	__u16 calls_out; /* sends that are not reported yet (kprobes) */
 	__u8 known;	 /* KNOWN_OUT, KNOWN_IN: which totals have been read from the socket */
 	__u8 first_in; /* when the first receive on a connection older than this tracer began that is not finished */
 	__u8 moved_in; /* a receive call has moved bytes and is not finished */
-	__u8 listens;
+	union {
+		__u8 listens;
+		__u8 strangers; /* UDP: what waits may be older than connect(), and so from anybody (tracepoints) */
+	};
 	__u8 noted;	     /* a UDP peer was noted for this socket (tracepoints) */
 	__u8 changed[2];     /* the latest state change, from and to */
 	__u8 end;	     /* enum tt_end */
@@ -86,7 +94,7 @@ struct sk_state {
 /*
  * Address of a socket -> its state. Made by the hook that first sees the socket, deleted when the socket is destroyed. If
  * the destruction goes past the programs the state stays, and is found out when the kernel uses the address again: see
- * state_of().
+ * is_of_another().
  *
  * Not socket storage, which the kernel would free by itself: it is charged to the traced program (net.core.optmem_max,
  * its memory cgroup), whose own calls could then fail, and copied to accepted sockets it could make the kernel drop
@@ -145,7 +153,8 @@ struct flow_key {
 	__u64 socket;
 	__u8 remote_addr[16];
 	__u16 remote_port;
-	__u8 pad[6];
+	__u8 family; /* 0: the peer is not known */
+	__u8 pad[5];
 };
 
 /*

@@ -233,7 +233,7 @@ static __noinline bool post_new(struct counted *c, struct report *r)
  */
 static __always_inline bool post(struct counted *c, struct report *r)
 {
-	if ((!r->bytes && !r->calls) || !is_wanted(&c->conn, r->owner))
+	if ((!r->bytes && !r->calls) || !may_be_wanted(&c->conn, r->owner))
 		return true;
 	return (interval_ns && join(c, r)) || post_new(c, r);
 }

@@ -187,21 +187,34 @@ static __always_inline bool is_loopback(const __u8 *addr, __u8 family)
 	return !a[0] && !a[1] && !a[2] && a[3] == bpf_htonl(1);
 }
 
-/* What is not filtered by is not looked at: the verifier removes it. */
-static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)
+/* What is not filtered by is not looked at: the verifier removes it. Who the peer is, and with it the family of an IPv6 socket's
+ * peer, need not be known. */
+static __always_inline bool passes(const struct tt_conn *conn, __u64 owner, const bool peer_is_known)
 {
 	if (filter_protocol && conn->protocol != filter_protocol)
 		return false;
-	if (filter_family && shown_family(conn) != filter_family)
+	if (filter_family && shown_family(conn) != filter_family && (peer_is_known || conn->family == 4))
 		return false;
 	if (filter_loopback &&
 	    (is_loopback(conn->local_addr, conn->family) || is_loopback(conn->remote_addr, conn->family)))
 		return false;
 	if (filter_netns && conn->netns != filter_netns)
 		return false;
-	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port)
+	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port &&
+	    peer_is_known)
 		return false;
 	return (!filter_pid && !filter_cgroup) || owner_is_wanted(owner);
+}
+
+static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)
+{
+	return passes(conn, owner, true);
+}
+
+/* What cannot be judged is not dropped: datagrams of a peer that is not known. */
+static __always_inline bool may_be_wanted(const struct tt_conn *conn, __u64 owner)
+{
+	return passes(conn, owner, conn->protocol != IPPROTO_UDP || conn->remote_port);
 }
 
 /* Who was told of a connection is told of its end, though it may have changed hands or be that of another UDP peer. */
@@ -210,7 +223,7 @@ static __always_inline void note_told(struct sk_state *st, const struct tt_conn 
 	const bool all_alike =
 		!filter_family && !filter_loopback && !filter_cgroup && !filter_port && !filter_pid;
 
-	if (!all_alike && is_wanted(conn, st->owner))
+	if (!all_alike && may_be_wanted(conn, st->owner))
 		st->told = 1;
 }
 

@@ -14,8 +14,12 @@
 
 struct noted_peer {
 	__u64 socket;
+	__u64 address; /* where it stands until the call ends, or 0 */
 	struct peer peer;
 };
+
+/* The kernel's own context of this program. */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
 
 /*
  * Thread -> the peer of the UDP call it is in. Written by the cgroup hook, taken by the tracepoint at the end
@@ -41,6 +45,12 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, __u32 kind, con
 	st = state_peek(ctx->sk);
 	if (st)
 		st->noted = 1;
+	/*
+	 * Another program may come after this one and send the datagram elsewhere, as load balancers do. (An IPv4 address on an
+	 * IPv6 socket is a copy, which does not last.)
+	 */
+	if (kind == TT_UDP_SEND && (v6 || ctx->family == AF_INET))
+		note.address = (__u64)((struct bpf_sock_addr_kern *)bpf_cast_to_kern_ctx(ctx))->uaddr;
 	if (v6) {
 		a[0] = ctx->user_ip6[0];
 		a[1] = ctx->user_ip6[1];
@@ -85,6 +95,49 @@ int cgroup_recvmsg6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+static __always_inline bool has_datagrams(struct sock *sk)
+{
+	return sk->sk_receive_queue.qlen || UDP(sk, reader_queue.qlen);
+}
+
+/*
+ * connect(): what waits in the socket by then may be from anybody. Who reads it without asking is not told who has sent it,
+ * and neither are we, until the queue has been empty.
+ */
+static __always_inline void note_strangers(struct bpf_sock_addr *ctx)
+{
+	struct sk_state fresh = {};
+	struct sk_state *st;
+	struct sock *sk;
+
+	if (!ctx->sk)
+		return;
+	sk = CAST(struct sock, ctx->sk);
+	if (!is_udp(sk, true) || !has_datagrams(sk))
+		return;
+	put_kind(&fresh.c.conn, sk, IPPROTO_UDP, true);
+	fresh.c.conn.socket = bpf_get_socket_cookie(ctx);
+	st = udp_peek(sk, true) ?: state_make(sk, &fresh);
+	if (st)
+		st->strangers = 1;
+	else
+		count_storage_loss(TT_UDP_RECV);
+}
+
+SEC("?cgroup/connect4")
+int cgroup_connect4(struct bpf_sock_addr *ctx)
+{
+	note_strangers(ctx);
+	return 1;
+}
+
+SEC("?cgroup/connect6")
+int cgroup_connect6(struct bpf_sock_addr *ctx)
+{
+	note_strangers(ctx);
+	return 1;
+}
+
 /*
  * Most sockets are connected, or do not ask who has sent, and are spared the second look-up. That of a young one may have
  * been noted by a call that found no state to say so, and that of a send on a socket without a peer always is.
@@ -108,35 +161,62 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, 
 	note = bpf_map_lookup_elem(&noted_peers, &thread);
 	if (!note)
 		return;
-	if (note->socket == bpf_get_socket_cookie(sk))
-		*peer = note->peer;
+	if (note->socket == bpf_get_socket_cookie(sk)) {
+		if (direction == TT_OUT && note->address)
+			peer_of_msg(peer, (void *)note->address);
+		else
+			*peer = note->peer;
+	}
 	note->socket = 0;
 }
 
-static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, const bool understudy)
+static __always_inline void udp_call_out(struct sock *sk, int ret, const bool understudy)
 {
 	struct peer peer = {};
 	struct sk_state *st;
 
-	if (turn_is_taken(direction == TT_OUT ? HOOK_UDP_OUT : HOOK_UDP_IN, understudy))
+	if (turn_is_taken(HOOK_UDP_OUT, understudy))
 		return;
 	st = udp_peek(sk, true);
-	take_noted_peer(&peer, sk, st, direction);
-	if (ret < 0)
+	take_noted_peer(&peer, sk, st, TT_OUT);
+	if (ret < 0) {
+		udp_not_sent(sk, st);
 		return;
-	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end. */
-	if (!ret && direction == TT_IN && sk->sk_shutdown & RCV_SHUTDOWN)
-		return;
+	}
+	/* This send began a datagram of its own: what waited before has been sent, by setsockopt(). */
+	if (peer.family && st)
+		count_waiting(sk, st);
 	if (!peer.family)
 		peer_of_connected(&peer, sk, true);
-	udp_bytes(sk, st, direction, ret, 1, &peer, true);
+	if (notes_are_complete && !peer.family && !is_corked(sk) && !(st && st->waiting))
+		count_storage_loss(TT_UDP_SEND);
+	udp_sent(sk, st, ret, UDP(sk, gso_size), &peer);
+}
+
+static __always_inline void udp_call_in(struct sock *sk, int ret, const bool understudy)
+{
+	struct peer peer = {};
+	struct sk_state *st;
+
+	if (turn_is_taken(HOOK_UDP_IN, understudy))
+		return;
+	st = udp_peek(sk, true);
+	take_noted_peer(&peer, sk, st, TT_IN);
+	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end. */
+	if (ret < 0 || (!ret && sk->sk_shutdown & RCV_SHUTDOWN))
+		return;
+	if (!peer.family && !(st && st->strangers))
+		peer_of_connected(&peer, sk, true);
+	if (st && st->strangers && !has_datagrams(sk))
+		st->strangers = 0;
+	udp_bytes(sk, st, TT_IN, ret, 1, &peer, true);
 }
 
 /* Both fire for sockets of every kind. */
 static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 {
 	if (is_udp(sk, true))
-		udp_call(sk, ret, TT_OUT, understudy);
+		udp_call_out(sk, ret, understudy);
 	else if (ret > 0 && is_tcp(sk, true) && !turn_is_taken(HOOK_TCP_OUT, understudy))
 		tcp_call_out(sk, ret, false);
 	return 0;
@@ -148,9 +228,9 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 
 	if (is_udp(sk, true)) {
 		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
-			take_noted_peer(&ignored, sk, state_peek(sk), TT_IN);
+			take_noted_peer(&ignored, sk, udp_peek(sk, true), TT_IN);
 		else
-			udp_call(sk, ret, TT_IN, understudy);
+			udp_call_in(sk, ret, understudy);
 	} else if (ret > 0 && is_tcp(sk, true) && !(flags & (MSG_PEEK | MSG_ERRQUEUE))) {
 		if (!turn_is_taken(HOOK_TCP_IN, understudy))
 			tcp_call_in(sk, ret);
@@ -187,14 +267,19 @@ SEC("?cgroup/sock_release")
 int cgroup_sock_release(struct bpf_sock *ctx)
 {
 	struct sk_state *st;
+	struct sock *sk;
 
-	if (!is_udp(CAST(struct sock, ctx), true))
+	sk = CAST(struct sock, ctx);
+	if (!is_udp(sk, true))
 		return 1;
 	st = state_peek(ctx);
-	if (st)
-		udp_end(st, ctx->family);
-	else
-		udp_end_of_silent(CAST(struct sock, ctx), true);
+	if (!st) {
+		udp_end_of_silent(sk, true);
+		return 1;
+	}
+	if (!is_corked(sk))
+		count_waiting(sk, st);
+	udp_end(st, ctx->family);
 	state_forget(ctx);
 	return 1;
 }

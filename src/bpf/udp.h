@@ -8,6 +8,9 @@
 
 #include "report.h"
 
+#define INADDR_LOOPBACK 0x7f000001
+#define UDP_HEADER	8
+
 static __always_inline void peer_v6(struct peer *peer, const __u32 *addr, __be16 port)
 {
 	peer->port = bpf_ntohs(port);
@@ -27,6 +30,10 @@ static __always_inline void peer_v4(struct peer *peer, __u32 addr, __be16 port)
 	peer->family = 4;
 }
 
+/* A field that only a UDP socket has: see is_udp(). */
+#define UDP(sk, field)                                                                                       \
+	(use_cast ? CAST(struct udp_sock, sk)->field : BPF_CORE_READ((struct udp_sock *)(sk), field))
+
 static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk, const bool typed)
 {
 	__be16 port = FIELD(typed, sk, __sk_common.skc_dport);
@@ -42,13 +49,38 @@ static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk
 	peer_v6(peer, a, port);
 }
 
+/*
+ * A datagram to no address (0.0.0.0, ::) goes to this machine: to where the socket is bound, or over loopback. The peer is
+ * who gets it. (By connect() the kernel does the same, and the socket has the outcome.)
+ */
+static __always_inline void put_route(struct peer *peer, struct sock *sk, const bool typed)
+{
+	__u32 *a = (__u32 *)peer->addr, local[4];
+	__u32 bound = FIELD(typed, sk, __sk_common.skc_rcv_saddr);
+
+	if (!peer->family || a[0] || a[1] || a[2] || a[3])
+		return;
+	if (peer->family == 6) {
+		READ_IN6(typed, local, sk, __sk_common.skc_v6_rcv_saddr);
+		if (!is_v4_mapped(local)) {
+			a[3] = bpf_htonl(1);
+			return;
+		}
+		peer->family = 4;
+		bound = 0;
+	}
+	/* A group is no source. */
+	a[0] = bound && (bpf_ntohl(bound) >> 28) != 14 ? bound : bpf_htonl(INADDR_LOOPBACK);
+}
+
+/* The family too: in the first four bytes 32.1.13.184 and 2001:db8:: are the same. */
 static __always_inline bool is_peer(const struct tt_conn *conn, const struct peer *peer)
 {
 	/* In the words in which the peer has just been written: a processor waits for a wider load. */
 	const __u32 *a = (const __u32 *)conn->remote_addr, *b = (const __u32 *)peer->addr;
 
-	return conn->remote_port == peer->port && a[0] == b[0] && a[1] == b[1] && a[2] == b[2] &&
-	       a[3] == b[3];
+	return conn->remote_port == peer->port && (!peer->family || conn->family == peer->family) &&
+	       a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
 static __always_inline void put_peer(struct tt_conn *conn, const struct peer *peer)
@@ -59,10 +91,11 @@ static __always_inline void put_peer(struct tt_conn *conn, const struct peer *pe
 }
 
 /*
- * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is.
+ * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. Like all that is rare, it is
+ * out of the way: in the cache of instructions, and because two states do not fit on the stack.
  */
-static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
-						  const bool typed)
+static __noinline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
+					     const bool typed)
 {
 	struct sk_state fresh = {};
 	struct tt_conn *conn = &fresh.c.conn;
@@ -99,16 +132,21 @@ static __always_inline void put_socket(struct tt_conn *conn, struct sock *sk, co
 		put_v4(conn->local_addr, is_v4_mapped(a) ? a[3] : 0);
 }
 
-/*
- * A send that neither names a peer nor has one by connect() is only accepted if it adds to a datagram that waits
- * (UDP_CORK, MSG_MORE): then it goes where the one before it went.
- */
-static __always_inline const struct peer *where_sent(struct sk_state *st, const struct peer *peer)
+/* The accounts of another peer than the first. All at once: two CPUs may both find nothing, and the first one's `since` must be
+ * everybody's. */
+static __noinline struct counted *udp_new_flow(const struct sk_state *st, const struct flow_key *key)
 {
-	if (!peer->family)
-		return &st->sent_to;
-	st->sent_to = *peer;
-	return peer;
+	struct counted fresh = {};
+
+	fresh.conn.since = bpf_ktime_get_ns();
+	fresh.conn.socket = st->c.conn.socket;
+	fresh.conn.netns = st->c.conn.netns;
+	fresh.conn.protocol = IPPROTO_UDP;
+	fresh.conn.family = key->family ?: st->c.conn.family;
+	fresh.conn.remote_port = key->remote_port;
+	__builtin_memcpy(fresh.conn.remote_addr, key->remote_addr, 16);
+	bpf_map_update_elem(&udp_flows, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&udp_flows, key);
 }
 
 /*
@@ -117,26 +155,14 @@ static __always_inline const struct peer *where_sent(struct sk_state *st, const 
  */
 static __always_inline struct counted *udp_flow(struct sk_state *st, const struct peer *peer)
 {
-	struct flow_key key = { .socket = st->c.conn.socket, .remote_port = peer->port };
-	struct counted fresh = {};
-	struct counted *c;
+	struct flow_key key = { .socket = st->c.conn.socket,
+				.remote_port = peer->port,
+				.family = peer->family };
 
 	if (is_peer(&st->c.conn, peer))
 		return &st->c;
 	__builtin_memcpy(key.remote_addr, peer->addr, 16);
-	c = bpf_map_lookup_elem(&udp_flows, &key);
-	if (c)
-		return c;
-	/* All at once: two CPUs may both find nothing, and the first one's `since` must be everybody's. */
-	fresh.conn.since = bpf_ktime_get_ns();
-	fresh.conn.socket = st->c.conn.socket;
-	fresh.conn.netns = st->c.conn.netns;
-	fresh.conn.protocol = IPPROTO_UDP;
-	fresh.conn.family = peer->family ?: st->c.conn.family;
-	fresh.conn.remote_port = peer->port;
-	__builtin_memcpy(fresh.conn.remote_addr, peer->addr, 16);
-	bpf_map_update_elem(&udp_flows, &key, &fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&udp_flows, &key);
+	return bpf_map_lookup_elem(&udp_flows, &key) ?: udp_new_flow(st, &key);
 }
 
 /*
@@ -150,7 +176,7 @@ static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typ
 
 	if (!st)
 		return NULL;
-	if (st->c.conn.socket) {
+	if (!st->end) {
 		if (typed && use_cookie) {
 			if (!is_of_another(st, sk))
 				return st;
@@ -163,23 +189,16 @@ static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typ
 	return NULL;
 }
 
-/*
- * Bytes of `packets` datagrams: of one, of several that one call sent (GSO) or received (GRO) as one, or of none, where
- * they are added to one that was counted before. `st` is the state of the socket if it has one.
- */
-static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
+/* Bytes of `packets` datagrams: of one, or of several that one call sent (GSO) or received (GRO). */
+static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
 				      __u32 packets, const struct peer *peer, const bool typed)
 {
 	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
 	struct counted *c;
 
-	if (!st)
-		st = udp_begin(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
-	if (!st)
-		return;
 	by_current(&r, st);
-	if (direction == TT_OUT)
-		peer = where_sent(st, peer);
+	if (direction == TT_OUT && peer->family && peer != &st->sent_to)
+		st->sent_to = *peer;
 	c = udp_flow(st, peer);
 	if (!c) {
 		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
@@ -194,24 +213,112 @@ static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u3
 	note_told(st, &c->conn);
 }
 
-static __always_inline void udp_datagram(struct sock *sk, __u32 direction, __u64 bytes,
-					 const struct peer *peer, const bool typed)
+/* The same; `st` is the state of the socket if it has one. */
+static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
+				      __u32 packets, const struct peer *peer, const bool typed)
 {
-	udp_bytes(sk, udp_peek(sk, typed), direction, bytes, 1, peer, typed);
+	if (!st)
+		st = udp_begin(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
+	if (st)
+		udp_count(sk, st, direction, bytes, packets, peer, typed);
+}
+
+/* So many datagrams the kernel makes of so many bytes; `segment` is 0 without GSO. */
+static __always_inline __u32 datagrams(__u32 bytes, __u32 segment)
+{
+	return segment && bytes > segment ? (bytes + segment - 1) / segment : 1;
+}
+
+/*
+ * Corking (UDP_CORK, MSG_MORE): sends add to one datagram, which waits in the socket until one of them, or setsockopt(),
+ * sends it. Not all of it need be sent: a send that fails takes with it what waited, and so does the end of the socket.
+ */
+static __always_inline bool is_corked(struct sock *sk)
+{
+	return UDP(sk, pending) != 0;
+}
+
+/* The bytes that wait, or 0; the kernel counts the header, too. */
+static __always_inline __u32 corked_bytes(struct sock *sk)
+{
+	__u16 len = UDP(sk, len);
+
+	return is_corked(sk) && len > UDP_HEADER ? len - UDP_HEADER : 0;
+}
+
+/* What waited has been sent: it is one datagram, or several by GSO. */
+static __noinline void count_what_waited(struct sock *sk, struct sk_state *st)
+{
+	__u32 bytes = st->waiting;
+
+	st->waiting = 0;
+	udp_count(sk, st, TT_OUT, bytes, datagrams(bytes, UDP(sk, gso_size)), &st->sent_to, true);
+}
+
+static __always_inline void count_waiting(struct sock *sk, struct sk_state *st)
+{
+	if (st->waiting)
+		count_what_waited(sk, st);
+}
+
+/*
+ * A send has ended with something waiting before it, or after it. What was sent is what waited, plus what came, less what is
+ * left. A send that adds may name a peer or not: it goes where the first piece goes.
+ */
+static __noinline void corked_send(struct sock *sk, struct sk_state *st, __u32 bytes, __u32 segment,
+				   const struct peer *peer)
+{
+	__u32 left = corked_bytes(sk);
+	bool waits = is_corked(sk);
+	__s32 gone;
+
+	if (!st)
+		st = udp_begin(sk, TT_UDP_SEND, peer, true);
+	if (!st)
+		return;
+	gone = st->waiting + bytes - left;
+	if (waits && left == bytes) {
+		/* The first piece. */
+		count_waiting(sk, st);
+		gone = 0;
+	}
+	if (peer->family && (!gone || !st->sent_to.family))
+		st->sent_to = *peer;
+	st->waiting = left;
+	if (!waits || gone > 0)
+		udp_count(sk, st, TT_OUT, gone, datagrams(gone, segment), &st->sent_to, true);
+}
+
+/* A send has ended and returned `ret`. */
+static __always_inline void udp_sent(struct sock *sk, struct sk_state *st, int ret, __u32 segment,
+				     struct peer *peer)
+{
+	if (ret < 0)
+		return;
+	put_route(peer, sk, true);
+	if (is_corked(sk) || (st && st->waiting))
+		corked_send(sk, st, ret, segment, peer);
+	else
+		udp_bytes(sk, st, TT_OUT, ret, datagrams(ret, segment), peer, true);
+}
+
+/* One has failed: if it was to add to a datagram, that is gone. */
+static __always_inline void udp_not_sent(struct sock *sk, struct sk_state *st)
+{
+	if (st && st->waiting && !is_corked(sk))
+		st->waiting = 0;
 }
 
 /*
  * ip_append_page(): before 6.5, sendfile and splice to a UDP socket begin a datagram of no bytes by udp_sendmsg() and
  * then add pages to it here, past that function. Where udp_sendpage() sends by udp_sendmsg() itself this does not run.
  */
-static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool typed)
+static __always_inline void udp_page(struct sock *sk, __u64 bytes)
 {
-	struct peer peer = {};
+	struct sk_state *st = is_udp(sk, true) ? udp_peek(sk, true) : NULL;
 
-	if (!is_udp(sk, typed))
-		return;
-	peer_of_connected(&peer, sk, typed);
-	udp_bytes(sk, udp_peek(sk, typed), TT_OUT, bytes, 0, &peer, typed);
+	if (st)
+		add_u32(&st->waiting, bytes);
 }
 
 /*
@@ -247,19 +354,18 @@ static __always_inline bool emit_udp_end(struct sk_state *st, __u16 family)
 static __always_inline void udp_end(struct sk_state *st, __u16 family)
 {
 	struct tt_conn *conn = &st->c.conn;
-	struct flow_key key = { .socket = conn->socket, .remote_port = st->sent_to.port };
+	struct flow_key key = { .socket = conn->socket,
+				.remote_port = st->sent_to.port,
+				.family = st->sent_to.family };
 	struct counted *latest;
 
-	if (!conn->socket)
-		return;
 	flush(&st->c);
 	__builtin_memcpy(key.remote_addr, st->sent_to.addr, 16);
 	latest = bpf_map_lookup_elem(&udp_flows, &key);
 	if (latest)
 		flush(latest);
 	emit_udp_end(st, family);
-	/* No second time. */
-	conn->socket = 0;
+	st->end = TT_ORDERLY;
 }
 
 /*

@@ -90,7 +90,7 @@ fn look(btf: &Btf<'_>) -> Listed {
                     listed.tracepoints.push(name);
                 }
             }
-            Target::Cgroup => {}
+            Target::Cgroup | Target::CgroupFirst => {}
         }
     }
     listed

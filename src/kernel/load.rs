@@ -10,12 +10,13 @@ use crate::host;
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject, ProgramMut};
+use libbpf_rs::{AsRawLibbpf, Link, OpenObject, ProgramMut, libbpf_sys};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
 
 /// Why no backend runs.
 #[derive(Debug)]
@@ -132,6 +133,7 @@ fn load<'o>(
 fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
     let ring = u32::try_from(config.ring_bytes).unwrap_or(u32::MAX);
     let Rooms { sockets, flows } = rooms(config);
+    let threads = THREADS.saturating_add(kept_back_by_processors());
     let bank_slots = flows.saturating_add(flows.div_ceil(2));
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         rodata.interval_ns = config.interval_ns();
@@ -159,6 +161,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.recvmsg_args = plan.recvmsg_args;
         rodata.calls_run_twice = plan.calls_run_twice;
         rodata.identity_secret = secret();
+        rodata.notes_are_complete = plan.all_sends_are_noted();
     }
     if let Some(bss) = open.maps.bss_data.as_deref_mut() {
         // Zero is the epoch of slots that there never were.
@@ -169,6 +172,8 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     open.maps.slots.set_max_entries(bank_slots.saturating_mul(2))?;
     open.maps.sockets.set_max_entries(sockets)?;
     open.maps.thread_turns.set_autocreate(plan.calls_run_twice)?;
+    open.maps.thread_turns.set_max_entries(threads)?;
+    open.maps.noted_peers.set_max_entries(threads)?;
     open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
 }
 
@@ -188,6 +193,16 @@ fn secret<const N: usize>() -> [u64; N] {
     std::array::from_fn(|i| RandomState::new().hash_one(i))
 }
 
+/// So many threads may be in a call on a UDP socket at once, see `thread_turns` and `noted_peers`.
+const THREADS: u32 = 8192;
+
+/// An LRU map gives each processor free entries to itself, up to 128: so many more it must have, or the processors of a large
+/// machine have them all, and take away from each other what is in use.
+fn kept_back_by_processors() -> u32 {
+    let processors = libbpf_rs::num_possible_cpus().unwrap_or(1);
+    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(128)
+}
+
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
 fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, String> {
     let cgroup = host::cgroup2_top().and_then(|(path, _)| File::open(path).ok());
@@ -195,6 +210,12 @@ fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, Strin
     for planned in plan.programs.clone() {
         let program = skel.object().progs_mut().find(|p| p.name() == planned.name);
         let attached = match program {
+            Some(program) if planned.target == Target::CgroupFirst => attach_first(&program, cgroup.as_ref())
+                .or_else(|reason| {
+                    log::info!("{} does not come first: {reason}", planned.name);
+                    plan.comes_first = false;
+                    attach(&program, planned.target, cgroup.as_ref())
+                }),
             Some(program) => attach(&program, planned.target, cgroup.as_ref()),
             None => Err("is not in the object".into()),
         };
@@ -206,10 +227,30 @@ fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, Strin
     Ok(links)
 }
 
+const NO_CGROUP: &str = "the cgroup2 hierarchy cannot be opened";
+
+/// Before all programs of all cgroups, also those that are not attached yet. The kernel refuses what it does not know.
+fn attach_first(program: &ProgramMut<'_>, cgroup: Option<&File>) -> Result<Link, String> {
+    let root = cgroup.ok_or(NO_CGROUP)?;
+    let order = libbpf_sys::bpf_cgroup_opts {
+        sz: size_of::<libbpf_sys::bpf_cgroup_opts>() as _,
+        flags: libbpf_sys::BPF_F_PREORDER,
+        ..Default::default()
+    };
+    // SAFETY: the program lives as long as the object, and libbpf reads the options during the call only.
+    let link = unsafe {
+        let program = program.as_libbpf_object().as_ptr();
+        libbpf_sys::bpf_program__attach_cgroup_opts(program, root.as_raw_fd(), &raw const order)
+    };
+    let refused = || format!("cannot be attached: {}", io::Error::last_os_error());
+    // SAFETY: not null, and so a link that nobody else has.
+    NonNull::new(link).map(|link| unsafe { Link::from_ptr(link) }).ok_or_else(refused)
+}
+
 fn attach(program: &ProgramMut<'_>, target: Target, cgroup: Option<&File>) -> Result<Link, String> {
     let link = match (target, cgroup) {
-        (Target::Cgroup, Some(root)) => program.attach_cgroup(root.as_raw_fd()),
-        (Target::Cgroup, None) => return Err("the cgroup2 hierarchy cannot be opened".into()),
+        (Target::Cgroup | Target::CgroupFirst, Some(root)) => program.attach_cgroup(root.as_raw_fd()),
+        (Target::Cgroup | Target::CgroupFirst, None) => return Err(NO_CGROUP.into()),
         _ => program.attach(),
     };
     link.map_err(|e| format!("cannot be attached: {e:#}"))

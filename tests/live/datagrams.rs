@@ -60,7 +60,7 @@ fn corked_pieces(from: &str, peer: IpAddr) {
         cork(0);
         assert_eq!(recv(&receiver, 1000, 0), 350);
     }
-    trace.udp(s, r, 0, 700);
+    assert_eq!(trace.udp(s, r, 0, 700).packets_out, 2);
     trace.udp(s, o, 18, 0);
     assert_eq!(trace.rows(Protocol::Udp, s).len(), 2, "no flow to nobody");
 }
@@ -90,8 +90,10 @@ fn segmented_datagrams_count_their_bytes() {
             calls += 1;
         }
         assert!(gro || calls == 10, "{calls}");
-        assert_eq!(trace.udp(s, r, 0, 10_000).packets_out, 1, "one call");
-        assert_eq!(trace.udp(r, s, 10_000, 0).packets_in, calls);
+        assert_eq!(trace.udp(s, r, 0, 10_000).packets_out, 10);
+        // Where nothing tells how many datagrams the reader gets at once, it is one.
+        let lesser = answer(54, trace.backend()) == Answer::Lesser;
+        assert_eq!(trace.udp(r, s, 10_000, 0).packets_in, if lesser { calls } else { 10 });
     }
 }
 
@@ -120,9 +122,7 @@ fn a_refused_datagram_counts_nothing() {
     sender.connect(("127.0.0.1", closed)).unwrap();
     let sent = [10, 11, 12].map(|n| send(&sender, &vec![1; n], 0));
     assert_eq!(sent, [10, -(libc::ECONNREFUSED as isize), 12]);
-    let lesser = answer(56, trace.backend()) == Answer::Lesser;
-    trace.udp(s, closed, 0, if lesser { 33 } else { 22 });
-    assert_eq!(lesser, trace.sees(Feature::UdpSend) != Visibility::Exact);
+    trace.udp(s, closed, 0, 22);
 }
 
 /// A socket that shares its port with others.

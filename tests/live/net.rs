@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets, raw calls and child processes for the scenarios.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::mem::size_of_val;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -135,6 +136,16 @@ impl Cgroup {
     /// The id of the one that /proc names like this.
     pub(crate) fn id_of(path: &str) -> u64 {
         std::fs::metadata(format!("{}{path}", Self::root())).unwrap().ino()
+    }
+
+    /// To attach programs to.
+    pub(crate) fn open(&self) -> File {
+        File::open(&self.0).unwrap()
+    }
+
+    /// The same of that in which all are.
+    pub(crate) fn open_root() -> File {
+        File::open(Self::root()).unwrap()
     }
 
     pub(crate) fn id(&self) -> u64 {

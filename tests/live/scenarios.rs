@@ -3,7 +3,7 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 18] = [
     include_str!("collector.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
@@ -15,10 +15,12 @@ const SOURCES: [&str; 16] = [
     include_str!("lifecycle.rs"),
     include_str!("owner.rs"),
     include_str!("paths.rs"),
+    include_str!("peers.rs"),
     include_str!("reasons.rs"),
     include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
+    include_str!("unsent.rs"),
     include_str!("wraps.rs"),
 ];
 
