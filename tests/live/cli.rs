@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::{Child as Process, Command, Output, Stdio};
 use std::time::Duration;
 
-fn path() -> PathBuf {
+pub(crate) fn path() -> PathBuf {
     let path = std::env::var_os("TCPTOP_TEST_CLI").map_or_else(beside_this_test, PathBuf::from);
     assert!(path.exists(), "{} is missing: build it with `cargo build --example tcptop`", path.display());
     path
