@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The example program as a user meets it: its JSON, its options, its ends, and what it says when it cannot work.
 
+mod hostile;
 mod json;
+mod limits;
 mod options;
 
 use crate::collector::{bpf_objects, nothing_left_but};

@@ -5,6 +5,7 @@ use crate::harness::{Trace, builder, wanted_backend};
 use crate::net::{Cgroup, Child, hear, port, recv, send, tcp_pair, tell};
 use serde_json::Value;
 use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tcptop::{Bootstrap, Feature, LinuxCollector, NetworkCollector, Visibility};
@@ -46,11 +47,12 @@ fn in_a_pid_namespace_it_is_said_how_many_owners_are_out_of_sight() {
     let (client, server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
     assert_eq!((send(&client, &[1; 70], 0), recv(&server, 70, 0)), (70, 70));
-    let outside = Child::fork(move |_| {
+    let sockets = [client.as_raw_fd(), server.as_raw_fd()];
+    let outside = Child::fork(|_| {
         unshare(libc::CLONE_NEWPID);
-        // The copies of the sockets belong to nobody out here but the test itself.
-        let inside = Child::fork(move |_| {
-            drop((client, server));
+        let inside = Child::fork(|_| {
+            // SAFETY: copies, which nobody here uses any more.
+            sockets.iter().for_each(|&fd| assert_eq!(unsafe { libc::close(fd) }, 0));
             let trace = Trace::with(builder());
             let rows = trace.collector.bootstrap_existing().unwrap();
             let row = rows.iter().find(|r| (r.key.local_port, r.key.remote_port) == (c, s)).expect("a row");
