@@ -2,15 +2,21 @@
 //! tcptop: which process exchanges how many bytes with whom. Uses nothing but the public API of the library.
 
 use clap::Parser;
-use crossbeam_channel::{after, bounded, never, select_biased, tick};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use serde_json::{Map, Value, json};
 use std::io::{self, ErrorKind, Write, stderr, stdout};
-use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, time::Duration, time::UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, thread};
 use tcptop::{
-    Backend, Capabilities, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Granularity,
-    KernelTime, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol, Provenance,
-    Stats, TcpState,
+    Backend, Capabilities, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Feature,
+    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol,
+    Provenance, Stats, Survey, TcpState, Visibility,
 };
+
+/// How often it is looked whether ends were lost.
+const SURVEY_EVERY: Duration = Duration::from_secs(30);
+/// If something was lost, that is worth a look; but not all the time.
+const SURVEY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Shows which process exchanges how many bytes with whom over TCP and UDP
 #[derive(Debug, Parser)]
@@ -79,7 +85,6 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     // Who asks again while this waits for its reader does not want to wait.
     ctrlc::set_handler(move || stop.try_send(()).unwrap_or_else(|_| process::exit(1)))?;
     let (mut collector, events) = collector(options).spawn()?;
-    collector.capabilities().map_or(Ok(()), |can| start(options, &can))?;
     let linger = if options.json { Duration::MAX } else { options.interval + Duration::from_secs(5) };
     let every = if let Granularity::Interval(every) = options.granularity { every } else { Duration::ZERO };
     let window = options.interval.max(Duration::from_secs(1)).max(2 * every);
@@ -94,20 +99,68 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
             Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
         }
     }
-    let (end, looks) = (options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
-    let tables = if options.json { never() } else { tick(options.interval) };
-    loop {
-        select_biased! {
-            recv(stopped) -> _ => break,
-            recv(end) -> _ => break,
-            recv(looks) -> _ => if nobody_reads() { break },
-            recv(tables) -> _ => show(&mut table)?,
-            recv(events) -> event => report(options, &mut table, &event?)?,
-        }
-    }
+    // After the search: only now it is known how much it has found.
+    collector.capabilities().map_or(Ok(()), |can| start(options, &can))?;
+    thread::scope(|scope| {
+        let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
+        scope.spawn(|| survey(&collector, asked, tell));
+        watch(options, &mut table, &events, &stopped, &ask, &surveys)
+    })?;
     collector.stop()?;
     events.iter().try_for_each(|event| report(options, &mut table, &event))?;
     Ok(if options.json { end_lines(&mut table, &collector.stats()) } else { show(&mut table) }?)
+}
+
+/// Beside the rest, because it may take a while. Ends when nobody asks any more.
+fn survey(collector: &LinuxCollector, asked: Receiver<()>, tell: Sender<tcptop::Result<Survey>>) {
+    // Who asks may be gone by now.
+    asked.iter().for_each(|()| drop(tell.send(collector.survey())));
+}
+
+/// Until it is time to end.
+fn watch(
+    options: &Options,
+    table: &mut ConnectionTable,
+    events: &Receiver<CollectorEvent>,
+    stopped: &Receiver<()>,
+    ask: &Sender<()>,
+    surveys: &Receiver<tcptop::Result<Survey>>,
+) -> Result<(), Box<dyn Error>> {
+    let (end, looks) = (options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
+    let tables = if options.json { never() } else { tick(options.interval) };
+    let (mut asked, mut is_told, mut pause) = (Instant::now(), false, SURVEY_EVERY);
+    loop {
+        select_biased! {
+            recv(stopped) -> _ => return Ok(()),
+            recv(end) -> _ => return Ok(()),
+            recv(looks) -> _ => {
+                if nobody_reads() {
+                    return Ok(());
+                }
+                if asked.elapsed() >= pause && ask.try_send(()).is_ok() {
+                    (asked, pause) = (Instant::now(), SURVEY_EVERY);
+                }
+            }
+            recv(surveys) -> survey => match survey? {
+                Ok(survey) => {
+                    table.reconcile(&survey);
+                }
+                Err(e) if !is_told => {
+                    is_told = true;
+                    writeln!(stderr(), "tcptop: ends that get lost are not found out: {e}")?;
+                }
+                Err(_) => {}
+            },
+            recv(tables) -> _ => show(table)?,
+            recv(events) -> event => {
+                let event = event?;
+                if matches!(event, CollectorEvent::Lost(_)) {
+                    pause = SURVEY_AGAIN;
+                }
+                report(options, table, &event)?;
+            }
+        }
+    }
 }
 
 /// A write would tell, too, but there may be nothing to write.
@@ -121,7 +174,13 @@ fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
     if !options.json {
         writeln!(stdout(), "tracing with {} on Linux {}", can.backend, can.kernel)?;
         can.self_test.iter().filter(|c| c.has_failed()).try_for_each(|c| writeln!(stdout(), "  {c}"))?;
-        return can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"));
+        can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"))?;
+        return match can.visibility(Feature::Existing) {
+            Visibility::Limited(how) if !options.no_bootstrap => {
+                writeln!(stderr(), "tcptop: existing connections are shown with limits: {how}")
+            }
+            _ => Ok(()),
+        };
     }
     let (now, wall) = (KernelTime::now(), UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64));
     let start = json!({"type": "start", "time_ns": now.as_nanos(), "unix_time_ns": wall,
@@ -129,7 +188,20 @@ fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
         "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
         "bootstrap": can.bootstrap.as_str(), "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
         "missing_programs": texts(&can.missing_programs)}});
-    writeln!(stdout(), "{start}")
+    writeln!(stdout(), "{}", json_line(&start))
+}
+
+/// As JSON, with an escape for each character that a terminal might obey, or hide: a process chooses its name.
+fn json_line(object: &Value) -> String {
+    let is_plain = |c: &char| *c != '\u{7f}' && (c.is_ascii() || c.escape_debug().len() == 1);
+    let mut line = String::new();
+    for c in object.to_string().chars() {
+        match Some(c).filter(is_plain) {
+            Some(plain) => line.push(plain),
+            None => line.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+        }
+    }
+    line
 }
 
 fn texts<T: ToString>(all: &[T]) -> Vec<String> {
@@ -165,14 +237,14 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
             "count": l.count}),
         _ => Value::Null,
     };
-    let (Some(kind), Some(info)) = (event.kind(), event.connection()) else { return what.to_string() };
+    let (Some(kind), Some(info)) = (event.kind(), event.connection()) else { return json_line(&what) };
     if !json {
         let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escape_debug(), p.pid));
         return format!("{kind} {} {who} {what}", info.key);
     }
     let (mut record, owner) = (ConnectionRecord::new(info.key, info.time), owner.map(|(process, _)| process));
     (record.socket, record.netns, record.owner) = (Some(info.socket), info.netns, owner);
-    object(kind.as_str(), &record, actor, what).to_string()
+    json_line(&object(kind.as_str(), &record, actor, what))
 }
 
 /// Who and where, and what.
@@ -193,18 +265,33 @@ fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     for r in table.records_at(KernelTime::now()) {
         let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
             "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": r.rtt_us,
-            "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed});
-        writeln!(stdout(), "{}", object("connection", r, None, what))?;
+            "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed,
+            "is_end_seen": r.is_end_seen});
+        writeln!(stdout(), "{}", json_line(&object("connection", r, None, what)))?;
     }
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
         "losses": stats.losses.iter().map(|(kind, place, count)| json!({"kind": kind.as_str(),
             "place": place.as_str(), "count": count})).collect::<Vec<_>>(), "unknown_records": stats.unknown_records,
         "unbalanced": stats.unbalanced, "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
-    writeln!(stdout(), "{stats}")
+    writeln!(stdout(), "{}", json_line(&stats))
+}
+
+/// What the table has given back the allocator of glibc keeps, which may be hundreds of megabytes after a storm.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes any number, see malloc_trim(3).
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn show(table: &mut ConnectionTable) -> io::Result<()> {
     const HEAD: &str = "PROTO\tLOCAL\tREMOTE\tSTATE\tPID\tPROCESS\tIN/s\tOUT/s\tIN\tOUT\tRTT";
+    let before = table.len();
+    let left = table.records_at(KernelTime::now()).count();
+    if before - left > 10_000 {
+        give_memory_back();
+    }
     let mut all: Vec<_> = table.records_at(KernelTime::now()).collect();
     all.sort_by_key(|r| Reverse(((r.rate_in + r.rate_out) as u64, r.bytes_in + r.bytes_out)));
     let (top, rest) = all.split_at(all.len().min(25));
@@ -220,7 +307,18 @@ fn show(table: &mut ConnectionTable) -> io::Result<()> {
 fn row(r: &ConnectionRecord) -> String {
     let ends = [(r.key.local_addr, r.key.local_port), (r.key.remote_addr, r.key.remote_port)];
     let ends = ends.map(|end| if end.1 == 0 { "*".into() } else { SocketAddr::from(end).to_string() });
-    let state = r.tcp_state.map_or(if r.is_closed { "close" } else { "-" }, TcpState::as_str);
+    let state = match r.tcp_state {
+        // Its end was lost, and found out later.
+        Some(_) if r.is_closed && !r.is_end_seen => "gone",
+        Some(state) => state.as_str(),
+        None => {
+            if r.is_closed {
+                "close"
+            } else {
+                "-"
+            }
+        }
+    };
     let pid = r.pid().map_or("-".into(), |pid| pid.to_string());
     // Escaped, because a process chooses its name: it must not talk to the terminal.
     let process = r.process_name().map_or("-".into(), |name| name.escape_debug().to_string());
@@ -234,7 +332,8 @@ fn row(r: &ConnectionRecord) -> String {
 /// Text begins at the left of its column, numbers end at the right.
 fn aligned(rows: &[String]) -> String {
     let cells = |i| rows.iter().filter_map(move |row| row.split('\t').nth(i));
-    let width: Vec<usize> = (0..11).map(|i| cells(i).map(str::len).max().unwrap_or(0)).collect();
+    let width: Vec<usize> =
+        (0..11).map(|i| cells(i).map(|cell| cell.chars().count()).max().unwrap_or(0)).collect();
     let pad = |(i, s): (usize, &str)| {
         if i < 6 { format!("{s:<0$}", width[i]) } else { format!("{s:>0$}", width[i]) }
     };

@@ -220,6 +220,25 @@ mod tests {
     }
 
     #[test]
+    fn damaged_tables_are_an_error_or_less_and_no_panic() {
+        for table in [TCP, TCP6] {
+            for at in 0..table.len() {
+                for damage in ["", " ", "\n", ":", "0", "F", "é", "\u{0}"] {
+                    let damaged = [&table[..at], damage, &table[at + 1..]].concat();
+                    let info = ExplicitSystemInfo {
+                        boot_time_secs: 0,
+                        ticks_per_second: 100,
+                        page_size: 4096,
+                        is_little_endian: true,
+                    };
+                    let read = TcpNetEntries::from_buf_read(damaged.as_bytes(), &info);
+                    drop(read.map(|table| table.0.iter().filter_map(from_tcp).count()));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn empty_tables_are_no_error() {
         assert!(parse::<TcpNetEntries>("  sl  local_address\n").0.is_empty());
         assert!(parse::<UdpNetEntries>("").0.is_empty());

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The example program as a user meets it: its JSON, its options, its ends, and what it says when it cannot work.
 
+mod hostile;
 mod json;
+mod limits;
 mod options;
 
 use crate::collector::{bpf_objects, nothing_left_but};
@@ -14,7 +16,7 @@ use std::path::PathBuf;
 use std::process::{Child as Process, Command, Output, Stdio};
 use std::time::Duration;
 
-fn path() -> PathBuf {
+pub(crate) fn path() -> PathBuf {
     let path = std::env::var_os("TCPTOP_TEST_CLI").map_or_else(beside_this_test, PathBuf::from);
     assert!(path.exists(), "{} is missing: build it with `cargo build --example tcptop`", path.display());
     path

@@ -40,8 +40,11 @@ fn older_than_the_tracer(way: Bootstrap) {
     server.read_exact(&mut [0; 600]).unwrap();
     let mut trace = Trace::with(builder().bootstrap(way));
     assert_eq!(trace.capabilities().bootstrap, way);
-    assert_eq!(trace.sees(Feature::Existing) == Visibility::Exact, !partial);
+    let limits = |trace: &Trace| trace.sees(Feature::Existing).to_string();
+    assert!(limits(&trace).contains("not searched for yet"), "nobody has looked");
     let existing = trace.collector.bootstrap_existing().unwrap();
+    assert!(!limits(&trace).contains("not searched for yet"), "{}", limits(&trace));
+    assert_eq!(limits(&trace).contains("out of /proc, without totals"), partial);
     let (ours, theirs) = (tcp(&existing, c, s), tcp(&existing, s, c));
     assert_eq!((ours.len(), theirs.len()), (1, 1), "each once");
     for (row, socket, moved) in [(ours[0], &client, [1000, 0]), (theirs[0], &server, [0, 600])] {

@@ -3,8 +3,9 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 21] = [
     include_str!("collector.rs"),
+    include_str!("crowds.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
     include_str!("existing.rs"),
@@ -13,6 +14,7 @@ const SOURCES: [&str; 18] = [
     include_str!("identity.rs"),
     include_str!("kernel.rs"),
     include_str!("lifecycle.rs"),
+    include_str!("namespaces.rs"),
     include_str!("owner.rs"),
     include_str!("paths.rs"),
     include_str!("peers.rs"),
@@ -21,6 +23,7 @@ const SOURCES: [&str; 18] = [
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
     include_str!("unsent.rs"),
+    include_str!("vanished.rs"),
     include_str!("wraps.rs"),
 ];
 

@@ -114,7 +114,7 @@ fn what_is_gone_gives_its_memory_back() {
             ..ConnectionRecord::new(key, KernelTime(SECOND))
         }
     };
-    let stays = |id: &u64| id % 1000 == 0;
+    let stays = |id: &u64| id.is_multiple_of(1000);
     let ids = || 1..=3 * MANY;
     for id in ids() {
         match id % 3 {

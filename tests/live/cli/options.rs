@@ -136,7 +136,9 @@ fn it_prints_the_events_of_one_port() {
     thread::sleep(Duration::from_millis(700));
     running.signal(libc::SIGINT);
     let (lines, code, errors) = running.finish_text();
-    assert_eq!((code, errors.as_str()), (0, ""));
+    // Some machines hide processes from everybody.
+    let limits = "tcptop: existing connections are shown with limits: ";
+    assert!(code == 0 && errors.lines().all(|line| line.starts_with(limits)), "{code}: {errors}");
     let text = lines.concat();
     let me = format!("[{}] {{", std::process::id());
     for (kind, local, remote) in [("udp_send", s, u), ("udp_recv", u, s)] {

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What an unprivileged program can make many of.
+
+use crate::harness::{Answer, Trace, answer, builder};
+use crate::net::{Child, hear, set_option, sockaddr, socket_of, tell};
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+use tcptop::{ConnectionRecord, Feature, NetworkCollector, Protocol, Visibility};
+
+const NOBODY: u32 = 65_534;
+/// In two processes, because each may have so many files only.
+const EACH: usize = 15_000;
+
+/// A UDP socket bound to this port of 127.0.0.1, which it shares.
+fn sharer(port: u16) -> Option<UdpSocket> {
+    let socket = socket_of(libc::AF_INET, libc::SOCK_DGRAM, 0).ok()?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1_i32);
+    let address = sockaddr([127, 0, 0, 1], port);
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is as long as is said.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    (bound == 0).then(|| UdpSocket::from(socket))
+}
+
+/// 30,000 UDP sockets on one port, opened by an ordinary user: each is found, and each end, in a time that is none of their
+/// square. (It was 26 seconds for the rows alone.)
+#[test]
+fn sockets_that_share_a_port_by_the_thousands_are_found_and_end() {
+    // Bound by the same user, or the others may not share it.
+    // SAFETY: no memory is involved.
+    let become_nobody = || assert_eq!(unsafe { libc::setuid(NOBODY) }, 0);
+    let mut crowds = Vec::new();
+    let mut port = 0;
+    for _ in 0..2 {
+        let mut crowd = Child::fork(|parent| {
+            become_nobody();
+            let first = sharer(port).unwrap();
+            let port = first.local_addr().unwrap().port();
+            let sockets: Vec<_> =
+                std::iter::once(first).chain((1..EACH).map_while(|_| sharer(port))).collect();
+            tell(parent, port.into());
+            tell(parent, sockets.len() as u64);
+            hear(parent);
+            drop(sockets);
+            tell(parent, 0);
+            hear(parent);
+        });
+        port = crowd.hear() as u16;
+        assert_eq!(crowd.hear() as usize, EACH);
+        crowds.push(crowd);
+    }
+    let mut trace = Trace::with(builder());
+    let lesser = answer(77, trace.backend()) == Answer::Lesser;
+    let began = Instant::now();
+    let existing = trace.collector.bootstrap_existing().unwrap();
+    let searched = began.elapsed();
+    let is_of = |r: &&ConnectionRecord| r.key.protocol == Protocol::Udp && r.key.local_port == port;
+    let has_ids = existing.iter().find(is_of).is_some_and(|row| row.socket.is_some());
+    assert_eq!(has_ids, !lesser && trace.sees(Feature::SocketCookie) != Visibility::Unseen);
+    trace.table.merge_bootstrap(existing);
+    let merged = began.elapsed() - searched;
+    assert!(merged < Duration::from_secs(5), "merged in {merged:?}, found in {searched:?}");
+    let rows: BTreeSet<_> = trace.table.records().filter(is_of).map(|r| (r.socket, r.pid())).collect();
+    for crowd in &crowds {
+        let of_it = rows.iter().filter(|(_, pid)| *pid == Some(crowd.pid)).count();
+        assert_eq!(of_it, if has_ids { EACH } else { 1 }, "a row for each socket, or for each process");
+    }
+    let began = Instant::now();
+    for crowd in &mut crowds {
+        crowd.tell(1);
+        crowd.hear();
+    }
+    if has_ids && trace.sees(Feature::UdpClose) == Visibility::Exact {
+        trace
+            .until("the end of each", |t| t.table.records().filter(is_of).all(|r| r.is_closed).then_some(()));
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+    for mut crowd in crowds {
+        crowd.tell(1);
+        crowd.wait();
+    }
+}
