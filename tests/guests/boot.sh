@@ -33,13 +33,13 @@ pack_settings() {
 # Emulated, because a machine that builds need not be able to run guests on its processor. Two processors, so that
 # softirqs run beside the processes they serve, but one thread for both: with one each, an emulated processor now and
 # then misses that the other has patched code, which is how trampolines come and go, and the guest dies of it.
-# nosoftlockup: emulated time stands still now and then. -erms, -fsrm, no5lvl: what copies memory byte by byte, and page
+# nosoftlockup, no_timer_check: emulated time stands still now and then, while the kernel checks its timer too. -erms, -fsrm, no5lvl: what copies memory byte by byte, and page
 # tables of five levels, are fast on processors only; without them a guest needs a quarter less.
 run_qemu() {
 	timeout --kill-after=10 "$limit" qemu-system-x86_64 \
 		-accel tcg,thread=single -cpu max,-erms,-fsrm -m 1G -smp 2 -nodefaults -display none -no-reboot \
 		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup no5lvl' \
+		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup no_timer_check no5lvl' \
 		-serial "file:$out/console.log" -serial "file:$work/results" \
 		</dev/null >"$out/qemu.log" 2>&1 &
 	qemu=$!

@@ -233,20 +233,21 @@ offer() {
 # The kernel of one series: the newest that is in the cache or can be fetched. Only an archive that has answered each
 # question can be said to have none.
 provide() {
-	local series=$1 release result cached failures
-	failures=$(failures_in "$cache/apt/update.log")
+	local series=$1 release result='' cached
 	cached=" $(cached_releases "$series" | xargs) "
 	for release in $(known_releases "$series"); do
-		result=
-		[[ $cached == *" $release "* ]] || result=$(try_to_fetch "$release")
-		if [[ -z $result ]]; then
-			offer "$series" "$release"
-			return
+		if [[ $cached != *" $release "* ]]; then
+			# An archive that fails is not asked again.
+			[[ $result != failed ]] || continue
+			result=$(try_to_fetch "$release")
+			[[ -z $result ]] || continue
 		fi
-		[[ $result == gone ]] || failures+=$result
+		offer "$series" "$release"
+		return
 	done
-	if [[ -n $failures ]]; then
-		say "no kernel of series $series could be fetched: $failures"
+	if [[ $result == failed || -n $(failures_in "$cache/apt/update.log") ]]; then
+		say "no kernel of series $series could be had"
+		failures_in "$cache/apt/update.log" >&2
 		return 1
 	fi
 	say "no cloud kernel of series $series in $SUITES $SECURITY_SUITES"
