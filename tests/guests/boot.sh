@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# tests/guests/boot.sh KERNEL-DIRECTORY INITRAMFS OUTPUT-DIRECTORY BACKENDS [TEST-ARGUMENTS...]: boots one guest under
-# emulation and lets it run the live tests once per backend (BACKENDS is one word, "fentry kprobe"). Leaves in the
-# output directory:
+# tests/guests/boot.sh KERNEL-DIRECTORY INITRAMFS OUTPUT-DIRECTORY TESTS-DIRECTORY: boots one guest under emulation and
+# lets it run live tests, once for each file in the directory of tests: it is called like the backend and holds the
+# arguments for the tests. Leaves in the output directory:
 #   BACKEND.log  what the tests printed      BACKEND.status  their exit status, if they ended
 #   console.log  the kernel's console        verdict         "ok", or what went wrong with the guest as a whole
 # Exits with 0 when it could be judged, whatever the tests found.
@@ -17,32 +17,29 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 COMPLAINTS='\[ cut here \]|Kernel panic|BUG: |Oops: |general protection fault'
 
 # A guest that hangs is given up after this many seconds.
-limit=${TCPTOP_GUEST_TIMEOUT:-3000}
+limit=${TCPTOP_GUEST_TIMEOUT:-1800}
 
-# pack_settings BACKENDS ARGUMENTS...: /etc/guest as one more piece of the initramfs. A run that hangs must leave time
-# to the ones after it.
+# The tests as one more piece of the initramfs, and the seconds that each run may take: one that hangs must leave time to
+# the ones after it.
 pack_settings() {
-	local backends=$1 count
-	shift
-	count=$(wc -w <<<"$backends")
+	local count
 	mkdir -p "$work/etc"
-	{
-		printf "BACKENDS='%s'\n" "$backends"
-		printf 'SECONDS_PER_RUN=%d\n' "$(((limit - limit / 10) / count))"
-		printf "ARGUMENTS='%s'\n" "$*"
-	} >"$work/etc/guest"
-	(cd "$work" && printf '%s\n' etc etc/guest | cpio --quiet -o -H newc -R 0:0)
+	cp -r "$tests" "$work/etc/tests"
+	count=$(find "$tests" -type f | wc -l)
+	printf 'SECONDS_PER_RUN=%d\n' "$(((limit - limit / 10) / count))" >"$work/etc/guest"
+	(cd "$work" && find etc | cpio --quiet -o -H newc -R 0:0)
 }
 
 # Emulated, because a machine that builds need not be able to run guests on its processor. Two processors, so that
 # softirqs run beside the processes they serve, but one thread for both: with one each, an emulated processor now and
 # then misses that the other has patched code, which is how trampolines come and go, and the guest dies of it.
-# nosoftlockup: emulated time stands still now and then.
+# nosoftlockup, no_timer_check: emulated time stands still now and then, while the kernel checks its timer too. -erms, -fsrm, no5lvl: what copies memory byte by byte, and page
+# tables of five levels, are fast on processors only; without them a guest needs a quarter less.
 run_qemu() {
 	timeout --kill-after=10 "$limit" qemu-system-x86_64 \
-		-accel tcg,thread=single -cpu max -m 1G -smp 2 -nodefaults -display none -no-reboot \
+		-accel tcg,thread=single -cpu max,-erms,-fsrm -m 1G -smp 2 -nodefaults -display none -no-reboot \
 		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup' \
+		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup no_timer_check no5lvl' \
 		-serial "file:$out/console.log" -serial "file:$work/results" \
 		</dev/null >"$out/qemu.log" 2>&1 &
 	qemu=$!
@@ -83,8 +80,7 @@ clean_up() {
 kernel=$1
 base=$2
 out=$3
-backends=$4
-shift 4
+tests=$4
 qemu=
 qemu_status=0
 work=$(mktemp -d)
@@ -96,7 +92,7 @@ mkdir -p "$out"
 # The kernel takes archives one after another.
 {
 	cat "$base" "$kernel/modules.cpio"
-	pack_settings "$backends" "$@"
+	pack_settings
 } >"$work/initramfs"
 touch "$out/console.log" "$work/results"
 run_qemu

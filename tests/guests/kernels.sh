@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
-# tests/guests/kernels.sh SERIES...: fetches the newest Debian cloud kernel of each series (5.10, 6.12, 7, …) and
-# prints one line `SERIES DIRECTORY` for each that it has; DIRECTORY holds `release`, `vmlinuz` and `modules.cpio`.
-# What is missing is named on standard error, and the exit status is then 1.
+# tests/guests/kernels.sh [--cached] SERIES...: fetches the newest Debian cloud kernel of each series (5.10, 6.12, 7, …)
+# that can be had and prints one line `SERIES DIRECTORY`; DIRECTORY holds `release`, `vmlinuz` and `modules.cpio`. With
+# --cached the archive is only asked for kernels that are not in the cache.
+#
+# Archives forget: a package may be listed and gone. Then it is the next older one of the series, and `SERIES gone` where
+# there is none. Everything else that goes wrong is named on standard error, and the exit status is then 1.
 #
 # The packages come from the mirror that this machine's apt uses, read through an apt configuration of our own: the
 # machine's package lists and settings stay as they are, and nothing is installed. On a machine whose apt knows no
@@ -98,7 +101,7 @@ write_apt_configuration() {
 apt_private() {
 	local command=$1
 	shift
-	"$command" -c "$cache/apt/apt.conf" "$@"
+	LC_ALL=C "$command" -c "$cache/apt/apt.conf" "$@"
 }
 
 # Suites come and go, so one that cannot be read is no error as long as the kernels are found in others.
@@ -107,10 +110,15 @@ update_lists() {
 		say "some package lists could not be fetched; see $cache/apt/update.log"
 }
 
-# The release (uname -r) of the newest cloud kernel of a series.
-newest_release() {
-	apt_private apt-cache pkgnames "linux-image-$1." |
-		sed -n 's/^linux-image-\(.*-cloud-amd64\)$/\1/p' | sort -V | tail -n 1
+# What has failed according to a log of apt-get's, other than that something is not there.
+failures_in() { awk '/^Err:/ { what = $0; getline; if ($1 != 404 && $1 != 410) print what ": " $0 }' "$1"; }
+
+# The releases (uname -r) of a series' cloud kernels in the archive and in the cache, the newest first.
+known_releases() {
+	{
+		apt_private apt-cache pkgnames "linux-image-$1." | sed -n 's/^linux-image-\(.*-cloud-amd64\)$/\1/p'
+		cached_releases "$1"
+	} | sort -rVu
 }
 
 # Since 7.3 a kernel is spread over several packages, which the old name depends on.
@@ -127,7 +135,7 @@ unpack() {
 	local release=$1 tree=$2 packages package
 	mkdir -p "$tree/debs"
 	mapfile -t packages < <(kernel_packages "$release")
-	(cd "$tree/debs" && apt_private apt-get -q download "${packages[@]}") >&2
+	(cd "$tree/debs" && apt_private apt-get -q download "${packages[@]}") >"$cache/apt/download.log" 2>&1
 	for package in "$tree"/debs/*.deb; do
 		dpkg -x "$package" "$tree"
 	done
@@ -164,9 +172,9 @@ pack_modules() {
 	(cd "$tree/pack" && find usr | cpio --quiet -o -H newc -R 0:0) >"$archive"
 }
 
-# fetch SERIES RELEASE: into the cache, complete or not at all.
+# fetch RELEASE: into the cache, complete or not at all.
 fetch() {
-	local series=$1 release=$2 tree kernel
+	local release=$1 tree kernel
 	tree=$(mktemp -d "$cache/fetch.XXXXXX")
 	say "fetching kernel $release"
 	unpack "$release" "$tree"
@@ -178,61 +186,112 @@ fetch() {
 	pack_modules "$tree" "$release" "$tree/done/modules.cpio"
 	printf '%s\n' "$release" >"$tree/done/release"
 	recipe >"$tree/done/recipe"
-	rm -rf "${cache:?}/kernels/$series"
 	mkdir -p "$cache/kernels"
-	mv "$tree/done" "$cache/kernels/$series"
+	rm -rf "${cache:?}/kernels/$release"
+	mv "$tree/done" "$cache/kernels/$release"
 	rm -rf "$tree"
 }
 
-suites() { printf '%s' "$SUITES $SECURITY_SUITES"; }
-
-# What the cached files were made by: an edit of this script makes them anew.
-recipe() { cksum <"$0"; }
-
-cached_release() {
-	local kernel=$cache/kernels/$1
-	[[ ! -e $kernel/recipe || $(recipe) != "$(<"$kernel/recipe")" ]] || cat "$kernel/release"
+# try_to_fetch RELEASE: prints nothing if it is in the cache now, `gone` if the archive has lost it, else `failed`.
+try_to_fetch() {
+	: >"$cache/apt/download.log"
+	# As a command of its own, so that errors end it (an `if` around a function would switch that off).
+	if "$BASH" "$0" --fetch "$1" >&2; then
+		return
+	fi
+	if grep -q '^Err:' "$cache/apt/download.log" && [[ -z $(failures_in "$cache/apt/download.log") ]]; then
+		say "linux-image-$1 is listed, but the archive does not have it any more"
+		printf 'gone'
+	else
+		cat "$cache/apt/download.log" >&2
+		say "cannot fetch the kernel package linux-image-$1"
+		printf 'failed'
+	fi
 }
 
-# The kernel of one series: the newest there is, or the cached one where the archive cannot be asked.
+# What the cached files were made by: an edit of that makes them anew.
+recipe() { { printf '%s\n' "$MODULES" "$MODULE_DIRECTORIES" && declare -f unpack module_files pack_modules fetch; } | cksum; }
+
+# Those of a series whose files are as this script makes them, the newest first.
+cached_releases() {
+	local file directory
+	for file in "$cache/kernels/$1".*/recipe; do
+		directory=$(dirname "$file")
+		[[ $(recipe) != "$(<"$file")" ]] || basename "$directory"
+	done | sort -rV
+}
+
+# offer SERIES RELEASE: in the cache there is no older one of the series then.
+offer() {
+	local directory
+	for directory in "$cache/kernels/$1".*; do
+		[[ $directory == "$cache/kernels/$2" ]] || rm -rf "$directory"
+	done
+	printf '%s %s\n' "$1" "$cache/kernels/$2"
+}
+
+# The kernel of one series: the newest that is in the cache or can be fetched. Only an archive that has answered each
+# question can be said to have none.
 provide() {
-	local series=$1 release cached
-	release=$(newest_release "$series")
-	cached=$(cached_release "$series")
-	if [[ -n $release && $release != "$cached" ]]; then
-		# As a command of its own, so that errors end it (an `if` around a function would switch that off).
-		"$BASH" "$0" --fetch "$series" "$release" || say "cannot fetch the kernel package linux-image-$release"
-		cached=$(cached_release "$series")
-	fi
-	if [[ -z $cached ]]; then
-		[[ -n $release ]] || say "no cloud kernel of series $series in $(suites)"
+	local series=$1 release result='' cached
+	cached=" $(cached_releases "$series" | xargs) "
+	for release in $(known_releases "$series"); do
+		if [[ $cached != *" $release "* ]]; then
+			# An archive that fails is not asked again.
+			[[ $result != failed ]] || continue
+			result=$(try_to_fetch "$release")
+			[[ -z $result ]] || continue
+		fi
+		offer "$series" "$release"
+		return
+	done
+	if [[ $result == failed || -n $(failures_in "$cache/apt/update.log") ]]; then
+		say "no kernel of series $series could be had"
+		failures_in "$cache/apt/update.log" >&2
 		return 1
 	fi
-	[[ -n $release ]] || say "the archive has no cloud kernel of series $series: using $cached from the cache"
-	printf '%s %s\n' "$series" "$cache/kernels/$series"
+	say "no cloud kernel of series $series in $SUITES $SECURITY_SUITES"
+	printf '%s gone\n' "$series"
 }
 
 main() {
-	local series status=0
-	if [[ $1 == --fetch ]]; then
-		fetch "$2" "$3"
-		return
-	fi
-	mkdir -p "$cache"
-	exec 9>"$cache/lock"
-	flock 9
-	rm -rf "$cache"/fetch.*
+	local series release wanted=() status=0
+	for series in "$@"; do
+		release=
+		[[ $prefer_cache == no ]] || release=$(cached_releases "$series" | head -n 1)
+		if [[ -n $release ]]; then
+			offer "$series" "$release"
+		else
+			wanted+=("$series")
+		fi
+	done
+	((${#wanted[@]})) || return 0
 	if ! has apt-get || ! has dpkg; then
 		die 'guest kernels are Debian packages, and this machine has no apt-get or dpkg' \
 			'run the tests with --host-only here, and on Debian for the guests'
 	fi
 	write_apt_configuration
 	update_lists
-	for series in "$@"; do
+	for series in "${wanted[@]}"; do
 		provide "$series" || status=1
 	done
 	return "$status"
 }
 
-(($#)) || die 'usage: kernels.sh SERIES...'
+prefer_cache=no
+case ${1-} in
+--fetch)
+	fetch "$2"
+	exit
+	;;
+--cached)
+	prefer_cache=yes
+	shift
+	;;
+esac
+(($#)) || die 'usage: kernels.sh [--cached] SERIES...'
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
+rm -rf "$cache"/fetch.*
 main "$@"

@@ -73,9 +73,26 @@ pub(crate) fn builder() -> LinuxCollectorBuilder {
 /// A collector that runs, where its events arrive, and how many of them were taken.
 type Running = (LinuxCollector, Receiver<CollectorEvent>, u64);
 
-/// One with the default configuration goes from test to test: in an emulated guest each start takes seconds, and a
-/// collector that has been running for a while is what users have.
-static PARKED: Mutex<Option<Running>> = Mutex::new(None);
+/// What many tests want of a collector. One of each goes from test to test: in an emulated guest each start takes seconds,
+/// and a collector that has been running for a while is what users have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shared {
+    /// The default configuration, self-tested.
+    Default,
+    PerCall,
+}
+
+impl Shared {
+    fn builder(self) -> LinuxCollectorBuilder {
+        match self {
+            Self::Default => builder().self_test(true),
+            Self::PerCall => builder().granularity(Granularity::PerCall),
+        }
+    }
+}
+
+/// Those that no test uses right now.
+static PARKED: Mutex<Vec<(Shared, Running)>> = Mutex::new(Vec::new());
 
 /// A running collector, the events it has sent, and the table they make.
 pub(crate) struct Trace {
@@ -83,20 +100,36 @@ pub(crate) struct Trace {
     events: Receiver<CollectorEvent>,
     /// Since the collector has started; without those that report losses, which it does not count.
     taken: u64,
-    is_default: bool,
+    /// Where it is parked afterwards, if other tests may have it.
+    shared: Option<Shared>,
     audit: Audit,
     pub(crate) seen: Vec<CollectorEvent>,
     pub(crate) table: ConnectionTable,
 }
 
 impl Trace {
-    /// With the default configuration; it may have been running for a while.
+    /// With the default configuration; it may have been running for a while. A test for which that matters takes a
+    /// [`fresh`](Self::fresh) one.
     pub(crate) fn start() -> Self {
-        let (collector, events, taken) = parked().take().unwrap_or_else(|| Self::spawn(builder()));
+        Self::shared(Shared::Default)
+    }
+
+    /// With an event per call; it may have been running for a while.
+    pub(crate) fn per_call() -> Self {
+        Self::shared(Shared::PerCall)
+    }
+
+    fn shared(shared: Shared) -> Self {
+        let known = {
+            let mut parked = parked();
+            let place = parked.iter().position(|(kind, _)| *kind == shared);
+            place.map(|place| parked.swap_remove(place).1)
+        };
+        let (collector, events, taken) = known.unwrap_or_else(|| Self::spawn(shared.builder()));
         // What is left of the tests before.
         let stale = events.try_iter().filter(|event| event.kind().is_some()).count() as u64;
         let mut trace = Self::of((collector, events, taken + stale));
-        trace.is_default = true;
+        trace.shared = Some(shared);
         trace
     }
 
@@ -105,10 +138,7 @@ impl Trace {
         Self::with(builder())
     }
 
-    pub(crate) fn per_call() -> Self {
-        Self::with(builder().granularity(Granularity::PerCall))
-    }
-
+    /// With a configuration of the test's own, started now.
     pub(crate) fn with(builder: LinuxCollectorBuilder) -> Self {
         Self::of(Self::spawn(builder))
     }
@@ -121,7 +151,7 @@ impl Trace {
     fn of((collector, events, taken): Running) -> Self {
         let table = ConnectionTable::new().linger(Duration::MAX).max_connections(1 << 20);
         let audit = Audit::since(Stats::default());
-        let mut trace = Self { collector, events, taken, is_default: false, audit, seen: Vec::new(), table };
+        let mut trace = Self { collector, events, taken, shared: None, audit, seen: Vec::new(), table };
         trace.audit = Audit::since(trace.counters());
         trace
     }
@@ -290,16 +320,16 @@ impl Drop for Trace {
         if !std::thread::panicking() {
             self.audit();
         }
-        if self.is_default && self.collector.is_running() {
+        if let Some(shared) = self.shared.filter(|_| self.collector.is_running()) {
             let unstarted = LinuxCollector::builder().build().unwrap();
             let collector = std::mem::replace(&mut self.collector, unstarted);
-            *parked() = Some((collector, self.events.clone(), self.taken));
+            parked().push((shared, (collector, self.events.clone(), self.taken)));
         }
     }
 }
 
 /// A test that fails may leave the lock poisoned; what it protects is a collector like any other.
-fn parked() -> MutexGuard<'static, Option<Running>> {
+fn parked() -> MutexGuard<'static, Vec<(Shared, Running)>> {
     PARKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

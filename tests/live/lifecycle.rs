@@ -352,10 +352,10 @@ pub(crate) fn check_churn(trace: &Trace, l: u16, expected: &HashMap<u16, (u64, u
     assert_eq!((wrong(0), wrong(1)), (0, 0), "ports with wrong sums");
 }
 
-/// 36: ten thousand short connections (a thousand in a slow guest): as many ends as beginnings, every byte.
+/// 36: ten thousand short connections (three hundred in a slow guest): as many ends as beginnings, every byte.
 #[test]
 fn short_connections_are_all_there() {
-    let count = if is_slow() { 1000 } else { 10_000 };
+    let count = if is_slow() { 300 } else { 10_000 };
     let mut trace = Trace::fresh();
     let (l, expected) = churn(count);
     trace.until("all ends", |t| (ended(t, l) == 2 * count).then_some(()));
