@@ -191,7 +191,7 @@ static __always_inline struct sk_state *still_of(struct sk_state *st, struct soc
 static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
 				      __u32 packets, const struct peer *peer, const bool typed)
 {
-	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
+	struct report r = { .direction = direction, .bytes = bytes, .calls = 1, .is_call = true };
 	struct counted *c;
 
 	r.actor = actor_is_current(st);
