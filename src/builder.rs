@@ -54,7 +54,7 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections with this local or remote port.
+    /// Reports only connections with this local or remote port, and datagrams of which the remote one is not known.
     ///
     /// A UDP socket that has been there before, without a peer and at another port, is none of those that are found to
     /// exist. Its flows with this port are reported, but not marked as partial.
@@ -69,7 +69,8 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4. Of UDP sockets
+    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4; datagrams of an
+    /// unknown peer on an IPv6 socket may be of either, and are reported. Of UDP sockets
     /// without a peer that are found to exist the family of the socket counts: see [`port`](Self::port).
     pub fn family(mut self, family: AddressFamily) -> Self {
         self.config.filter.family = Some(family);

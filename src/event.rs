@@ -121,7 +121,8 @@ pub struct Transfer {
     /// Payload bytes in this direction since the connection began (UDP: since [`ConnectionInfo::since`]).
     pub total_bytes: u64,
     /// TCP: segments in this direction (`tcp_sock.segs_out`, `segs_in`; they include pure ACKs and wrap at 2^32).
-    /// UDP: datagrams since [`ConnectionInfo::since`].
+    /// UDP: datagrams since [`ConnectionInfo::since`]; those that one call sends (GSO) or receives (GRO) together count each
+    /// where the backend sees how many they are.
     pub total_packets: u64,
     /// Smoothed round-trip time in microseconds (`tcp_sock.srtt_us >> 3`); none for UDP and before the first sample.
     pub rtt_us: Option<u32>,

@@ -293,7 +293,10 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
         }
         (Feature::UdpSend, Backend::Kprobe) => by_both("kprobe_ip_send_skb", "kprobe_ip6_send_skb")
             .within("what a packet filter of this machine refuses to send counts too"),
-        (Feature::UdpSend | Feature::UdpRecv, Backend::Tracepoint) => Visibility::Exact,
+        (Feature::UdpSend, Backend::Tracepoint) => Visibility::Limited(
+            "a datagram that setsockopt uncorks counts with the next send or at the end, and MSG_PROBE counts".into(),
+        ),
+        (Feature::UdpRecv, Backend::Tracepoint) => Visibility::Exact,
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Fentry) => by("fentry_skb_consume_udp"),
         (Feature::UdpRecv | Feature::UdpRecvPeer, Backend::Kprobe) => by("kprobe_skb_consume_udp"),
         (Feature::UdpSendPeer, Backend::Kprobe) => by_both("kprobe_ip_send_skb", "kprobe_ip6_send_skb"),

@@ -193,7 +193,7 @@ static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typ
 static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
 				      __u32 packets, const struct peer *peer, const bool typed)
 {
-	struct report r = { .direction = direction, .bytes = bytes, .calls = packets, .is_call = true };
+	struct report r = { .direction = direction, .bytes = bytes, .calls = 1, .is_call = true };
 	struct counted *c;
 
 	by_current(&r, st);

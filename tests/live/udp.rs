@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: flows by socket and peer.
 
-use crate::harness::{Answer, Trace, absent, answer, builder, is_slow, lost_by_us};
+use crate::harness::{AFTERMATH, Answer, Trace, absent, answer, builder, is_slow, lost_by_us};
 use crate::net::{connect, cookie, recv, send, sockaddr, socket_of};
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 use tcptop::{
-    CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, KernelTime, LossPlace, Protocol,
-    Transfer, Visibility,
+    CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, KernelTime, LossPlace,
+    NetworkCollector, Protocol, Transfer, Visibility,
 };
 
 pub(crate) fn bound(addr: &str) -> (UdpSocket, u16) {
@@ -199,6 +199,31 @@ fn first_datagrams_sent_at_the_same_time_all_count() {
     let stats = trace.collector.stats();
     assert_eq!(lost_by_us(&stats), 0, "{missing} missing: {stats:?}");
     assert!(missing <= stats.lost(EventKind::UdpSend, LossPlace::Hook), "{missing} missing: {stats:?}");
+}
+
+/// Each socket has one end: one that has moved something, and one that has only been listed. (A second program on a hook must
+/// find that the first one has told it.)
+#[test]
+fn a_socket_ends_once() {
+    let mut trace = Trace::start();
+    let (_receiver, r) = bound("127.0.0.1:0");
+    let sockets: Vec<_> = ["127.0.0.1:0", "[::1]:0"].iter().cycle().take(20).map(|at| bound(at)).collect();
+    trace.collector.bootstrap_existing().unwrap();
+    for (socket, _) in sockets.iter().step_by(4) {
+        assert_eq!(socket.send_to(&[1; 10], ("127.0.0.1", r)).unwrap(), 10);
+    }
+    let ports: Vec<_> = sockets.into_iter().map(|(_, port)| port).collect();
+    // Where sockets have no ids, nobody can be told of the end of one that did nothing.
+    let is_told = |n: &usize| n % 4 == 0 || trace.sees(Feature::SocketCookie) == Visibility::Exact;
+    let told: Vec<_> = (0..ports.len()).filter(is_told).map(|n| ports[n]).collect();
+    let ends = |t: &Trace, port: u16| {
+        let closed = t.seen.iter().filter(|e| matches!(e, CollectorEvent::Closed(_)));
+        let keys = closed.filter_map(|e| e.connection()).map(|c| c.key);
+        keys.filter(|key| key.protocol == Protocol::Udp && key.local_port == port).count()
+    };
+    trace.until("all ends", |t| told.iter().all(|&port| ends(t, port) > 0).then_some(()));
+    trace.listen(AFTERMATH);
+    assert!(ports.iter().all(|&port| ends(&trace, port) <= 1), "{:#?}", trace.seen);
 }
 
 /// Looks at a flow until it has ended, which it must when nothing was heard of it for so long, and not before.
