@@ -24,6 +24,8 @@ pub(super) struct Store {
     /// Rows of a walk that no event has confirmed yet: apart, because each new connection looks for its own here. Those
     /// that have ended are apart again, so that none of them stands before one that is looked for.
     open_rows: Index,
+    /// Open rows that have an id: of interest to nobody who has one.
+    named_rows: Index,
     ended_rows: Index,
     /// Rows with an id, by that.
     row_ids: Index,
@@ -137,7 +139,7 @@ impl Store {
         self.with_key(&self.keys, key).take(CROWD)
     }
 
-    /// Rows of a walk with this key that are open.
+    /// Rows of a walk with this key that are open and have no id.
     pub(super) fn open_rows(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
         self.with_key(&self.open_rows, key).take(CROWD)
     }
@@ -149,7 +151,7 @@ impl Store {
 
     /// Everything with this key, however many there are.
     pub(super) fn all_with(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
-        let lists = [&self.open_rows, &self.ended_rows, &self.keys];
+        let lists = [&self.open_rows, &self.named_rows, &self.ended_rows, &self.keys];
         lists.map(|list| self.with_key(list, key)).into_iter().flatten()
     }
 
@@ -161,7 +163,7 @@ impl Store {
     /// The open row of a walk that is this connection: the one with its id, else one without an id. Where several could be,
     /// it takes the same owner.
     pub(super) fn row_of(&self, place: &Place<'_>) -> Option<u32> {
-        if self.open_rows.len() == 0 {
+        if self.open_rows.len() + self.named_rows.len() == 0 {
             return None;
         }
         let is_it = |row: &Entry| row.is_open() && place.may_be(&Place::of_record(&row.record));
@@ -169,7 +171,11 @@ impl Store {
         if let Some((slot, _)) = with_id.find(|(_, row)| is_it(row)) {
             return Some(slot);
         }
-        let rows = || self.open_rows(place.key).filter(|(_, row)| is_it(row));
+        let named = Some(&self.named_rows).filter(|_| place.socket.is_none());
+        let rows = || {
+            let named = named.into_iter().flat_map(|list| self.with_key(list, place.key)).take(CROWD);
+            self.open_rows(place.key).chain(named).filter(|(_, row)| is_it(row))
+        };
         let same_owner = rows().find(|(_, row)| place.pid.is_some() && row.record.pid() == place.pid);
         let only_one = || rows().next().filter(|_| rows().nth(1).is_none());
         same_owner.or_else(only_one).map(|(slot, _)| slot)
@@ -274,12 +280,13 @@ impl Store {
 
     /// The key of an entry, and where it is listed under that.
     fn list_of(&mut self, slot: u32) -> Option<(ConnectionKey, &mut Index, &Slots)> {
-        let Self { keys, open_rows, ended_rows, slots, .. } = self;
+        let Self { keys, open_rows, named_rows, ended_rows, slots, .. } = self;
         let entry = entry_in(slots, slot)?;
-        let list = match (entry.is_confirmed, entry.is_open()) {
-            (true, _) => keys,
-            (false, true) => open_rows,
-            (false, false) => ended_rows,
+        let list = match (entry.is_confirmed, entry.is_open(), entry.record.socket) {
+            (true, ..) => keys,
+            (false, true, None) => open_rows,
+            (false, true, Some(_)) => named_rows,
+            (false, false, _) => ended_rows,
         };
         Some((entry.record.key, list, slots))
     }
@@ -332,16 +339,20 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(super) fn index_sizes(&self) -> [usize; 6] {
-        let Self { flows, sockets, keys, open_rows, ended_rows, row_ids, .. } = self;
-        [flows, sockets, keys, open_rows, ended_rows, row_ids].map(Index::len)
+    pub(super) fn index_sizes(&self) -> [usize; 7] {
+        self.indices().map(Index::len)
+    }
+
+    #[cfg(test)]
+    fn indices(&self) -> [&Index; 7] {
+        let Self { flows, sockets, keys, open_rows, named_rows, ended_rows, row_ids, .. } = self;
+        [flows, sockets, keys, open_rows, named_rows, ended_rows, row_ids]
     }
 
     /// For how many entries there is room, in the slots, the indices and the queue.
     #[cfg(test)]
     pub(super) fn room(&self) -> usize {
-        let Self { flows, sockets, keys, open_rows, ended_rows, row_ids, .. } = self;
-        let indices = [flows, sockets, keys, open_rows, ended_rows, row_ids].map(Index::room);
+        let indices = self.indices().map(Index::room);
         indices
             .into_iter()
             .chain([self.slots.len(), self.free.capacity(), self.order.room()])

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 #
 # tests/guests/initramfs.sh ARCHIVE LIVE-TESTS [TCPTOP]: packs what every guest runs, whatever its kernel, into a cpio
-# archive: the init script, the live tests, the example program, busybox, this machine's sh, ip, ss, tc and kmod, and
-# the shared libraries of all of these. Not compressed: an emulated processor unpacks slowly.
+# archive: the init script, the live tests, the example program, busybox, this machine's sh, ip, ss, tc, setpriv, unshare
+# and kmod, and the shared libraries of all of these. Not compressed: an emulated processor unpacks slowly.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -38,7 +38,7 @@ make_directories() {
 
 install_host_tools() {
 	local tool
-	for tool in ip ss tc; do
+	for tool in ip ss tc setpriv unshare; do
 		install_program "$(command -v "$tool")" "/usr/bin/$tool"
 	done
 	# Not busybox as the shell: Debian's would take its own ip and modprobe instead of the real ones.

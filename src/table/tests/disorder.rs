@@ -169,8 +169,7 @@ fn assert_sound(table: &ConnectionTable) {
         let key = &entry.record.key;
         let found = match entry.flow() {
             Some(_) => store.confirmed(key).filter(|&(other, _)| other == slot).count(),
-            None if entry.is_open() => store.open_rows(key).filter(|&(other, _)| other == slot).count(),
-            None => store.ended_rows(key).filter(|&(other, _)| other == slot).count(),
+            None => store.all_with(key).filter(|&(other, _)| other == slot).count(),
         };
         assert_eq!(found, 1);
         if let Some(flow) = entry.flow() {
@@ -184,9 +183,11 @@ fn assert_sound(table: &ConnectionTable) {
         assert_eq!(entry.is_open(), !entry.record.is_closed);
         assert!(table.get(key).is_some_and(|best| !best.is_closed || entry.record.is_closed));
     }
-    let [all_flows, sockets, keys, open_rows, ended_rows, row_ids] = store.index_sizes();
+    let [all_flows, sockets, keys, open_rows, named_rows, ended_rows, row_ids] = store.index_sizes();
     assert_eq!(all_flows, flows);
     let rows = entries.len() - flows;
-    assert!(sockets <= flows && keys <= flows && open_rows + ended_rows <= rows && row_ids <= rows);
+    assert!(
+        sockets <= flows && keys <= flows && open_rows + named_rows + ended_rows <= rows && row_ids <= rows
+    );
     assert!(table.misplaced.is_empty());
 }
