@@ -66,8 +66,8 @@ impl Target {
             }
             "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
             // The last two are for TCP too, where the next event repairs it.
-            "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "ip_send_skb" | "ip6_send_skb"
-            | "sock_send_length" => Some(EventKind::UdpSend),
+            "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "udp_sendpage" | "ip_send_skb"
+            | "ip6_send_skb" | "sock_send_length" => Some(EventKind::UdpSend),
             "skb_consume_udp" | "sock_recv_length" => Some(EventKind::UdpRecv),
             _ => None,
         }
@@ -97,7 +97,7 @@ const BASE: [Program; 3] = [
     program("tcp_destroy", Tracepoint("tcp_destroy_sock"), true),
 ];
 
-const FENTRY: [Program; 13] = [
+const FENTRY: [Program; 14] = [
     program("fexit_tcp_sendmsg", Function("tcp_sendmsg_locked"), true),
     program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
     program("fexit_tcp_sendpages", Function("do_tcp_sendpages"), false),
@@ -106,6 +106,7 @@ const FENTRY: [Program; 13] = [
     program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
     program("fexit_udpv6_sendmsg", Function("udpv6_sendmsg"), false),
     program("fexit_ip_append_page", Function("ip_append_page"), false),
+    program("fexit_udp_sendpage", Function("udp_sendpage"), false),
     program("fentry_udp_push", Function("udp_push_pending_frames"), false),
     program("fentry_udp_v6_push", Function("udp_v6_push_pending_frames"), false),
     program("fentry_skb_consume_udp", Function("skb_consume_udp"), false),
@@ -252,7 +253,9 @@ fn absence(target: Target, facts: &Facts) -> Presence {
             None => Presence::Absent(format!("the kernel has no function {name}")),
         },
         // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
-        Function(name @ ("do_tcp_sendpages" | "ip_append_page")) if !facts.functions.contains_key(name) => {
+        Function(name @ ("do_tcp_sendpages" | "ip_append_page" | "udp_sendpage"))
+            if !facts.functions.contains_key(name) =>
+        {
             Presence::OtherVariant
         }
         Function(name) | Kprobe(name) if facts.functions.contains_key(name) => Presence::Present,

@@ -296,6 +296,19 @@ int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int 
 	return 0;
 }
 
+/* Where these pages are sent at once; kernels may have made one function of that and what is hooked below. */
+SEC("?fexit/udp_sendpage")
+int BPF_PROG(fexit_udp_sendpage, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
+{
+	struct sk_state *st = state_peek(sk);
+
+	if (ret < 0)
+		udp_not_sent(sk, st);
+	else if (st && !is_corked(sk))
+		count_waiting(sk, st, true);
+	return 0;
+}
+
 /*
  * What waits is sent, for setsockopt() (UDP_CORK). In a send there is more by now than has waited, and its end tells whether
  * that was sent.

@@ -40,7 +40,8 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, __u32 kind, con
 	struct sk_state *st;
 	__u32 a[4];
 
-	if (!ctx->sk)
+	/* A send on a connected socket with a control message of IP comes here, too. It names nobody. */
+	if (!ctx->sk || (kind == TT_UDP_SEND && !ctx->user_port))
 		return;
 	st = state_peek(ctx->sk);
 	if (st)

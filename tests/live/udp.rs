@@ -214,7 +214,7 @@ fn a_socket_ends_once() {
     }
     let ports: Vec<_> = sockets.into_iter().map(|(_, port)| port).collect();
     // Where sockets have no ids, nobody can be told of the end of one that did nothing.
-    let is_told = |n: &usize| n % 4 == 0 || trace.sees(Feature::SocketCookie) == Visibility::Exact;
+    let is_told = |n: &usize| n.is_multiple_of(4) || trace.sees(Feature::SocketCookie) == Visibility::Exact;
     let told: Vec<_> = (0..ports.len()).filter(is_told).map(|n| ports[n]).collect();
     let ends = |t: &Trace, port: u16| {
         let closed = t.seen.iter().filter(|e| matches!(e, CollectorEvent::Closed(_)));
