@@ -17,7 +17,7 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 COMPLAINTS='\[ cut here \]|Kernel panic|BUG: |Oops: |general protection fault'
 
 # A guest that hangs is given up after this many seconds.
-limit=${TCPTOP_GUEST_TIMEOUT:-1800}
+limit=${TCPTOP_GUEST_TIMEOUT:-3000}
 
 # The tests as one more piece of the initramfs, and the seconds that each run may take: one that hangs must leave time to
 # the ones after it.
