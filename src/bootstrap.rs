@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Holders;
 use crate::model::{KernelTime, Protocol, Provenance};
 use crate::record::ConnectionRecord;
+use crate::threads;
 use namespaces::LeftOut;
 use owners::Owners;
 use sockets::Socket;
@@ -76,7 +77,7 @@ pub(crate) fn existing_connections(
 /// Both wait for memory most of the time: on two processors the shorter one costs no time.
 fn at_once<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("tcptop-holders".into()).spawn_scoped(scope, &beside);
+        let thread = threads::spawn_scoped(scope, "tcptop-holders", &beside);
         let here = here();
         let joined = |thread: ScopedJoinHandle<'_, B>| thread.join().unwrap_or_else(|_| beside());
         (here, thread.map_or_else(|_| beside(), joined))

@@ -57,6 +57,7 @@ mod config;
 mod decode;
 mod error;
 mod event;
+mod forks;
 mod host;
 mod kernel;
 mod model;
@@ -64,10 +65,12 @@ mod plan;
 mod poller;
 mod reader;
 mod record;
+mod run;
 mod self_test;
 mod sink;
 mod stats;
 mod table;
+mod threads;
 mod wire;
 
 /// The channels in which events come.
@@ -90,6 +93,7 @@ pub use model::{
 };
 pub use poller::Poller;
 pub use record::ConnectionRecord;
+pub use run::Events;
 pub use stats::{LossTable, Stats};
 pub use table::ConnectionTable;
 

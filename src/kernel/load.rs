@@ -2,6 +2,7 @@
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
 use super::Quiet;
+use super::links::Links;
 use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
@@ -10,7 +11,7 @@ use crate::host;
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, OpenObject, ProgramMut};
+use libbpf_rs::{Link, Object, OpenObject, ProgramMut};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -57,7 +58,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
             load(config, &plan, &plan.programs, &mut second_try)?
         }
     };
-    let links = attach_all(&skel, &mut plan)?;
+    let links = hold_all(&skel, &mut plan)?;
     let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
     let running: Vec<&str> = plan.programs.iter().map(|p| p.name).collect();
     let capabilities = Capabilities {
@@ -173,12 +174,20 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
 }
 
+/// Attaches the programs, and holds them apart.
+fn hold_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Links, String> {
+    let object = skel.object();
+    let loaded = object.progs().filter(|p| plan.programs.iter().any(|planned| p.name() == planned.name));
+    let needed: Vec<_> = loaded.map(|program| program.as_fd().as_raw_fd()).collect();
+    Links::hold(&needed, || attach_all(object, plan))
+}
+
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
-fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, String> {
+fn attach_all(object: &Object, plan: &mut Plan) -> Result<Vec<Link>, String> {
     let cgroup = host::cgroup2_mount().and_then(|path| File::open(path).ok());
     let mut links = Vec::new();
     for planned in plan.programs.clone() {
-        let program = skel.object().progs_mut().find(|p| p.name() == planned.name);
+        let program = object.progs_mut().find(|p| p.name() == planned.name);
         let attached = match program {
             Some(program) => attach(&program, planned.target, cgroup.as_ref()),
             None => Err("is not in the object".into()),

@@ -16,6 +16,7 @@ mod audit;
 mod cli;
 mod collector;
 mod datagrams;
+mod embed;
 mod ends;
 mod existing;
 mod filters;
