@@ -180,7 +180,8 @@ impl Reader {
 
     fn wait_and_look(&mut self) {
         let records = if self.is_awake() {
-            self.sink.borrow_mut().rest(self.pause());
+            let pause = self.pause();
+            self.sink.borrow_mut().rest(pause);
             self.ring.look()
         } else {
             let records = match self.look_and_ask_to_be_woken() {

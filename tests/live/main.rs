@@ -21,6 +21,7 @@ mod ends;
 mod existing;
 mod filters;
 mod handover;
+mod harmless;
 mod harness;
 mod hidden;
 mod intervals;
