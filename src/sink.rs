@@ -176,6 +176,10 @@ impl Sink {
                 Err(TrySendError::Full(event)) => return self.late.push_front(event),
                 Err(TrySendError::Disconnected(_)) => return self.receiver_gone = true,
             }
+            // Who takes them one by one would keep the reader from the ring.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return;
+            }
         }
     }
 

@@ -327,7 +327,7 @@ fn ends_come_as_fast_as_they_are_taken() {
 fn a_receiver_gets_all_ends_while_the_collector_stops() {
     for takes in [true, false] {
         let (mut collector, events) = builder().channel_capacity(16).spawn().unwrap();
-        let (l, ends) = churn_of(if is_slow() { 200 } else { 3000 });
+        let (l, ends) = churn_of(if is_slow() { 100 } else { 500 });
         thread::sleep(Duration::from_millis(500));
         let take = move || events.into_iter().filter(|event| is_end_on(event, l)).count();
         let (taken, took) = if takes {

@@ -347,3 +347,82 @@ fn what_was_handed_out_before_a_panic_counts() {
     assert_eq!(collector.stats().events, handed.lock().unwrap().0);
     assert_ne!(collector.stats(), Stats::default());
 }
+
+/// What this process prints on stderr while it does that.
+fn printed(work: impl FnOnce()) -> String {
+    let path = format!("/tmp/tcptop-stderr-{}", std::process::id());
+    let file = fs::File::create(&path).unwrap();
+    // SAFETY: this process's own descriptors.
+    let kept = unsafe { libc::dup(2) };
+    // SAFETY: the same.
+    unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), 2) };
+    work();
+    // SAFETY: the same.
+    unsafe { libc::dup2(kept, 2) };
+    let text = fs::read_to_string(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    text
+}
+
+fn limit(which: libc::__rlimit_resource_t, to: u64) {
+    let limit = libc::rlimit { rlim_cur: to, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: plain data.
+    assert_eq!(unsafe { libc::setrlimit(which, &raw const limit) }, 0);
+}
+
+/// Without descriptors or memory a start runs or says what there is too little of; it prints nothing and leaves nothing.
+#[test]
+fn a_start_with_too_little_says_so_and_prints_nothing() {
+    let before = bpf_objects();
+    // A Poller: a channel would take its memory by way of the allocator, which ends the program if there is none.
+    let start = |parent: &mut std::os::unix::net::UnixStream, which, to| {
+        let mut result = None;
+        let text = printed(|| {
+            limit(which, to);
+            result = Some(builder().open().map(drop));
+            limit(which, if which == libc::RLIMIT_NOFILE { 1024 } else { libc::RLIM_INFINITY });
+        });
+        assert_eq!(text, "");
+        let told = match result.unwrap() {
+            Ok(()) => 0,
+            Err(e) => {
+                let (text, words) = (
+                    e.to_string(),
+                    [
+                        "Too many open files",
+                        "os error 24",
+                        "os error 12",
+                        "Cannot allocate",
+                        "out of memory",
+                        "cannot start",
+                    ],
+                );
+                assert!(words.iter().any(|word| text.contains(word)), "{text}");
+                1
+            }
+        };
+        tell(parent, told);
+    };
+    for (which, step, most) in [(libc::RLIMIT_NOFILE, 3, 90), (libc::RLIMIT_AS, 1 << 20, 80 << 20)] {
+        let (mut refused, mut started) = (0, 0);
+        for more in (0..most).step_by(step) {
+            let mut child = Child::fork(|parent| {
+                let now = if which == libc::RLIMIT_NOFILE {
+                    fs::read_dir("/proc/self/fd").unwrap().count() as u64
+                } else {
+                    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+                    // Room for the heap that the start itself needs.
+                    (24 << 20) + 4096 * pages.split(' ').next().unwrap().parse::<u64>().unwrap()
+                };
+                start(parent, which, now + more as u64);
+            });
+            match child.hear() {
+                0 => started += 1,
+                _ => refused += 1,
+            }
+            child.wait();
+        }
+        assert!(refused > 0 && started > 0, "{refused} refused, {started} started");
+    }
+    nothing_left_but(&before);
+}

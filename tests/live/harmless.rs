@@ -15,13 +15,14 @@ use tcptop::{Granularity, LinuxCollectorBuilder};
 /// What each call of the program returned, or its errno, negative; with its name.
 type Outcomes = Vec<(&'static str, i64)>;
 
-/// Makes the program's surroundings, in its process.
-type World = fn();
+/// What makes the program's surroundings, in its process: before it begins, and when it listens.
+type World = (fn(), fn());
 
 /// A program that does what programs do, and knows nothing of a tracer.
-fn program() -> Outcomes {
+fn program(when_it_listens: fn()) -> Outcomes {
     let mut met = Outcomes::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    when_it_listens();
     listeners_children(&listener, &mut met);
     what_fails(&listener, &mut met);
     datagrams(&mut met);
@@ -160,9 +161,9 @@ fn send_control(udp: &UdpSocket, count: usize) -> i64 {
 fn outcomes(world: World, meanwhile: impl FnOnce()) -> Outcomes {
     let names = |met: &Outcomes| met.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let mut child = Child::fork(|parent| {
-        world();
+        world.0();
         hear(parent);
-        let met = program();
+        let met = program(world.1);
         tell(parent, met.len() as u64);
         for (name, outcome) in met {
             tell(parent, name.as_ptr() as u64);
@@ -213,52 +214,49 @@ fn harms_nobody(world: World, tracers: &[Tracer], meanwhile: impl FnOnce(&[Trace
     assert!(differ.is_empty() && alone.len() == traced.len(), "alone, traced: {differ:#?}");
 }
 
-fn as_it_is() {
-    enter_own_network();
-}
+const AS_IT_IS: World = (enter_own_network, || ());
 
 #[test]
 fn a_tracer_changes_no_outcome() {
-    let alone = outcomes(as_it_is, || ());
+    let alone = outcomes(AS_IT_IS, || ());
     for builder in [builder(), builder().granularity(Granularity::PerCall)] {
-        harms_nobody(as_it_is, &[Tracer::start(builder)], |_| (), &alone);
+        harms_nobody(AS_IT_IS, &[Tracer::start(builder)], |_| (), &alone);
     }
 }
 
 #[test]
 fn two_tracers_change_no_outcome() {
-    let alone = outcomes(as_it_is, || ());
-    harms_nobody(as_it_is, &[(); 2].map(|()| Tracer::start(builder())), |_| (), &alone);
+    let alone = outcomes(AS_IT_IS, || ());
+    harms_nobody(AS_IT_IS, &[(); 2].map(|()| Tracer::start(builder())), |_| (), &alone);
 }
 
 #[test]
 fn a_frozen_tracer_with_no_room_changes_no_outcome() {
-    let alone = outcomes(as_it_is, || ());
+    let alone = outcomes(AS_IT_IS, || ());
     let small = builder().ring_bytes(1).max_sockets(1);
     for builder in [builder(), small.clone(), small.granularity(Granularity::PerCall)] {
         let tracer = Tracer::start(builder);
         tracer.signal(libc::SIGSTOP);
-        harms_nobody(as_it_is, &[tracer], |_| (), &alone);
+        harms_nobody(AS_IT_IS, &[tracer], |_| (), &alone);
     }
 }
 
 #[test]
 fn a_tracer_that_is_killed_changes_no_outcome() {
-    let alone = outcomes(as_it_is, || ());
+    let alone = outcomes(AS_IT_IS, || ());
     for wait in [0, 5, 20] {
         let killed = |tracers: &[Tracer]| {
             std::thread::sleep(Duration::from_millis(wait));
             tracers[0].signal(libc::SIGKILL);
         };
-        harms_nobody(as_it_is, &[Tracer::start(builder())], killed, &alone);
+        harms_nobody(AS_IT_IS, &[Tracer::start(builder())], killed, &alone);
     }
 }
 
-/// A network namespace in which sockets may keep so little beside their buffers; where the kernel has that limit for all of
-/// them only (before Linux 6.8), the whole guest.
+/// From now on sockets may keep so little beside their buffers in this network namespace; where the kernel has that limit
+/// for all of them only (before Linux 6.8), in the whole guest.
 fn option_memory_of<const BYTES: u32>() {
     const PATH: &str = "/proc/sys/net/core/optmem_max";
-    enter_own_network();
     if std::fs::exists(PATH).unwrap() {
         std::fs::write(PATH, BYTES.to_string()).unwrap();
     } else {
@@ -267,8 +265,9 @@ fn option_memory_of<const BYTES: u32>() {
     }
 }
 
-fn changes_nothing_with(worlds: &[World]) {
-    for &world in worlds {
+fn changes_nothing_with(limits: &[fn()]) {
+    let worlds = limits.iter().map(|&limit| (enter_own_network as fn(), limit));
+    for world in worlds {
         let alone = outcomes(world, || ());
         harms_nobody(world, &[Tracer::start(builder())], |_| (), &alone);
     }

@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
-    CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, NetworkCollector, Protocol,
-    TcpState,
+    CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, NetworkCollector, Protocol, TcpState,
 };
 
 /// A port of 127.0.0.1 on which nobody listens.
