@@ -159,7 +159,6 @@ fn send_control(udp: &UdpSocket, count: usize) -> i64 {
 
 /// Runs it in a process of its own.
 fn outcomes(world: World, meanwhile: impl FnOnce()) -> Outcomes {
-    let names = |met: &Outcomes| met.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let mut child = Child::fork(|parent| {
         world.0();
         hear(parent);
@@ -183,7 +182,7 @@ fn outcomes(world: World, meanwhile: impl FnOnce()) -> Outcomes {
         })
         .collect();
     child.wait();
-    assert!(names(&met).len() > 100);
+    assert!(met.len() > 70, "{met:?}");
     met
 }
 
