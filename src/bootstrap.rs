@@ -24,6 +24,7 @@ use crate::kernel::Holders;
 use crate::model::{KernelTime, Protocol, Provenance};
 use crate::record::ConnectionRecord;
 use crate::survey::Survey;
+use crate::threads;
 use owners::Owners;
 use sockets::Socket;
 use std::fs;
@@ -82,7 +83,7 @@ pub(crate) fn existing_connections(
 /// Both wait for memory most of the time: on two processors the shorter one costs no time.
 fn at_once<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("tcptop-holders".into()).spawn_scoped(scope, &beside);
+        let thread = threads::spawn_scoped(scope, "tcptop-holders", &beside);
         let here = here();
         let joined = |thread: ScopedJoinHandle<'_, B>| thread.join().unwrap_or_else(|_| beside());
         (here, thread.map_or_else(|_| beside(), joined))

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::event::CollectorEvent;
 use crate::model::{AddressFamily, Protocol};
 use crate::poller::Poller;
-use crossbeam_channel::{Receiver, bounded};
+use crate::run::Events;
+use crossbeam_channel::bounded;
 
 /// Configures a [`LinuxCollector`].
 ///
@@ -194,16 +195,18 @@ impl LinuxCollectorBuilder {
         Poller::new(self.build()?)
     }
 
-    /// Builds and starts a collector with a channel of its own.
+    /// Builds and starts a collector with a channel of its own. Tracing goes on while one of the two lives, and until
+    /// [`stop`](NetworkCollector::stop): see [`Events`].
     ///
     /// # Errors
     /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
-    pub fn spawn(self) -> Result<(LinuxCollector, Receiver<CollectorEvent>)> {
+    pub fn spawn(self) -> Result<(LinuxCollector, Events)> {
         let capacity = self.config.channel_capacity;
         let mut collector = self.build()?;
         let (tx, rx) = bounded(capacity);
         collector.start(tx)?;
-        Ok((collector, rx))
+        let events = Events::new(rx, collector.run());
+        Ok((collector, events))
     }
 }
 

@@ -13,16 +13,17 @@ use crate::model::Protocol;
 use crate::plan::Facts;
 use crate::reader::{self, Reader, Shared};
 use crate::record::ConnectionRecord;
+use crate::run::Run;
 use crate::self_test;
 use crate::sink::Output;
 use crate::stats::Stats;
 use crate::survey::Survey;
+use crate::threads;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 /// Where the kernel describes its types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -39,7 +40,8 @@ pub trait NetworkCollector {
     fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()>;
 
     /// Stops, delivers what is already in the ring buffer as far as the channel has room, and closes the channel.
-    /// Returns within 200 ms, also under load. Stopping what does not run is no error.
+    /// Ends of connections that wait for room are handed over as long as somebody takes them. Returns within 200 ms, also
+    /// under load. Stopping what does not run is no error.
     ///
     /// # Errors
     /// None today.
@@ -71,7 +73,14 @@ pub trait NetworkCollector {
 /// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
 /// CAP_NET_ADMIN. A dedicated thread reads the ring buffer. Dropping the collector stops it: the thread has ended when
 /// `drop` returns, within 200 ms, and every program is detached; only the fentry backend's may take the kernel a second
-/// or two, which then goes on without the caller.
+/// or two, which then goes on without the caller. With [`spawn`](LinuxCollectorBuilder::spawn) the [`Events`](crate::Events)
+/// hold it, too: tracing goes on until both are dropped, or it is stopped.
+///
+/// The library's threads block all signals but those of a thread's own faults, so the program's own go where it wants
+/// them. In a process that was forked from the program a collector is without life: it has no events, stopping or dropping
+/// it does nothing, and it can be started anew. The programs belong to the process that started them, and are detached
+/// when that stops or dies, whoever was forked from it; only the memory of their maps stays until its children have ended,
+/// too, or called exec(2). (Before Linux 5.9 they hold the programs as well.)
 ///
 /// If the receiver is dropped, the collector ends by itself, as soon as it has an event or a loss to tell: the channel
 /// shows only to who sends that nobody receives. On an idle machine, or with a filter that lets nothing pass, it runs until
@@ -94,7 +103,7 @@ pub struct LinuxCollector {
     capabilities: Option<Capabilities>,
     existing: Mutex<Option<Finding>>,
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    run: Option<Arc<Run>>,
 }
 
 impl fmt::Debug for LinuxCollector {
@@ -113,7 +122,7 @@ impl LinuxCollector {
     }
 
     pub(crate) fn new(config: Config) -> Self {
-        Self { config, capabilities: None, existing: Mutex::default(), shared: Arc::default(), thread: None }
+        Self { config, capabilities: None, existing: Mutex::default(), shared: Arc::default(), run: None }
     }
 
     /// What the running (or last run) backend can see; none before the first start. About existing connections it says
@@ -166,14 +175,25 @@ impl LinuxCollector {
 
     /// Is it tracing? False before the start, after the stop, and once it has found that the receiver is gone.
     pub fn is_running(&self) -> bool {
-        self.thread.is_some() && !self.shared.ended.load(Ordering::Acquire)
+        self.run.as_ref().is_some_and(|run| run.is_going_on())
+    }
+
+    /// What keeps it going.
+    pub(crate) fn run(&self) -> Option<Arc<Run>> {
+        self.run.clone()
+    }
+
+    /// Was it made in this process, and not in one that this was forked from?
+    pub(crate) fn is_ours(&self) -> bool {
+        self.shared.is_ours()
     }
 
     /// Starts like [`NetworkCollector::start`], but hands the events out many at once, without a channel between: for
     /// those who have millions of them per second. The function is called on the collector's own thread, with some 256
     /// events or what there is, and no more once [`stop`](NetworkCollector::stop) has returned. While it runs nothing is
     /// read, and `stop` waits for it; what does not fit into the ring meanwhile is lost, and counted as
-    /// [`LossPlace::Ring`](crate::LossPlace). If it panics the collector ends.
+    /// [`LossPlace::Ring`](crate::LossPlace). If it panics the collector ends. It may stop or drop the collector, which
+    /// then does not wait but ends when the function has returned, and start it again.
     ///
     /// # Errors
     /// Those of [`NetworkCollector::start`].
@@ -185,9 +205,10 @@ impl LinuxCollector {
         if self.is_running() {
             return Err(Error::AlreadyRunning);
         }
-        self.end_thread();
+        self.run = None;
         let Traced { session, early, shared, .. } = self.trace()?;
-        self.thread = Some(spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?);
+        let thread = spawn_reader(session, self.config.clone(), early, output, Arc::clone(&shared))?;
+        self.run = Some(Arc::new(Run::new(thread, Arc::clone(&shared))));
         self.shared = shared;
         Ok(())
     }
@@ -217,16 +238,6 @@ impl LinuxCollector {
         *self.existing() = None;
         Ok(Traced { session, early, shared, capabilities })
     }
-
-    fn end_thread(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.shared.stop.store(true, Ordering::Relaxed);
-            // Of a panic in the user's function the panic hook has told. There is nothing left to stop.
-            if thread.join().is_err() {
-                log::error!("the reader thread has panicked");
-            }
-        }
-    }
 }
 
 /// What a reader starts with.
@@ -244,23 +255,23 @@ impl NetworkCollector for LinuxCollector {
     }
 
     fn stop(&mut self) -> Result<()> {
-        self.end_thread();
+        if let Some(run) = self.run.take() {
+            run.end();
+        }
         Ok(())
     }
 
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
-        let (mut found, finding) =
-            bootstrap::existing_connections(self.config.bootstrap, &self.shared.holders())?;
+        // Where this process was forked, somebody else may have held the lock.
+        let (mut found, finding) = if self.is_ours() {
+            bootstrap::existing_connections(self.config.bootstrap, &self.shared.holders())?
+        } else {
+            bootstrap::existing_connections(self.config.bootstrap, &Err(reader::NOT_RUNNING.into()))?
+        };
         *self.existing() = Some(finding);
         bootstrap::forget_ids(&mut found, |protocol| !self.events_have_cookies(protocol));
         found.retain(|record| self.config.filter.wants(record));
         Ok(found)
-    }
-}
-
-impl Drop for LinuxCollector {
-    fn drop(&mut self) {
-        self.end_thread();
     }
 }
 
@@ -309,14 +320,12 @@ fn spawn_reader(
     shared: Arc<Shared>,
 ) -> Result<JoinHandle<()>> {
     let (ready_tx, ready_rx) = bounded(1);
-    let thread = thread::Builder::new()
-        .name("tcptop-reader".into())
-        .spawn(move || {
-            // If nobody waits for the answer any more, there is nobody to tell.
-            let ready = |result| drop(ready_tx.send(result));
-            reader::run(session, &config, early, output, shared, ready);
-        })
-        .map_err(Error::Thread)?;
+    let read = move || {
+        // If nobody waits for the answer any more, there is nobody to tell.
+        let ready = |result| drop(ready_tx.send(result));
+        reader::run(session, &config, early, output, shared, ready);
+    };
+    let thread = threads::spawn("tcptop-reader", read).map_err(Error::Thread)?;
     match ready_rx.recv() {
         Ok(Ok(())) => Ok(thread),
         Ok(Err(e)) => Err(e),

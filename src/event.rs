@@ -408,7 +408,8 @@ impl EventKind {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum LossPlace {
-    /// The ring buffer between kernel and library was full. The totals are kept aside and delivered later.
+    /// The ring buffer between kernel and library was full, and so was what is beside it. This was a call on a TCP connection:
+    /// its bytes come with a later event, and its total in any case.
     Ring,
     /// The kernel side had no memory: for the socket or flow, so that this call was not accounted to a process (and a UDP
     /// datagram is in no total); for the peer of a datagram; or for a report that found no room in the ring either.

@@ -57,6 +57,7 @@ mod config;
 mod decode;
 mod error;
 mod event;
+mod forks;
 mod host;
 mod kernel;
 mod model;
@@ -64,11 +65,13 @@ mod plan;
 mod poller;
 mod reader;
 mod record;
+mod run;
 mod self_test;
 mod sink;
 mod stats;
 mod survey;
 mod table;
+mod threads;
 mod wire;
 
 /// The channels in which events come.
@@ -91,6 +94,7 @@ pub use model::{
 };
 pub use poller::Poller;
 pub use record::ConnectionRecord;
+pub use run::Events;
 pub use stats::{LossTable, Stats};
 pub use survey::Survey;
 pub use table::ConnectionTable;

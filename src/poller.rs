@@ -74,7 +74,7 @@ impl Poller {
     pub fn poll(&mut self, timeout: Duration) -> impl Iterator<Item = CollectorEvent> {
         let begin = Instant::now();
         let mut left = timeout;
-        while self.events.is_empty() && self.alarm.wait(left) && self.look() {
+        while self.events.is_empty() && self.collector.is_ours() && self.alarm.wait(left) && self.look() {
             left = timeout.saturating_sub(begin.elapsed());
             if left.is_zero() {
                 break;
@@ -94,9 +94,13 @@ impl Poller {
     /// Detaches every program, within 200 ms. What is in the ring buffer by then comes with the next
     /// [`poll`](Self::poll), the last one that has anything to hand out.
     pub fn stop(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            reader.finish();
-            self.alarm.set(Duration::ZERO);
+        match self.reader.take() {
+            Some(reader) if self.collector.is_ours() => {
+                reader.finish();
+                self.alarm.set(Duration::ZERO);
+            }
+            // In a process that was forked from ours: the programs are not its own.
+            reader => std::mem::forget(reader),
         }
     }
 

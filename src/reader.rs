@@ -5,6 +5,7 @@ mod sweeps;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::forks;
 use crate::kernel::{Holders, ReaderState, Ring, Session};
 use crate::sink::{Output, Sink};
 use crate::stats::Stats;
@@ -13,21 +14,24 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sweeps::Sweeps;
 
 /// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A stop takes 200 ms at most. So long after it was noticed the receiver gets ends that still wait.
+const STOP_PATIENCE: Duration = Duration::from_millis(130);
 /// After so many looks at an empty ring it goes to sleep. More would cost it more than the wake-ups that they spare.
 const EMPTY_LOOKS: u32 = 10;
 
 /// Why there is no iterator without a reader.
-const NOT_RUNNING: &str = "the iterator is only there while the collector runs";
+pub(crate) const NOT_RUNNING: &str = "the iterator is only there while the collector runs";
 
 /// What the reader and the collector share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// The process in which it was made.
+    process: u64,
     /// The collector wants the thread to end.
     pub(crate) stop: AtomicBool,
     /// The thread has ended, or is about to.
@@ -40,6 +44,7 @@ pub(crate) struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         Self {
+            process: forks::this_process(),
             stop: AtomicBool::default(),
             ended: AtomicBool::default(),
             stats: Mutex::default(),
@@ -49,8 +54,18 @@ impl Default for Shared {
 }
 
 impl Shared {
+    /// In a process that was forked from ours the lock may be held by a thread that does not exist there.
     pub(crate) fn stats(&self) -> Stats {
-        self.lock().clone()
+        if self.is_ours() {
+            self.lock().clone()
+        } else {
+            self.stats.try_lock().map_or_else(|_| Stats::default(), |stats| stats.clone())
+        }
+    }
+
+    /// Is this the process in which it was made, and not one that was forked from it?
+    pub(crate) fn is_ours(&self) -> bool {
+        self.process == forks::this_process()
     }
 
     fn lock(&self) -> MutexGuard<'_, Stats> {
@@ -148,9 +163,10 @@ impl Reader {
         !self.end.0.stopping() && !self.sink.borrow().is_receiver_gone()
     }
 
-    /// There was something in the ring lately, so it is worth while to look every few milliseconds.
+    /// There was something in the ring lately, or the receiver may take something soon: so it is worth while to look every
+    /// few milliseconds.
     fn is_awake(&self) -> bool {
-        self.empty_looks < EMPTY_LOOKS
+        self.empty_looks < EMPTY_LOOKS || self.sink.borrow().has_late()
     }
 
     /// For how long there will be nothing to do, unless the kernel side wakes the reader.
@@ -164,7 +180,8 @@ impl Reader {
 
     fn wait_and_look(&mut self) {
         let records = if self.is_awake() {
-            thread::sleep(self.pause());
+            let pause = self.pause();
+            self.sink.borrow_mut().rest(pause);
             self.ring.look()
         } else {
             let records = match self.look_and_ask_to_be_woken() {
@@ -204,6 +221,7 @@ impl Reader {
     /// is an end to it; where that takes the kernel too long, a look that has reached the end of the ring is the last
     /// one.
     pub(crate) fn finish(self) {
+        let end = Instant::now() + STOP_PATIENCE;
         let Self { mut session, ring, sink, sweeps, .. } = self;
         session.detach();
         // A bank that was left before comes first.
@@ -225,7 +243,9 @@ impl Reader {
         }
         session.look_at_hooks();
         sink.borrow_mut().flush();
+        sink.borrow_mut().hand_over_until(end);
         sink.borrow_mut().give_up();
+        sink.borrow_mut().set_deferred(session.set_aside().iter().sum());
         sink.borrow_mut().report_losses(&session.losses());
         sink.borrow_mut().flush();
         sweeps.end();

@@ -10,12 +10,15 @@ use crate::stats::{LossTable, Stats};
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long to wait for room in the channel before looking whether to stop.
 const SEND_SLICE: Duration = Duration::from_millis(10);
 /// That many events are still in the processor's cache when the function gets them.
 const BATCH: usize = 256;
+/// A receiver that has taken nothing for so long takes no more.
+const RECEIVER_PATIENCE: Duration = Duration::from_millis(10);
 /// So many ends wait for room in the channel.
 const MOST_LATE: usize = 65_536;
 
@@ -124,13 +127,7 @@ impl Sink {
 
     /// Hands out what makes a batch by now, and ends for which there is room at last.
     pub(crate) fn flush(&mut self) {
-        while let Some(event) = self.late.pop_front() {
-            match self.try_send(event) {
-                Ok(()) => self.stats.events += 1,
-                Err(TrySendError::Full(event)) => return self.late.push_front(event),
-                Err(TrySendError::Disconnected(_)) => return self.receiver_gone = true,
-            }
-        }
+        self.hand_over(None);
         if let Output::Batches { handler, batch } = &mut self.output {
             if !batch.is_empty() {
                 handler(batch);
@@ -139,10 +136,60 @@ impl Sink {
         }
     }
 
+    /// Ends wait for room in the channel.
+    pub(crate) fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Waits so long, and hands over the ends that wait as fast as the receiver takes what is before them.
+    pub(crate) fn rest(&mut self, pause: Duration) {
+        if self.late.is_empty() { thread::sleep(pause) } else { self.hand_over(Some(pause)) }
+    }
+
+    /// At the stop: hands over ends as long as somebody takes them, until then, and waits a moment to see that.
+    pub(crate) fn hand_over_until(&mut self, end: Instant) {
+        let mut left = usize::MAX;
+        while self.late.len() < left && !self.receiver_gone {
+            left = self.late.len();
+            let time = end.saturating_duration_since(Instant::now());
+            self.hand_over(Some(time.clamp(RECEIVER_PATIENCE, 2 * RECEIVER_PATIENCE)));
+            if left == 0 || time.is_zero() {
+                break;
+            }
+        }
+    }
+
+    /// Hands over the ends that wait, as far as there is room, now or within this time.
+    fn hand_over(&mut self, patience: Option<Duration>) {
+        let Output::Channel { tx, .. } = &self.output else { return };
+        if self.late.is_empty() {
+            return;
+        }
+        let deadline = patience.map(|time| Instant::now() + time);
+        while let Some(event) = self.late.pop_front() {
+            let sent = match deadline {
+                Some(deadline) => tx.send_deadline(event, deadline).map_err(refusal),
+                None => tx.try_send(event),
+            };
+            match sent {
+                Ok(()) => self.stats.events += 1,
+                Err(TrySendError::Full(event)) => return self.late.push_front(event),
+                Err(TrySendError::Disconnected(_)) => return self.receiver_gone = true,
+            }
+            // Who takes them one by one would keep the reader from the ring.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return;
+            }
+        }
+    }
+
     fn send(&mut self, event: CollectorEvent) {
-        // Behind those that wait: the ends of one connection keep their order.
-        if !self.late.is_empty() && is_end(&event) {
-            return self.put_off(event);
+        // First those that wait: what comes takes no room from them, and the ends of one connection keep their order.
+        if !self.late.is_empty() {
+            self.hand_over(None);
+            if !self.late.is_empty() {
+                return if is_end(&event) { self.put_off(event) } else { self.lose(&event) };
+            }
         }
         match self.try_send(event) {
             Ok(()) => self.stats.events += 1,
@@ -168,6 +215,10 @@ impl Sink {
         if let Some(kind) = event.kind() {
             self.lost.add(kind, LossPlace::Channel, 1);
         }
+    }
+
+    pub(crate) fn set_deferred(&mut self, records: u64) {
+        self.stats.deferred = records;
     }
 
     /// There will be no more room: what still waits for it is lost.
@@ -199,10 +250,7 @@ impl Sink {
             if self.shared.stopping() {
                 return Err(TrySendError::Full(event));
             }
-            result = tx.send_timeout(event, SEND_SLICE).map_err(|e| match e {
-                SendTimeoutError::Timeout(event) => TrySendError::Full(event),
-                SendTimeoutError::Disconnected(event) => TrySendError::Disconnected(event),
-            });
+            result = tx.send_timeout(event, SEND_SLICE).map_err(refusal);
         }
         result
     }
@@ -219,6 +267,21 @@ impl Sink {
             }
         }
         self.shared.publish(&self.stats);
+    }
+}
+
+/// Also where the user's function has panicked: what it was handed counts.
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.shared.publish(&self.stats);
+    }
+}
+
+/// To have waited in vain is to have found no room.
+fn refusal(after: SendTimeoutError<CollectorEvent>) -> TrySendError<CollectorEvent> {
+    match after {
+        SendTimeoutError::Timeout(event) => TrySendError::Full(event),
+        SendTimeoutError::Disconnected(event) => TrySendError::Disconnected(event),
     }
 }
 

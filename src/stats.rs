@@ -12,6 +12,9 @@ pub struct Stats {
     pub events: u64,
     /// Losses by kind and place; see [`Stats::lost`] and [`Stats::lost_total`].
     pub losses: LossTable,
+    /// Reports that found the ring buffer full, and waited beside it: their events came later, and bytes of several in one.
+    /// Nothing is lost by that; what is lost is in `losses`. If it grows all the time a larger ring would do good.
+    pub deferred: u64,
     /// Records of a kind that this version of the library does not know.
     pub unknown_records: u64,
     /// TCP connections at whose end the bytes that went out in events did not add up to the kernel's own totals. The
@@ -29,8 +32,7 @@ impl Stats {
         self.losses.get(kind, place)
     }
 
-    /// All events that were lost, of any kind and anywhere. The same one may be lost twice: a state record that found no
-    /// room in the ring is delivered later, and may then find none in the channel.
+    /// All events that were lost, of any kind and anywhere. Each counts once.
     pub fn lost_total(&self) -> u64 {
         EventKind::ALL.iter().flat_map(|&k| LossPlace::ALL.iter().map(move |&p| self.losses.get(k, p))).sum()
     }

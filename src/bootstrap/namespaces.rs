@@ -4,6 +4,7 @@
 //! Not found are namespaces in which no process lives and which have no name.
 
 use crate::host;
+use crate::threads;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
@@ -92,7 +93,7 @@ fn open_any(paths: &[PathBuf]) -> io::Result<Option<File>> {
 /// It does not panic unless `work` does.
 fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("tcptop-netns".into()).spawn_scoped(scope, work)?;
+        let thread = threads::spawn_scoped(scope, "tcptop-netns", work)?;
         thread.join().map_err(|_| io::Error::other("the thread has panicked"))
     })
 }

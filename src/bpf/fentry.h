@@ -300,12 +300,12 @@ int BPF_PROG(fexit_ip_append_page, struct sock *sk, void *flow, void *page, int 
 SEC("?fexit/udp_sendpage")
 int BPF_PROG(fexit_udp_sendpage, struct sock *sk, void *page, int offset, __u64 size, int flags, int ret)
 {
-	struct sk_state *st = state_peek(sk);
+	struct sk_state *st = udp_peek(sk, true);
 
 	if (ret < 0)
 		udp_not_sent(sk, st);
 	else if (st && !is_corked(sk))
-		count_waiting(sk, st, true);
+		count_waiting(sk, st);
 	return 0;
 }
 

@@ -35,7 +35,14 @@ struct acct {
 	__u64 reported; /* TCP: how much of it went out in reports (or is older than the tracer) */
 	__u64 last_ns; /* when something was last to be reported, but for what was added to a report that waits */
 	__u64 packets;
-	__u64 slot; /* the latest report that waits: its epoch << 32 | its number */
+	__u64 slot; /* the latest report that waits: its epoch << 32 | its number; or enum no_room */
+};
+
+/* In place of a slot, which has another epoch: what is in no report yet has found no room for one, neither in the ring nor
+ * beside it. */
+enum no_room {
+	NO_ROOM = 1,  /* it may still find some */
+	NO_ROOM_LOST, /* so may its bytes, but not the event of the call: it is counted as lost */
 };
 
 /* What events are made of: one TCP connection, or one UDP socket and one peer. */

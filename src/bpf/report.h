@@ -197,7 +197,7 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 	struct tt_transfer *t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
 
 	if (!t) {
-		count_ring_loss(transfer_kind(&c->conn, r->direction));
+		add_u64(&control.reports_aside, 1);
 		return false;
 	}
 	put_transfer(t, c, r);
@@ -206,6 +206,27 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 	t->span_us = 0;
 	bpf_ringbuf_submit(t, wake_flags());
 	return true;
+}
+
+static __always_inline bool has_no_room(const struct acct *a)
+{
+	return a->slot == NO_ROOM || a->slot == NO_ROOM_LOST;
+}
+
+/*
+ * There was room nowhere. What TCP has moved is still missing from what was reported: a later report takes it along, but not
+ * the call. (Of UDP nothing comes later: see udp_bytes().)
+ */
+static __always_inline void note_no_room(struct counted *c, const struct report *r)
+{
+	struct acct *a = &c->acct[r->direction & 1];
+
+	if (r->calls && c->conn.protocol == IPPROTO_TCP) {
+		count_ring_loss(transfer_kind(&c->conn, r->direction));
+		a->slot = NO_ROOM_LOST;
+	} else if (a->slot != NO_ROOM_LOST) {
+		a->slot = NO_ROOM;
+	}
 }
 
 /*
@@ -222,9 +243,13 @@ static __noinline bool post_new(struct counted *c, struct report *r)
 	/* In a pause nothing was reported in an interval from its begin to its end. There was none before the first. */
 	is_due = r->is_call && (!a->last_ns || r->now - a->last_ns >= 2 * interval_ns);
 	a->last_ns = r->now;
-	if (!is_due && wait(c, r))
+	if ((!is_due && wait(c, r)) || emit(c, r) || wait(c, r)) {
+		if (has_no_room(a))
+			a->slot = 0;
 		return true;
-	return emit(c, r) || wait(c, r);
+	}
+	note_no_room(c, r);
+	return false;
 }
 
 /*
@@ -249,10 +274,8 @@ static __noinline bool send_waiting(struct tt_transfer *waiting)
 	if (!waiting->bytes && !waiting->calls)
 		return true;
 	t = bpf_ringbuf_reserve(&events, sizeof(*t), 0);
-	if (!t) {
-		count_ring_loss(waiting->kind);
+	if (!t)
 		return false;
-	}
 	*t = *waiting;
 	t->span_us = (bpf_ktime_get_ns() - t->conn.time) / 1000;
 	__sync_fetch_and_add(&waiting->bytes, -t->bytes);
@@ -288,11 +311,19 @@ struct change {
 	bool has_totals;
 };
 
-static __always_inline bool is_balanced(const struct counted *c)
+/* What found no room is no error of ours, but a loss, which is counted. */
+static __always_inline bool is_balanced(const struct acct *a)
 {
-	const struct acct *out = &c->acct[TT_OUT], *in = &c->acct[TT_IN];
+	return a->total == a->reported || has_no_room(a);
+}
 
-	return out->total == out->reported && in->total == in->reported;
+/* There is no later report that could take along what found no room until now. */
+static __always_inline void lose_rest(const struct counted *c, __u32 direction)
+{
+	const struct acct *a = &c->acct[direction & 1];
+
+	if (a->slot == NO_ROOM && a->total != a->reported)
+		count_ring_loss(transfer_kind(&c->conn, direction));
 }
 
 static __always_inline void put_change(struct tt_state *s, const struct sk_state *st, const struct change *ch)
@@ -316,7 +347,7 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;
 	s->flags = (ch->has_totals ? TT_HAS_TOTALS : 0) | (st->active ? TT_ACTIVE : 0) |
-		   (is_balanced(c) ? 0 : TT_UNBALANCED);
+		   (is_balanced(&c->acct[TT_OUT]) && is_balanced(&c->acct[TT_IN]) ? 0 : TT_UNBALANCED);
 	s->end = st->end;
 }
 
@@ -329,13 +360,18 @@ static __noinline void emit_state(struct sk_state *st, const struct change *ch)
 	struct tt_state *s;
 	__u32 number;
 
+	if (ch->kind == TT_CLOSED) {
+		lose_rest(&st->c, TT_OUT);
+		lose_rest(&st->c, TT_IN);
+	}
 	s = bpf_ringbuf_reserve(&events, sizeof(*s), 0);
 	if (s) {
 		put_change(s, st, ch);
 		bpf_ringbuf_submit(s, wake_flags());
 		return;
 	}
-	count_ring_loss(ch->kind);
+	/* Before it waits: the reader sees that it must look, and not too late. */
+	add_u64(&control.states_aside, 1);
 	slot = claim_slot(current_epoch() & 1, first, &number);
 	if (slot)
 		put_change(&slot->state, st, ch);

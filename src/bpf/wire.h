@@ -139,7 +139,9 @@ struct tt_control {
 	__u8 pad[56]; /* the two words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */
-	__u64 rest[4];
+	__u64 states_aside; /* state records that found no room in the ring, and wait in a slot or are lost */
+	__u64 reports_aside; /* the same of transfers */
+	__u64 rest[2];
 };
 
 enum tt_reader {

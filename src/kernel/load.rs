@@ -2,6 +2,7 @@
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
 use super::Quiet;
+use super::links::Links;
 use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
@@ -10,7 +11,7 @@ use crate::host;
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{AsRawLibbpf, Link, OpenObject, ProgramMut, libbpf_sys};
+use libbpf_rs::{AsRawLibbpf, Link, Object, OpenObject, ProgramMut, libbpf_sys};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -59,7 +60,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
             load(config, &plan, &plan.programs, &mut second_try)?
         }
     };
-    let links = attach_all(&skel, &mut plan)?;
+    let links = hold_all(&skel, &mut plan)?;
     let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
     let running: Vec<&str> = plan.programs.iter().map(|p| p.name).collect();
     let capabilities = Capabilities {
@@ -203,12 +204,20 @@ fn kept_back_by_processors() -> u32 {
     u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(128)
 }
 
+/// Attaches the programs, and holds them apart.
+fn hold_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Links, String> {
+    let object = skel.object();
+    let loaded = object.progs().filter(|p| plan.programs.iter().any(|planned| p.name() == planned.name));
+    let needed: Vec<_> = loaded.map(|program| program.as_fd().as_raw_fd()).collect();
+    Links::hold(&needed, || attach_all(object, plan))
+}
+
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
-fn attach_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Vec<Link>, String> {
+fn attach_all(object: &Object, plan: &mut Plan) -> Result<Vec<Link>, String> {
     let cgroup = host::cgroup2_top().and_then(|(path, _)| File::open(path).ok());
     let mut links = Vec::new();
     for planned in plan.programs.clone() {
-        let program = skel.object().progs_mut().find(|p| p.name() == planned.name);
+        let program = object.progs_mut().find(|p| p.name() == planned.name);
         let attached = match program {
             Some(program) if planned.target == Target::CgroupFirst => attach_first(&program, cgroup.as_ref())
                 .or_else(|reason| {

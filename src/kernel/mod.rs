@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`]) and
+//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`], [`links`]) and
 //! talking to their maps ([`session`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is
 //! bytes, and counts of losses.
 
 mod facts;
 mod holders;
+mod links;
 mod load;
 mod session;
 mod shared;
@@ -17,16 +18,30 @@ pub(crate) use session::{Barrier, ReaderState, Ring, Session};
 pub(crate) use skel::types;
 
 use libbpf_rs::{PrintCallback, PrintLevel, set_print};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const LIBBPF: &str = "tcptop::libbpf";
 
 /// While this lives, what libbpf has to say goes to the `log` façade instead of stderr. libbpf knows one printer per
-/// process, so the previous one is put back.
-struct Quiet(Option<(PrintLevel, PrintCallback)>);
+/// process, so the last one of these that goes puts the previous one back.
+struct Quiet;
+
+/// How many there are, and the printer before the first of them.
+static QUIET: Mutex<(usize, Option<(PrintLevel, PrintCallback)>)> = Mutex::new((0, None));
 
 impl Quiet {
     fn new() -> Self {
-        Self(set_print(wanted().map(|level| (level, to_log as PrintCallback))))
+        let mut quiet = Self::lock();
+        if quiet.0 == 0 {
+            quiet.1 = set_print(wanted().map(|level| (level, to_log as PrintCallback)));
+        }
+        quiet.0 += 1;
+        Self
+    }
+
+    /// Nobody panics while holding it.
+    fn lock() -> MutexGuard<'static, (usize, Option<(PrintLevel, PrintCallback)>)> {
+        QUIET.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -39,7 +54,11 @@ fn wanted() -> Option<PrintLevel> {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        set_print(self.0.take());
+        let mut quiet = Self::lock();
+        quiet.0 -= 1;
+        if quiet.0 == 0 {
+            set_print(quiet.1.take());
+        }
     }
 }
 
@@ -50,4 +69,28 @@ fn to_log(level: PrintLevel, text: String) {
         PrintLevel::Info | PrintLevel::Warn => log::Level::Debug,
     };
     log::log!(target: LIBBPF, level, "{}", text.trim_end());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two that overlap, as where two threads start collectors: silence from the first to the last, and then as before.
+    #[test]
+    fn the_printer_of_before_comes_back_with_the_last_one() {
+        fn other(_: PrintLevel, _: String) {}
+        let is = |callback: PrintCallback| {
+            let printer = set_print(None);
+            set_print(printer);
+            printer.is_some_and(|(_, now)| std::ptr::fn_addr_eq(now, callback))
+        };
+        let before = set_print(Some((PrintLevel::Warn, other)));
+        let first = Quiet::new();
+        let second = Quiet::new();
+        drop(first);
+        assert!(!is(other));
+        drop(second);
+        assert!(is(other));
+        set_print(before);
+    }
 }

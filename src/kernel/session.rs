@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loaded and attached programs, and the maps through which the library talks to them.
 
+use super::Quiet;
+use super::links::Links;
 use super::shared::{Bank, Control, Slots};
 use super::skel::TcptopSkel;
 use crate::capabilities::Capabilities;
@@ -10,9 +12,8 @@ use crate::event::{EventKind, LossPlace};
 use crate::model::KernelTime;
 use crate::stats::LossTable;
 use crate::wire::tt_state;
-use crossbeam_channel::{RecvTimeoutError, bounded};
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use rustix::thread::{MembarrierCommand, membarrier};
 use std::cell::Cell;
 use std::fs;
@@ -20,13 +21,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 /// Programs in the kernel. Dropping it detaches and unloads them. Of the skeleton only the parts are kept that outlive
-/// it: links and maps own their file descriptors, so a session can move to another thread.
+/// it: maps own their file descriptors, so a session can move to another thread.
 pub(crate) struct Session {
-    links: Vec<Link>,
+    links: Links,
     hooks: Vec<Hook>,
     /// Losses at hooks when they were last read.
     skipped: LossTable,
@@ -60,7 +60,7 @@ const FIRST: [u8; 4] = 0_u32.to_ne_bytes();
 impl Session {
     pub(super) fn new(
         skel: &TcptopSkel<'_>,
-        links: Vec<Link>,
+        links: Links,
         hooks: Vec<Hook>,
         capabilities: Capabilities,
     ) -> libbpf_rs::Result<Self> {
@@ -93,14 +93,7 @@ impl Session {
     /// on preemptible kernels a tenth of a second each. What has not gone after [`DETACH_PATIENCE`] goes in the
     /// background.
     pub(crate) fn detach(&mut self) {
-        let links = std::mem::take(&mut self.links);
-        let (done, all_gone) = bounded::<()>(0);
-        // If there can be no thread, the links go right here, with the closure.
-        let thread = thread::Builder::new().name("tcptop-detach".into()).spawn(move || {
-            drop(links);
-            drop(done);
-        });
-        if thread.is_ok() && all_gone.recv_timeout(DETACH_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        if !self.links.let_go(DETACH_PATIENCE) {
             log::debug!("the kernel is still detaching programs");
         }
     }
@@ -149,6 +142,12 @@ impl Session {
     /// The losses that the kernel side has counted; those at hooks as of the last look at them.
     pub(crate) fn losses(&self) -> LossTable {
         decode::losses(&self.control.lost()).plus(&self.skipped)
+    }
+
+    /// How many state records have found no room in the ring so far, and how many reports. They wait, and what is lost of
+    /// them is counted among the losses.
+    pub(crate) fn set_aside(&self) -> [u64; 2] {
+        self.control.aside()
     }
 
     /// Looks how often the kernel has skipped programs. Reads some twenty files in /proc, which a process that has become
@@ -232,6 +231,7 @@ const EAGAIN: i32 = 11;
 impl<'cb> Ring<'cb> {
     /// Each look passes records to `record`, which returns false when no more are wanted for now.
     pub(crate) fn new(session: &Session, mut record: impl FnMut(&[u8]) -> bool + 'cb) -> Result<Self> {
+        let _quiet = Quiet::new();
         let seen = Rc::new(Cell::new(0));
         let count = Rc::clone(&seen);
         let mut builder = RingBufferBuilder::new();

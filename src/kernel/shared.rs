@@ -68,6 +68,14 @@ impl Control {
         }
     }
 
+    /// How many state records have found no room in the ring, and how many reports.
+    pub(super) fn aside(&self) -> [u64; 2] {
+        [offset_of!(tt_control, states_aside), offset_of!(tt_control, reports_aside)].map(|offset| {
+            // SAFETY: on this side only ever accessed as an atomic.
+            unsafe { AtomicU64::from_ptr(self.place(offset)) }.load(Ordering::Relaxed)
+        })
+    }
+
     /// A word of the structure, by its place in it.
     fn word(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: on this side only ever accessed as an atomic.

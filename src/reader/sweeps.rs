@@ -4,12 +4,11 @@
 use super::{LOOK_EVERY, collect};
 use crate::config::{Config, Granularity};
 use crate::error::{Error, Result};
-use crate::event::{EventKind, LossPlace};
 use crate::kernel::{Barrier, Session};
 use crate::sink::Sink;
-use crate::stats::LossTable;
+use crate::threads;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long it sleeps at most, and so how soon it sees that it shall stop.
@@ -32,7 +31,9 @@ pub(super) struct Sweeps {
     /// The bank that was left can be collected when what is in the ring by then has been read: so many records at most.
     backlog: Option<usize>,
     ring_records: usize,
-    /// How many state records have found no room in the ring, as of the last look.
+    /// How many state records have found no room in the ring, as of the last look. The kernel side counts one before it lets
+    /// it wait: so one that is counted is in the bank that is in use, or will be when the programs that run have ended,
+    /// which the collection waits for.
     set_aside: u64,
     /// Some of them have not been collected.
     states_wait: bool,
@@ -113,10 +114,11 @@ impl Sweeps {
             session.look_at_hooks();
         }
         let losses = session.losses();
+        let [states, reports] = session.set_aside();
+        sink.set_deferred(states + reports);
         sink.report_losses(&losses);
-        let set_aside = set_aside(&losses);
-        self.states_wait |= set_aside > self.set_aside;
-        self.set_aside = set_aside;
+        self.states_wait |= states > self.set_aside;
+        self.set_aside = states;
     }
 
     /// State records that wait bring forward the collection of all that waits. So they come after the reports of their
@@ -131,12 +133,6 @@ impl Sweeps {
             }
         }
     }
-}
-
-/// The kernel side counts a state record as lost in the ring before it lets it wait. So one that is counted here is in the
-/// bank that is in use, or will be when the programs that run have ended, which the collection waits for.
-fn set_aside(losses: &LossTable) -> u64 {
-    [EventKind::TcpStateChange, EventKind::Closed].map(|kind| losses.get(kind, LossPlace::Ring)).iter().sum()
 }
 
 /// Something that is due again and again.
@@ -178,17 +174,15 @@ impl Grace {
     fn new(barrier: Barrier) -> Result<Self> {
         let (ask, asked) = bounded(1);
         let (tell, over) = bounded(1);
-        let thread = thread::Builder::new()
-            .name("tcptop-grace".into())
-            .spawn(move || {
-                for () in asked {
-                    barrier.wait();
-                    if tell.send(()).is_err() {
-                        break;
-                    }
+        let wait = move || {
+            for () in asked {
+                barrier.wait();
+                if tell.send(()).is_err() {
+                    break;
                 }
-            })
-            .map_err(Error::Thread)?;
+            }
+        };
+        let thread = threads::spawn("tcptop-grace", wait).map_err(Error::Thread)?;
         Ok(Self { ask, over, thread, is_running: false })
     }
 
@@ -223,17 +217,5 @@ mod tests {
         assert!(timer.is_due(start + 5 * second / 4) && !timer.is_due(start + 2 * second));
         timer.restart(start + 2 * second);
         assert!(!timer.is_due(start + 5 * second / 2) && timer.is_due(start + 3 * second));
-    }
-
-    #[test]
-    fn state_records_that_found_no_room_were_set_aside_and_nothing_else_was() {
-        let mut losses = LossTable::default();
-        losses.add(EventKind::TcpSend, LossPlace::Ring, 1);
-        losses.add(EventKind::Closed, LossPlace::Storage, 2);
-        losses.add(EventKind::Opened, LossPlace::Channel, 4);
-        assert_eq!(set_aside(&losses), 0);
-        losses.add(EventKind::Closed, LossPlace::Ring, 8);
-        losses.add(EventKind::TcpStateChange, LossPlace::Ring, 16);
-        assert_eq!(set_aside(&losses), 24);
     }
 }

@@ -68,8 +68,10 @@ fn explains_an_end(kind: EventKind, place: LossPlace) -> bool {
 /// Connections whose events do not add up, of those that have begun and ended here.
 fn wrong_sums(events: &[CollectorEvent]) -> Vec<String> {
     let (mut moved, mut ends) = (HashMap::new(), Vec::new());
-    for event in events {
-        let Some(info) = event.connection() else { continue };
+    // What found no room in the ring comes late, and so may a beginning.
+    let mut events: Vec<_> = events.iter().filter_map(|event| Some((event.connection()?, event))).collect();
+    events.sort_by_key(|(info, _)| info.time);
+    for (info, event) in events {
         let life = (info.socket, info.since);
         match event {
             // Bytes in the SYN come before.

@@ -294,6 +294,61 @@ fn ends_wait_for_a_receiver_that_stalls() {
     assert_eq!(in_channel(EventKind::Closed), 0);
 }
 
+/// Opens and closes so many connections on this port, and says how many of these events tell of their ends.
+fn churn_of(count: usize) -> (u16, usize) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    (0..count).for_each(|_| drop(crate::net::pair_by(&listener)));
+    (listener.local_addr().unwrap().port(), 2 * count)
+}
+
+fn is_end_on(event: &CollectorEvent, local: u16) -> bool {
+    let (from, to) = ports(event);
+    matches!(event, CollectorEvent::Closed(_)) && (from == local || to == local)
+}
+
+/// Ends that have waited for a receiver come as fast as it takes them.
+#[test]
+fn ends_come_as_fast_as_they_are_taken() {
+    let (collector, events) = builder().channel_capacity(16).spawn().unwrap();
+    let (l, ends) = churn_of(if is_slow() { 200 } else { 3000 });
+    thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    let mut ended = 0;
+    while ended < ends {
+        ended += usize::from(is_end_on(&events.recv_timeout(PATIENCE).expect("all ends"), l));
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "{ends} ends took {took:?}");
+    assert_eq!(collector.stats().lost(EventKind::Closed, LossPlace::Channel), 0);
+}
+
+/// Who still takes events while the collector stops gets all ends that wait; what nobody takes is counted.
+#[test]
+fn a_receiver_gets_all_ends_while_the_collector_stops() {
+    for takes in [true, false] {
+        let (mut collector, events) = builder().channel_capacity(16).spawn().unwrap();
+        let (l, ends) = churn_of(if is_slow() { 100 } else { 500 });
+        thread::sleep(Duration::from_millis(500));
+        let take = move || events.into_iter().filter(|event| is_end_on(event, l)).count();
+        let (taken, took) = if takes {
+            let receiver = thread::spawn(take);
+            let began = Instant::now();
+            collector.stop().unwrap();
+            let took = began.elapsed();
+            (receiver.join().unwrap(), took)
+        } else {
+            let began = Instant::now();
+            collector.stop().unwrap();
+            let took = began.elapsed();
+            (take(), took)
+        };
+        let lost = collector.stats().lost(EventKind::Closed, LossPlace::Channel);
+        assert!(took < Duration::from_millis(if is_slow() { 6000 } else { 200 }), "{took:?}");
+        assert!(taken + lost as usize >= ends, "{taken} and {lost} of {ends}");
+        assert!(!takes || (taken, lost) == (ends, 0), "{taken} and {lost} of {ends}");
+    }
+}
+
 /// With WhenFull::Wait a slow receiver gets every event: 500 receives of 3 bytes through a channel for one event.
 #[test]
 fn a_reader_that_waits_drops_nothing() {

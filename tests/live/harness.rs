@@ -2,12 +2,12 @@
 //! A collector under test, and everything it has said so far.
 
 use crate::audit::Audit;
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
-    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, EventKind, Feature,
+    Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, EventKind, Events, Feature,
     Granularity, LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange,
     Stats, Transfer, Visibility,
 };
@@ -71,7 +71,7 @@ pub(crate) fn builder() -> LinuxCollectorBuilder {
 }
 
 /// A collector that runs, where its events arrive, and how many of them were taken.
-type Running = (LinuxCollector, Receiver<CollectorEvent>, u64);
+type Running = (LinuxCollector, Events, u64);
 
 /// What many tests want of a collector. One of each goes from test to test: in an emulated guest each start takes seconds,
 /// and a collector that has been running for a while is what users have.
@@ -97,7 +97,7 @@ static PARKED: Mutex<Vec<(Shared, Running)>> = Mutex::new(Vec::new());
 /// A running collector, the events it has sent, and the table they make.
 pub(crate) struct Trace {
     pub(crate) collector: LinuxCollector,
-    events: Receiver<CollectorEvent>,
+    events: Events,
     /// Since the collector has started; without those that report losses, which it does not count.
     taken: u64,
     /// Where it is parked afterwards, if other tests may have it.

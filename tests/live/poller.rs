@@ -110,6 +110,35 @@ fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
     assert_eq!(lost_by_us(&poller.stats()), 0);
 }
 
+/// Nobody reads while a program sends, and there is little room: a call whose event is lost is counted once, all others
+/// are in some event, all bytes are in the totals, and the tracer does not take that for an error of its own.
+#[test]
+fn what_a_burst_loses_counts_once_and_raises_no_alarm() {
+    let calls = if crate::harness::is_slow() { 1000 } else { 5000 };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let s = listener.local_addr().unwrap().port();
+    let small = || builder().port(s).ring_bytes(1).max_sockets(1);
+    for configured in [small(), small().granularity(Granularity::PerCall)] {
+        let mut poller = configured.open().unwrap();
+        let pairs: Vec<_> = (0..20).map(|_| pair_by(&listener)).collect();
+        pairs.iter().for_each(|(client, server)| exchange(client, server, calls / 20));
+        let clients: Vec<u16> = pairs.iter().map(|(client, _)| port(client)).collect();
+        // The last ones end where there is room for the end.
+        for pair in pairs {
+            drop(pair);
+            poller.poll(Duration::from_millis(20)).for_each(drop);
+        }
+        poller.stop();
+        poller.poll(Duration::ZERO).for_each(drop);
+        let stats = poller.stats();
+        assert_eq!(stats.unbalanced, 0, "{stats:?}");
+        assert!(clients.len() == 20 && stats.lost(EventKind::TcpSend, LossPlace::Ring) > 0, "{stats:?}");
+        for kind in [EventKind::TcpSend, EventKind::TcpRecv] {
+            assert!(stats.lost(kind, LossPlace::Ring) <= calls as u64, "{stats:?}");
+        }
+    }
+}
+
 /// While nobody reads, the ring is soon full, and then what can wait beside it. The ends of connections find room even so.
 #[test]
 fn ends_have_room_when_everything_else_has_none() {
