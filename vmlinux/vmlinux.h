@@ -160,6 +160,7 @@ struct file {
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
+	u16 sk_type;
 	u16 sk_protocol;
 	u8 sk_shutdown;
 	int sk_err;

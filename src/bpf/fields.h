@@ -10,6 +10,8 @@
 #define AF_INET6    10
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define SOCK_STREAM 1
+#define SOCK_DGRAM  2
 
 /* include/net/tcp_states.h */
 enum {

@@ -13,8 +13,11 @@
 /* A socket older than the tracer gets its identity at the next tracepoint. */
 static __always_inline struct sk_state *kprobe_state(struct sock *sk, __u32 kind)
 {
-	struct sk_state *st = hash_get(sk);
+	struct sk_state *st = hash_peek(sk);
 
+	if (st || !is_tcp(sk, false))
+		return st;
+	st = hash_make(sk, &no_state);
 	if (!st)
 		count_storage_loss(kind);
 	return st;

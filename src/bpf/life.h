@@ -124,7 +124,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	struct tcp_sock *tp;
 	struct sk_state *st;
 
-	if (sk->sk_protocol != IPPROTO_TCP || old_state == new_state)
+	if (old_state == new_state)
 		return 0;
 	tp = tcp_of(sk);
 	if (!tp)
@@ -204,7 +204,7 @@ int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
 {
 	struct sk_state *st;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (!is_tcp(sk, true))
 		return 0;
 	st = state_peek(sk);
 	if (st && st->changed[0] == old_state && st->changed[1] == new_state) {

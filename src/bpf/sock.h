@@ -32,13 +32,37 @@ static __always_inline struct sk_state *hash_get(void *sk)
 	return hash_peek(sk) ?: hash_make(sk, &no_state);
 }
 
-/* A socket as the TCP socket that it is; NULL if it is none. Where hooks are, sockets are whole, no minisockets. */
+/*
+ * What a socket is, asked before it is taken for anything. The protocol alone does not tell: raw sockets, which are shorter,
+ * have that of what they read along, and other families number theirs in their own way. Where hooks are, sockets are whole,
+ * no minisockets.
+ */
+static __always_inline bool is_inet(struct sock *sk, __u16 type, __u16 protocol, const bool typed)
+{
+	__u16 family = FIELD(typed, sk, __sk_common.skc_family);
+
+	return (family == AF_INET || family == AF_INET6) && FIELD(typed, sk, sk_type) == type &&
+	       FIELD(typed, sk, sk_protocol) == protocol;
+}
+
+static __always_inline bool is_tcp(struct sock *sk, const bool typed)
+{
+	return is_inet(sk, SOCK_STREAM, IPPROTO_TCP, typed);
+}
+
+/* Not UDP-Lite, which shares the functions of UDP. */
+static __always_inline bool is_udp(struct sock *sk, const bool typed)
+{
+	return is_inet(sk, SOCK_DGRAM, IPPROTO_UDP, typed);
+}
+
+/* A socket as the TCP socket that it is; NULL if it is none. */
 static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 {
+	if (!is_tcp(sk, true))
+		return NULL;
 	if (!use_cast && HAS_TCP_TYPE)
 		return bpf_skc_to_tcp_sock(sk);
-	if (sk->sk_protocol != IPPROTO_TCP)
-		return NULL;
 	return CAST_IF_CAN(struct tcp_sock, sk);
 }
 

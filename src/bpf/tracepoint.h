@@ -132,21 +132,12 @@ static __always_inline void udp_call(struct sock *sk, int ret, __u32 direction, 
 	udp_bytes(sk, st, direction, ret, 1, &peer, true);
 }
 
-static __always_inline bool is_inet(struct sock *sk)
-{
-	__u16 family = sk->__sk_common.skc_family;
-
-	return family == AF_INET || family == AF_INET6;
-}
-
-/* Both fire for every family of sockets: look at that first. */
+/* Both fire for sockets of every kind. */
 static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 {
-	if (!is_inet(sk))
-		return 0;
-	if (sk->sk_protocol == IPPROTO_UDP)
+	if (is_udp(sk, true))
 		udp_call(sk, ret, TT_OUT, understudy);
-	else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !turn_is_taken(HOOK_TCP_OUT, understudy))
+	else if (ret > 0 && is_tcp(sk, true) && !turn_is_taken(HOOK_TCP_OUT, understudy))
 		tcp_call_out(sk, ret, false);
 	return 0;
 }
@@ -155,14 +146,12 @@ static __always_inline int received(struct sock *sk, int ret, int flags, const b
 {
 	struct peer ignored;
 
-	if (!is_inet(sk))
-		return 0;
-	if (sk->sk_protocol == IPPROTO_UDP) {
+	if (is_udp(sk, true)) {
 		if (flags & (MSG_PEEK | MSG_ERRQUEUE))
 			take_noted_peer(&ignored, sk, state_peek(sk), TT_IN);
 		else
 			udp_call(sk, ret, TT_IN, understudy);
-	} else if (ret > 0 && sk->sk_protocol == IPPROTO_TCP && !(flags & (MSG_PEEK | MSG_ERRQUEUE))) {
+	} else if (ret > 0 && is_tcp(sk, true) && !(flags & (MSG_PEEK | MSG_ERRQUEUE))) {
 		if (!turn_is_taken(HOOK_TCP_IN, understudy))
 			tcp_call_in(sk, ret);
 	}
@@ -199,7 +188,7 @@ int cgroup_sock_release(struct bpf_sock *ctx)
 {
 	struct sk_state *st;
 
-	if (ctx->protocol != IPPROTO_UDP)
+	if (!is_udp(CAST(struct sock, ctx), true))
 		return 1;
 	st = bpf_sk_storage_get(&sk_storage, ctx, 0, 0);
 	if (st)

@@ -59,8 +59,7 @@ static __always_inline void put_peer(struct tt_conn *conn, const struct peer *pe
 }
 
 /*
- * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. None for UDP-Lite, which
- * shares the functions of UDP.
+ * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is.
  */
 static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
 						  const bool typed)
@@ -69,7 +68,7 @@ static __always_inline struct sk_state *udp_begin(struct sock *sk, __u32 kind, c
 	struct tt_conn *conn = &fresh.c.conn;
 	struct sk_state *st;
 
-	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+	if (!is_udp(sk, typed))
 		return NULL;
 	put_identity(conn, sk, IPPROTO_UDP, typed);
 	put_peer(conn, peer);
@@ -205,7 +204,7 @@ static __always_inline void udp_page(struct sock *sk, __u64 bytes, const bool ty
 {
 	struct peer peer = {};
 
-	if (FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+	if (!is_udp(sk, typed))
 		return;
 	peer_of_connected(&peer, sk, typed);
 	udp_bytes(sk, typed ? state_peek(sk) : hash_peek(sk), TT_OUT, bytes, 0, &peer, typed);
@@ -270,8 +269,10 @@ static __always_inline bool udp_end_of_silent(struct sock *sk, const bool typed)
 	struct caller caller;
 	struct peer peer = {};
 
+	if (!is_udp(sk, typed))
+		return false;
 	conn->socket = FIELD(typed, sk, __sk_common.skc_cookie.counter);
-	if (!conn->socket || FIELD(typed, sk, sk_protocol) != IPPROTO_UDP)
+	if (!conn->socket)
 		return false;
 	put_kind(conn, sk, IPPROTO_UDP, typed);
 	/* Filters ask for the peer. */

@@ -19,6 +19,7 @@ mod datagrams;
 mod ends;
 mod existing;
 mod filters;
+mod foreign;
 mod handover;
 mod harness;
 mod hidden;
