@@ -27,6 +27,8 @@ const volatile bool chunks_are_calls = false; /* nothing reports the end of a re
 const volatile __u32 recvmsg_args = 0;	      /* arguments of tcp_recvmsg(): 4, 5 or 6 */
 const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */
 
+#define FAILED_BY_ITSELF 2
+
 /* An account: what moved in one direction. */
 struct acct {
 	__u64 total;
@@ -74,7 +76,7 @@ struct sk_state {
 	__u8 end;	     /* enum tt_end */
 	__u8 active;	     /* it connected */
 	__u8 born;	     /* its begin was seen */
-	__u8 failed;	     /* it never got to ESTABLISHED */
+	__u8 failed;	     /* it never got to ESTABLISHED; FAILED_BY_ITSELF: connect() gave up */
 	__u8 told;	     /* something of it passed the filter */
 	struct peer sent_to; /* UDP: where the latest send went */
 };

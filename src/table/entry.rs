@@ -32,6 +32,8 @@ pub(super) struct Entry {
     born: bool,
     /// It only counts as ended because nothing has happened for so long.
     is_idle: bool,
+    /// By the latest event more may have moved than is told.
+    is_bypassed: bool,
 }
 
 /// What only events make necessary.
@@ -69,6 +71,7 @@ impl Entry {
             is_confirmed,
             born: false,
             is_idle: false,
+            is_bypassed: false,
             record,
         }
     }
@@ -167,6 +170,9 @@ impl Entry {
     /// Takes note of what every event carries.
     pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt_us: Option<u32>) {
         let record = &mut self.record;
+        if until >= record.last_seen {
+            self.is_bypassed = info.is_partial;
+        }
         if rtt_us.is_some() && (record.rtt_us.is_none() || until >= record.last_seen) {
             record.rtt_us = rtt_us;
         }
@@ -335,7 +341,7 @@ impl Entry {
         }
         let is_whole = row.is_some() || out.is_known() && r#in.is_known();
         record.is_partial = match record.key.protocol {
-            Protocol::Tcp => !(self.born || is_whole),
+            Protocol::Tcp => self.is_bypassed || !(self.born || is_whole),
             Protocol::Udp => older.is_some(),
         };
     }

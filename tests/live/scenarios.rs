@@ -3,8 +3,9 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 18] = [
     include_str!("collector.rs"),
+    include_str!("connecting.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
     include_str!("existing.rs"),
@@ -12,9 +13,11 @@ const SOURCES: [&str; 15] = [
     include_str!("handover.rs"),
     include_str!("kernel.rs"),
     include_str!("lifecycle.rs"),
+    include_str!("once.rs"),
     include_str!("owner.rs"),
     include_str!("paths.rs"),
     include_str!("reasons.rs"),
+    include_str!("redirected.rs"),
     include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
@@ -36,7 +39,7 @@ fn tests(row: &[&'static str]) -> impl Iterator<Item = &'static str> {
 #[test]
 fn every_scenario_has_a_row_and_tests() {
     let numbers: Vec<_> = scenarios().map(|row| row[0].parse::<u32>().unwrap()).collect();
-    assert_eq!(numbers, (1..=60).chain(75..=75).collect::<Vec<_>>());
+    assert_eq!(numbers, (1..=60).chain(75..=80).collect::<Vec<_>>());
     for row in scenarios() {
         assert_eq!(row.len(), 7, "{row:?}");
         for name in tests(&row) {
