@@ -54,13 +54,13 @@ static __always_inline void connect_fails(struct sock *sk, const struct peer *to
  * `name` is the address as the kernel copied it, as far as `len` says. ECONNREFUSED is what the first segment may end with,
  * which the socket's states tell of.
  */
-static __always_inline int connect_returns(struct sock *sk, const void *name, int len, int least, int ret)
+static __always_inline int connect_returns(struct sock *sk, const void *name, int len, int ret)
 {
 	struct peer to = {};
 
-	if (ret >= 0 || ret == -ECONNREFUSED || ret == -EAFNOSUPPORT || len < least)
+	if (ret >= 0 || ret == -ECONNREFUSED || ret == -EAFNOSUPPORT)
 		return 0;
-	peer_of_msg(&to, name);
+	peer_of_msg(&to, name, len);
 	if (to.family)
 		connect_fails(sk, &to, -ret);
 	return 0;
@@ -72,13 +72,13 @@ int BPF_PROG(fexit_tcp_v4_connect, struct sock *sk, void *name, int len, int ret
 {
 	if (sk->__sk_common.skc_family != AF_INET)
 		return 0;
-	return connect_returns(sk, name, len, sizeof(struct sockaddr_in), ret);
+	return connect_returns(sk, name, len, ret);
 }
 
 SEC("?fexit/tcp_v6_connect")
 int BPF_PROG(fexit_tcp_v6_connect, struct sock *sk, void *name, int len, int ret)
 {
-	return connect_returns(sk, name, len, SIN6_LEN_RFC2133, ret);
+	return connect_returns(sk, name, len, ret);
 }
 
 #endif

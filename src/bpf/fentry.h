@@ -130,14 +130,19 @@ int BPF_PROG(fexit_accept_2, struct sock *sk, void *arg, struct sock *child)
 	return 0;
 }
 
-/* The address a send names, as the kernel copied it. Left unknown where it names none. */
-static __always_inline void peer_of_msg(struct peer *peer, const void *name)
+/*
+ * The address a send names, as the kernel copied it. Left unknown where it names none, or one that is too short: behind that is
+ * what the kernel's stack held before.
+ */
+static __always_inline void peer_of_msg(struct peer *peer, const void *name, int len)
 {
 	/* Volatile, for loads from arrays must not be merged. */
 	const volatile struct sockaddr_in6 *sa;
 	struct sockaddr_in6 copy = {};
 	__u32 a[4];
 
+	if (len < (int)sizeof(struct sockaddr_in))
+		return;
 	if (use_cast) {
 		sa = CAST(struct sockaddr_in6, name);
 	} else {
@@ -149,7 +154,7 @@ static __always_inline void peer_of_msg(struct peer *peer, const void *name)
 	if (sa->sin6_family == AF_INET || sa->sin6_family == AF_UNSPEC) {
 		/* sin_addr stands where this is. */
 		peer_v4(peer, sa->sin6_flowinfo, sa->sin6_port);
-	} else if (sa->sin6_family == AF_INET6) {
+	} else if (sa->sin6_family == AF_INET6 && len >= SIN6_LEN_RFC2133) {
 		a[0] = sa->sin6_addr[0];
 		a[1] = sa->sin6_addr[1];
 		a[2] = sa->sin6_addr[2];
@@ -158,15 +163,18 @@ static __always_inline void peer_of_msg(struct peer *peer, const void *name)
 	}
 }
 
-static __always_inline void udp_send(struct sock *sk, const void *name, __u64 bytes, const bool typed)
+static __always_inline void udp_send(struct sock *sk, struct msghdr *msg, __u64 bytes, const bool typed)
 {
+	const void *name = FIELD(typed, msg, msg_name);
 	struct peer peer = {};
 
 	if (name)
-		peer_of_msg(&peer, name);
+		peer_of_msg(&peer, name, FIELD(typed, msg, msg_namelen));
 	else
 		peer_of_connected(&peer, sk, typed);
-	udp_datagram(sk, TT_OUT, bytes, &peer, typed);
+	/* An address that is none fails. */
+	if (!name || peer.family)
+		udp_datagram(sk, TT_OUT, bytes, &peer, typed);
 }
 
 /* Also called by udpv6_sendmsg() for IPv4 destinations, then with an IPv4 address. */
@@ -174,7 +182,7 @@ SEC("?fexit/udp_sendmsg")
 int BPF_PROG(fexit_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, false))
-		udp_send(sk, msg->msg_name, ret, true);
+		udp_send(sk, msg, ret, true);
 	return 0;
 }
 
@@ -182,7 +190,7 @@ SEC("?fexit/udp_sendmsg")
 int BPF_PROG(fexit_udp_sendmsg_2, struct sock *sk, struct msghdr *msg, __u64 size, int ret)
 {
 	if (ret >= 0 && !turn_is_taken(HOOK_UDP_OUT, true))
-		udp_send(sk, msg->msg_name, ret, true);
+		udp_send(sk, msg, ret, true);
 	return 0;
 }
 
@@ -212,7 +220,7 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 	else if (namelen < SIN6_LEN_RFC2133)
 		return true;
 	else
-		peer_of_msg(&peer, name);
+		peer_of_msg(&peer, name, namelen);
 	return is_for_v4(&peer, sk, true);
 }
 
@@ -221,7 +229,7 @@ static __always_inline int udpv6_send(struct sock *sk, struct msghdr *msg, int r
 	if (ret < 0 || went_to_v4(sk, msg->msg_name, msg->msg_namelen))
 		return 0;
 	if (!turn_is_taken(HOOK_UDP_OUT_V6, understudy))
-		udp_send(sk, msg->msg_name, ret, true);
+		udp_send(sk, msg, ret, true);
 	return 0;
 }
 

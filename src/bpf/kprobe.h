@@ -111,7 +111,7 @@ int BPF_PROG(tcp_segment_in, struct sock *sk)
 SEC("?kprobe/udp_sendmsg")
 int BPF_KPROBE(kprobe_udp_sendmsg, struct sock *sk, struct msghdr *msg, __u64 size)
 {
-	udp_send(sk, BPF_CORE_READ(msg, msg_name), size, false);
+	udp_send(sk, msg, size, false);
 	return 0;
 }
 
@@ -122,9 +122,11 @@ int BPF_KPROBE(kprobe_udpv6_sendmsg, struct sock *sk, struct msghdr *msg, __u64 
 	struct peer peer = {};
 
 	if (name)
-		peer_of_msg(&peer, name);
+		peer_of_msg(&peer, name, BPF_CORE_READ(msg, msg_namelen));
 	else
 		peer_of_connected(&peer, sk, false);
+	if (name && !peer.family)
+		return 0;
 	if (!is_for_v4(&peer, sk, false))
 		udp_datagram(sk, TT_OUT, size, &peer, false);
 	return 0;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const FUNCTIONS: [(&str, usize); 11] = [
+const FUNCTIONS: [(&str, usize); 14] = [
     ("tcp_sendmsg", 3),
     ("tcp_sendmsg_locked", 3),
     ("tcp_recvmsg", 5),
@@ -12,6 +12,9 @@ const FUNCTIONS: [(&str, usize); 11] = [
     ("skb_consume_udp", 3),
     ("udp_destroy_sock", 1),
     ("udpv6_destroy_sock", 1),
+    ("tcp_bpf_sendmsg", 3),
+    ("tcp_bpf_recvmsg", 5),
+    ("tcp_bpf_recvmsg_parser", 5),
     ("tcp_v4_connect", 3),
     ("tcp_v6_connect", 3),
 ];

@@ -87,7 +87,8 @@ fn a_socket_that_is_connected_again_ends_each_connection_once() {
         for bytes in [10, 0, 30] {
             let server = connect_to(&client, &listener);
             assert_eq!(send(&client, &vec![1; bytes], 0), bytes as isize);
-            assert_eq!(recv(&server, bytes, 0), bytes as isize);
+            // A receive of nothing would wait for something.
+            assert!(bytes == 0 || recv(&server, bytes, 0) == bytes as isize);
             disconnect(&client);
         }
         connect_to(&client, &listener);
