@@ -298,7 +298,11 @@ fn show(table: &mut ConnectionTable) -> io::Result<()> {
     let rate = |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(|r| of(r)).fold(0.0, |a, b| a + b));
     let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
     let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
-    let legend = if top.iter().any(|r| r.is_partial) { "~ counted since tcptop started\n" } else { "" };
+    let legend = if top.iter().any(|r| r.is_partial) {
+        "~ at least: counted since tcptop started, or past what it sees\n"
+    } else {
+        ""
+    };
     let more = if rest.is_empty() { String::new() } else { format!("… and {} more\n", rest.len()) };
     let rows = aligned(&iter::once(HEAD.into()).chain(top.iter().map(|r| row(r))).collect::<Vec<_>>());
     write!(stdout(), "\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{rows}{more}{legend}")

@@ -204,6 +204,8 @@ pub enum Feature {
     UdpRecvPeer,
     /// End of UDP sockets.
     UdpClose,
+    /// Connections that cannot be established.
+    ConnectFailure,
     /// Owner of an accepted connection before its first use.
     AcceptOwner,
     /// Socket ids are the kernel's socket cookies.
@@ -215,7 +217,7 @@ pub enum Feature {
 
 impl Feature {
     /// All features.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TcpTotals,
         Self::TcpSend,
         Self::TcpRecv,
@@ -224,6 +226,7 @@ impl Feature {
         Self::UdpSendPeer,
         Self::UdpRecvPeer,
         Self::UdpClose,
+        Self::ConnectFailure,
         Self::AcceptOwner,
         Self::SocketCookie,
         Self::Existing,
@@ -240,6 +243,7 @@ impl Feature {
             Self::UdpSendPeer => "udp_send_peer",
             Self::UdpRecvPeer => "udp_recv_peer",
             Self::UdpClose => "udp_close",
+            Self::ConnectFailure => "connect_failure",
             Self::AcceptOwner => "accept_owner",
             Self::SocketCookie => "socket_cookie",
             Self::Existing => "existing",

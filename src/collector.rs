@@ -347,7 +347,7 @@ mod tests {
             fexit: Ok(()),
             kprobe: Ok(()),
             functions: Default::default(),
-            tracepoints: Vec::new(),
+            tracepoints: Default::default(),
             cgroup: Ok(()),
             all_cgroups: true,
             preemptible: false,

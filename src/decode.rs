@@ -2,8 +2,8 @@
 //! From the bytes of a record to an event. Pure: no kernel, no state; no allocation for a record.
 
 use crate::event::{
-    CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,
-    Lost, Opened, StateChange, Totals, Transfer,
+    CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectionInfo, EventKind, LossPlace, Lost, Opened,
+    StateChange, Totals, Transfer,
 };
 use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
 use crate::stats::LossTable;
@@ -55,7 +55,7 @@ pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
         EventKind::TcpRecv => transfer(record).map(CollectorEvent::TcpRecv),
         EventKind::UdpSend => transfer(record).map(CollectorEvent::UdpSend),
         EventKind::UdpRecv => transfer(record).map(CollectorEvent::UdpRecv),
-        EventKind::TcpStateChange => state_change(record).map(CollectorEvent::TcpStateChange),
+        EventKind::TcpStateChange => state_change(record).map(failure_at_once),
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
         EventKind::Opened | EventKind::ConnectFailed => None,
     };
@@ -65,6 +65,17 @@ pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
 fn kind(record: &[u8]) -> Option<EventKind> {
     let number = u32::from_ne_bytes(*record.first_chunk()?) as usize;
     EventKind::ALL.into_iter().take(KINDS).nth(number)
+}
+
+/// A connect that fails before it changes the socket's state has a record, too.
+fn failure_at_once(change: StateChange) -> CollectorEvent {
+    let StateChange { connection, old_state, new_state, error, .. } = change;
+    match (old_state, new_state) {
+        (TcpState::Close, TcpState::Close) => {
+            CollectorEvent::ConnectFailed(ConnectFailed::new(connection, error))
+        }
+        _ => CollectorEvent::TcpStateChange(change),
+    }
 }
 
 /// What a state change means in the life of its connection: that it has begun, or that it never will.
@@ -78,8 +89,7 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
             Some(CollectorEvent::Opened(Opened { connection, is_active, rtt_us }))
         }
         (SynSent | SynRecv, Close) => {
-            let reason = ConnectFailure::from_error(error);
-            Some(CollectorEvent::ConnectFailed(ConnectFailed { connection, reason, error }))
+            Some(CollectorEvent::ConnectFailed(ConnectFailed::new(connection, error)))
         }
         _ => None,
     }
@@ -225,6 +235,7 @@ fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
         family: _,
         protocol,
         provenance,
+        uncounted,
         pad: _,
     } = conn;
     ConnectionInfo {
@@ -239,6 +250,7 @@ fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
             remote_port: *remote_port,
         },
         netns: *netns,
+        is_partial: *uncounted != 0,
         owner: simple_process(owner),
         provenance: match provenance {
             1 if is_somebody(owner) => Provenance::Inherited,

@@ -89,6 +89,10 @@ pub struct ConnectionInfo {
     pub key: ConnectionKey,
     /// Inode number of the network namespace.
     pub netns: u32,
+    /// More may have moved than is told: a sockmap redirects bytes past TCP, or the connection is a part of an MPTCP one,
+    /// of which nothing is seen but its changes of state; that one's totals are final when it has ended.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_partial: bool,
     /// The process that holds the connection: it connected, accepted, or was the last to use it.
     pub owner: Option<Process>,
     /// How `owner` is known.
@@ -99,7 +103,8 @@ impl ConnectionInfo {
     /// A connection of which only this is known, and since when; the other fields are public and can be set. For tests, and
     /// for other collectors.
     pub fn new(key: ConnectionKey, socket: u64, time: KernelTime) -> Self {
-        Self { time, socket, since: time, key, netns: 0, owner: None, provenance: Provenance::Unknown }
+        let (owner, provenance) = (None, Provenance::Unknown);
+        Self { time, socket, since: time, key, netns: 0, is_partial: false, owner, provenance }
     }
 }
 
@@ -191,7 +196,8 @@ pub struct ConnectFailed {
     pub connection: ConnectionInfo,
     /// Why.
     pub reason: ConnectFailure,
-    /// `sk_err` of the socket, an errno; none if it was closed before there was an answer.
+    /// `sk_err` of the socket, or what connect(2) returned where it failed at once: an errno. None if it was closed before
+    /// there was an answer.
     pub error: Option<i32>,
 }
 
@@ -215,6 +221,10 @@ pub enum ConnectFailure {
     TimedOut,
     /// There is no way to the peer (EHOSTUNREACH, ENETUNREACH and their like).
     Unreachable,
+    /// This machine does not allow it (EACCES, EPERM), for instance by a route that prohibits.
+    Forbidden,
+    /// No local port is free for this peer (EADDRNOTAVAIL).
+    NoLocalPort,
     /// The socket was closed before there was an answer.
     Aborted,
     /// Another error; its number is in [`ConnectFailed::error`].
@@ -231,17 +241,23 @@ impl ConnectFailure {
             Some(110) => Self::TimedOut,
             // ENETDOWN, ENETUNREACH, EHOSTDOWN, EHOSTUNREACH
             Some(100 | 101 | 112 | 113) => Self::Unreachable,
+            // EPERM, EACCES
+            Some(1 | 13) => Self::Forbidden,
+            // EADDRNOTAVAIL
+            Some(99) => Self::NoLocalPort,
             Some(_) => Self::Other,
         }
     }
 
-    /// Lower-case name: `refused`, `reset`, `timed_out`, `unreachable`, `aborted` or `other`.
+    /// Lower-case name: `refused`, `reset`, `timed_out`, `unreachable`, `forbidden`, `no_local_port`, `aborted` or `other`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
             Self::Reset => "reset",
             Self::TimedOut => "timed_out",
             Self::Unreachable => "unreachable",
+            Self::Forbidden => "forbidden",
+            Self::NoLocalPort => "no_local_port",
             Self::Aborted => "aborted",
             Self::Other => "other",
         }

@@ -25,8 +25,8 @@ pub(crate) struct Facts {
     pub(crate) kprobe: Result<(), String>,
     /// Functions in BTF, with the number of their arguments.
     pub(crate) functions: BTreeMap<&'static str, usize>,
-    /// Tracepoints in BTF.
-    pub(crate) tracepoints: Vec<&'static str>,
+    /// Tracepoints in BTF, likewise.
+    pub(crate) tracepoints: BTreeMap<&'static str, usize>,
     /// Cgroup programs can be used, or why not.
     pub(crate) cgroup: Result<(), String>,
     /// The root at which they attach is the machine's, and not that of a cgroup namespace.
@@ -35,17 +35,19 @@ pub(crate) struct Facts {
     pub(crate) preemptible: bool,
 }
 
-/// Where a program attaches.
+/// Where a program attaches, and how many arguments it reads there: the kernel checks neither what they are nor that they are
+/// all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// Trampoline on a kernel function.
-    Function(&'static str),
-    /// Trampoline on a function with this many arguments.
-    FunctionOf(&'static str, usize),
-    /// kprobe on a kernel function.
-    Kprobe(&'static str),
-    /// Typed tracepoint.
-    Tracepoint(&'static str),
+    /// Trampoline at the exit of a function with one of these numbers of arguments. The return value comes after them, so a
+    /// program that is made for fewer would take an argument for it.
+    Exit(&'static str, &'static [usize]),
+    /// Trampoline at the entry of a function with so many arguments, or more after them.
+    Entry(&'static str, usize),
+    /// kprobe at the entry of a function, likewise.
+    Kprobe(&'static str, usize),
+    /// Typed tracepoint, likewise.
+    Tracepoint(&'static str, usize),
     /// Root of the cgroup2 hierarchy.
     Cgroup,
     /// The same, before the programs of all others where this kernel can order them (Linux 6.15).
@@ -53,18 +55,33 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// The kernel's name of the place.
+    pub(crate) fn hook(self) -> Option<&'static str> {
+        match self {
+            Exit(hook, _) | Entry(hook, _) | Kprobe(hook, _) | Tracepoint(hook, _) => Some(hook),
+            Cgroup | CgroupFirst => None,
+        }
+    }
+
+    /// Is what the program reads there what it is taken for, as far as the number of arguments tells?
+    fn fits(self, arguments: usize) -> bool {
+        match self {
+            Exit(_, made_for) => made_for.contains(&arguments),
+            Entry(_, read) | Kprobe(_, read) | Tracepoint(_, read) => arguments >= read,
+            Cgroup | CgroupFirst => true,
+        }
+    }
+
     /// Which events are lost when the kernel skips a program there, if any are.
     pub(crate) fn reports(self) -> Option<EventKind> {
-        let (Function(hook) | FunctionOf(hook, _) | Kprobe(hook) | Tracepoint(hook)) = self else {
-            return None;
-        };
-        match hook {
+        match self.hook()? {
             "inet_sock_set_state" => Some(EventKind::TcpStateChange),
             "tcp_destroy_sock" | "udp_destroy_sock" | "udpv6_destroy_sock" => Some(EventKind::Closed),
             "tcp_sendmsg" | "tcp_sendmsg_locked" | "do_tcp_sendpages" | "tcp_probe" => {
                 Some(EventKind::TcpSend)
             }
             "tcp_recvmsg" | "tcp_rcv_space_adjust" => Some(EventKind::TcpRecv),
+            "tcp_v4_connect" | "tcp_v6_connect" => Some(EventKind::ConnectFailed),
             // The last two are for TCP too, where the next event repairs it.
             "udp_sendmsg" | "udpv6_sendmsg" | "ip_append_page" | "udp_sendpage" | "ip_send_skb"
             | "ip6_send_skb" | "sock_send_length" => Some(EventKind::UdpSend),
@@ -89,45 +106,53 @@ const fn program(name: &'static str, target: Target, essential: bool) -> Program
     Program { name, target, essential }
 }
 
-use Target::{Cgroup, CgroupFirst, Function, FunctionOf, Kprobe, Tracepoint};
+use Target::{Cgroup, CgroupFirst, Entry, Exit, Kprobe, Tracepoint};
 
 const BASE: [Program; 3] = [
-    program("tcp_set_state", Tracepoint("inet_sock_set_state"), true),
-    program("tcp_chunk_in", Tracepoint("tcp_rcv_space_adjust"), true),
-    program("tcp_destroy", Tracepoint("tcp_destroy_sock"), true),
+    program("tcp_set_state", Tracepoint("inet_sock_set_state", 3), true),
+    program("tcp_chunk_in", Tracepoint("tcp_rcv_space_adjust", 1), true),
+    program("tcp_destroy", Tracepoint("tcp_destroy_sock", 1), true),
 ];
 
-const FENTRY: [Program; 14] = [
-    program("fexit_tcp_sendmsg", Function("tcp_sendmsg_locked"), true),
-    program("fexit_tcp_recvmsg", Function("tcp_recvmsg"), true),
-    program("fexit_tcp_sendpages", Function("do_tcp_sendpages"), false),
-    program("fexit_accept_4", FunctionOf("inet_csk_accept", 4), false),
-    program("fexit_accept_2", FunctionOf("inet_csk_accept", 2), false),
-    program("fexit_udp_sendmsg", Function("udp_sendmsg"), false),
-    program("fexit_udpv6_sendmsg", Function("udpv6_sendmsg"), false),
-    program("fexit_ip_append_page", Function("ip_append_page"), false),
-    program("fexit_udp_sendpage", Function("udp_sendpage"), false),
-    program("fentry_udp_push", Function("udp_push_pending_frames"), false),
-    program("fentry_udp_v6_push", Function("udp_v6_push_pending_frames"), false),
-    program("fentry_skb_consume_udp", Function("skb_consume_udp"), false),
-    program("fentry_udp_destroy_sock", Function("udp_destroy_sock"), false),
-    program("fentry_udpv6_destroy_sock", Function("udpv6_destroy_sock"), false),
+const FENTRY: [Program; 19] = [
+    program("fexit_tcp_sendmsg", Exit("tcp_sendmsg_locked", &[3]), true),
+    program("fexit_tcp_recvmsg", Exit("tcp_recvmsg", &[4, 5, 6]), true),
+    program("fexit_tcp_sendpages", Exit("do_tcp_sendpages", &[5]), false),
+    program("fexit_accept_4", Exit("inet_csk_accept", &[4]), false),
+    program("fexit_accept_2", Exit("inet_csk_accept", &[2]), false),
+    program("fexit_tcp_v4_connect", Exit("tcp_v4_connect", &[3]), false),
+    program("fexit_tcp_v6_connect", Exit("tcp_v6_connect", &[3]), false),
+    program("fentry_sockmap_send", Entry("tcp_bpf_sendmsg", 1), false),
+    program("fentry_sockmap_recv", Entry("tcp_bpf_recvmsg", 1), false),
+    program("fentry_sockmap_parser", Entry("tcp_bpf_recvmsg_parser", 1), false),
+    program("fexit_udp_sendmsg", Exit("udp_sendmsg", &[3]), false),
+    program("fexit_udpv6_sendmsg", Exit("udpv6_sendmsg", &[3]), false),
+    program("fexit_ip_append_page", Exit("ip_append_page", &[6]), false),
+    program("fexit_udp_sendpage", Exit("udp_sendpage", &[5]), false),
+    program("fentry_udp_push", Entry("udp_push_pending_frames", 1), false),
+    program("fentry_udp_v6_push", Entry("udp_v6_push_pending_frames", 1), false),
+    program("fentry_skb_consume_udp", Entry("skb_consume_udp", 3), false),
+    program("fentry_udp_destroy_sock", Entry("udp_destroy_sock", 1), false),
+    program("fentry_udpv6_destroy_sock", Entry("udpv6_destroy_sock", 1), false),
 ];
 
-const KPROBE: [Program; 8] = [
-    program("kprobe_tcp_sendmsg", Kprobe("tcp_sendmsg"), true),
-    program("kprobe_tcp_recvmsg", Kprobe("tcp_recvmsg"), true),
-    program("tcp_segment_in", Tracepoint("tcp_probe"), false),
-    program("kprobe_ip_send_skb", Kprobe("ip_send_skb"), false),
-    program("kprobe_ip6_send_skb", Kprobe("ip6_send_skb"), false),
-    program("kprobe_skb_consume_udp", Kprobe("skb_consume_udp"), false),
-    program("kprobe_udp_destroy_sock", Kprobe("udp_destroy_sock"), false),
-    program("kprobe_udpv6_destroy_sock", Kprobe("udpv6_destroy_sock"), false),
+const KPROBE: [Program; 11] = [
+    program("kprobe_tcp_sendmsg", Kprobe("tcp_sendmsg", 1), true),
+    program("kprobe_tcp_recvmsg", Kprobe("tcp_recvmsg", 1), true),
+    program("tcp_segment_in", Tracepoint("tcp_probe", 1), false),
+    program("kprobe_sockmap_send", Kprobe("tcp_bpf_sendmsg", 1), false),
+    program("kprobe_sockmap_recv", Kprobe("tcp_bpf_recvmsg", 1), false),
+    program("kprobe_sockmap_parser", Kprobe("tcp_bpf_recvmsg_parser", 1), false),
+    program("kprobe_ip_send_skb", Kprobe("ip_send_skb", 2), false),
+    program("kprobe_ip6_send_skb", Kprobe("ip6_send_skb", 1), false),
+    program("kprobe_skb_consume_udp", Kprobe("skb_consume_udp", 3), false),
+    program("kprobe_udp_destroy_sock", Kprobe("udp_destroy_sock", 1), false),
+    program("kprobe_udpv6_destroy_sock", Kprobe("udpv6_destroy_sock", 1), false),
 ];
 
 const TRACEPOINT: [Program; 9] = [
-    program("sock_send", Tracepoint("sock_send_length"), true),
-    program("sock_recv", Tracepoint("sock_recv_length"), true),
+    program("sock_send", Tracepoint("sock_send_length", 3), true),
+    program("sock_recv", Tracepoint("sock_recv_length", 3), true),
     program("cgroup_sendmsg4", Cgroup, false),
     program("cgroup_sendmsg6", Cgroup, false),
     program("cgroup_recvmsg4", CgroupFirst, false),
@@ -139,27 +164,27 @@ const TRACEPOINT: [Program; 9] = [
 
 /// Second programs on hooks where an interrupt can come in between: the kernel skips a program that runs already.
 const BASE_UNDERSTUDIES: [Program; 2] = [
-    program("tcp_set_state_2", Tracepoint("inet_sock_set_state"), false),
-    program("tcp_destroy_2", Tracepoint("tcp_destroy_sock"), false),
+    program("tcp_set_state_2", Tracepoint("inet_sock_set_state", 3), false),
+    program("tcp_destroy_2", Tracepoint("tcp_destroy_sock", 1), false),
 ];
 
 /// The same for hooks in system calls, where only another task can.
 const CALL_UNDERSTUDIES: [Program; 1] =
-    [program("tcp_chunk_in_2", Tracepoint("tcp_rcv_space_adjust"), false)];
+    [program("tcp_chunk_in_2", Tracepoint("tcp_rcv_space_adjust", 1), false)];
 
 const FENTRY_UNDERSTUDIES: [Program; 7] = [
-    program("fexit_tcp_sendmsg_2", Function("tcp_sendmsg_locked"), false),
-    program("fexit_tcp_recvmsg_2", Function("tcp_recvmsg"), false),
-    program("fexit_udp_sendmsg_2", Function("udp_sendmsg"), false),
-    program("fexit_udpv6_sendmsg_2", Function("udpv6_sendmsg"), false),
-    program("fentry_skb_consume_udp_2", Function("skb_consume_udp"), false),
-    program("fentry_udp_destroy_sock_2", Function("udp_destroy_sock"), false),
-    program("fentry_udpv6_destroy_sock_2", Function("udpv6_destroy_sock"), false),
+    program("fexit_tcp_sendmsg_2", Exit("tcp_sendmsg_locked", &[3]), false),
+    program("fexit_tcp_recvmsg_2", Exit("tcp_recvmsg", &[4, 5, 6]), false),
+    program("fexit_udp_sendmsg_2", Exit("udp_sendmsg", &[3]), false),
+    program("fexit_udpv6_sendmsg_2", Exit("udpv6_sendmsg", &[3]), false),
+    program("fentry_skb_consume_udp_2", Entry("skb_consume_udp", 3), false),
+    program("fentry_udp_destroy_sock_2", Entry("udp_destroy_sock", 1), false),
+    program("fentry_udpv6_destroy_sock_2", Entry("udpv6_destroy_sock", 1), false),
 ];
 
 const TRACEPOINT_UNDERSTUDIES: [Program; 2] = [
-    program("sock_send_2", Tracepoint("sock_send_length"), false),
-    program("sock_recv_2", Tracepoint("sock_recv_length"), false),
+    program("sock_send_2", Tracepoint("sock_send_length", 3), false),
+    program("sock_recv_2", Tracepoint("sock_recv_length", 3), false),
 ];
 
 /// Every program that a backend would like to have. Understudies come last: programs on a tracepoint run in the order
@@ -224,7 +249,7 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
     for program in programs(backend, facts.preemptible) {
-        match absence(program.target, facts) {
+        match absence(program, backend, facts) {
             Presence::Present => plan.programs.push(program),
             Presence::OtherVariant => {}
             Presence::Absent(reason) if program.essential => return Err(reason),
@@ -241,25 +266,33 @@ enum Presence {
     Absent(String),
 }
 
-fn absence(target: Target, facts: &Facts) -> Presence {
-    match target {
-        Tracepoint(name) if facts.tracepoints.contains(&name) => Presence::Present,
-        Tracepoint(name) => Presence::Absent(format!("the kernel has no tracepoint {name}{}", since(name))),
-        Cgroup | CgroupFirst => facts.cgroup.clone().map_or_else(Presence::Absent, |()| Presence::Present),
-        FunctionOf(name, args) => match facts.functions.get(name) {
-            Some(&n) if n == args => Presence::Present,
-            Some(2 | 4) => Presence::OtherVariant,
-            Some(n) => Presence::Absent(format!("{name} has {n} arguments on this kernel")),
-            None => Presence::Absent(format!("the kernel has no function {name}")),
-        },
-        // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
-        Function(name @ ("do_tcp_sendpages" | "ip_append_page" | "udp_sendpage"))
-            if !facts.functions.contains_key(name) =>
-        {
-            Presence::OtherVariant
+fn absence(program: Program, backend: Backend, facts: &Facts) -> Presence {
+    let (name, listed) = match program.target {
+        Cgroup | CgroupFirst => {
+            return facts.cgroup.clone().map_or_else(Presence::Absent, |()| Presence::Present);
         }
-        Function(name) | Kprobe(name) if facts.functions.contains_key(name) => Presence::Present,
-        Function(name) | Kprobe(name) => Presence::Absent(format!("the kernel has no function {name}")),
+        Tracepoint(name, _) => (name, facts.tracepoints.get(name)),
+        Exit(name, _) | Entry(name, _) | Kprobe(name, _) => (name, facts.functions.get(name)),
+    };
+    let Some(&arguments) = listed else { return no_such_place(program.target, name) };
+    if program.target.fits(arguments) {
+        return Presence::Present;
+    }
+    let fits_here = |other: Program| other.target.hook() == Some(name) && other.target.fits(arguments);
+    if programs(backend, false).any(fits_here) {
+        return Presence::OtherVariant;
+    }
+    Presence::Absent(format!("{name} has {arguments} arguments on this kernel, which no program is made for"))
+}
+
+fn no_such_place(target: Target, name: &str) -> Presence {
+    match target {
+        // Gone since 6.5, where sendfile(2) goes through tcp_sendmsg() and udp_sendmsg().
+        _ if matches!(name, "do_tcp_sendpages" | "ip_append_page" | "udp_sendpage") => Presence::OtherVariant,
+        // A kernel may have no sockmaps, and the last of these is younger than the others.
+        _ if name.starts_with("tcp_bpf_") => Presence::OtherVariant,
+        Tracepoint(..) => Presence::Absent(format!("the kernel has no tracepoint {name}{}", since(name))),
+        _ => Presence::Absent(format!("the kernel has no function {name}")),
     }
 }
 
@@ -318,6 +351,10 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
             by_both("kprobe_udp_destroy_sock", "kprobe_udpv6_destroy_sock")
         }
         (Feature::UdpClose, Backend::Tracepoint) => in_cgroups(by("cgroup_sock_release")),
+        (Feature::ConnectFailure, _) => match by_both("fexit_tcp_v4_connect", "fexit_tcp_v6_connect") {
+            Visibility::Unseen => Visibility::Limited(AT_ONCE.into()),
+            seen => seen,
+        },
         (Feature::AcceptOwner, backend) => accept_owner(backend, running),
         (Feature::SocketCookie, _) if !plan.use_cookie => Visibility::Unseen,
         (Feature::SocketCookie, Backend::Kprobe) => {
@@ -330,6 +367,9 @@ fn visibility(feature: Feature, plan: &Plan, running: &[&str]) -> Visibility {
 }
 
 const REWRITTEN: &str = "what a program of a cgroup makes of it where one rewrites it";
+
+const AT_ONCE: &str =
+    "not where connect() fails before it has chosen a local port (no route, one that forbids)";
 
 const OWN_CGROUPS: &str =
     "only of processes in the cgroup namespace of this one: mount the host's cgroup2 to see all";

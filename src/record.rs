@@ -39,7 +39,8 @@ pub struct ConnectionRecord {
     pub first_seen: KernelTime,
     /// Time of the latest event.
     pub last_seen: KernelTime,
-    /// Traffic from before tracing started is missing from a total, or may be. A TCP record out of /proc is partial
+    /// Traffic is missing from a total, or may be: from before tracing started, or past what is counted
+    /// ([`ConnectionInfo::is_partial`](crate::ConnectionInfo::is_partial)). A TCP record out of /proc is partial
     /// until events have brought the kernel's own totals of both directions; one of a UDP socket that existed before
     /// stays so.
     pub is_partial: bool,

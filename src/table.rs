@@ -14,7 +14,7 @@ mod slots;
 mod store;
 mod vanished;
 
-use crate::event::{Closed, CollectorEvent, ConnectionInfo, StateChange, Transfer};
+use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, StateChange, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 use entry::{Direction, Entry};
@@ -152,8 +152,9 @@ impl ConnectionTable {
             CollectorEvent::TcpRecv(t) | CollectorEvent::UdpRecv(t) => self.transfer(t, Direction::In),
             CollectorEvent::TcpStateChange(change) => self.state_change(change),
             CollectorEvent::Closed(closed) => self.closed(closed),
-            // Made of state changes, which come just before.
-            CollectorEvent::Opened(_) | CollectorEvent::ConnectFailed(_) | CollectorEvent::Lost(_) => {}
+            CollectorEvent::ConnectFailed(failed) => self.connect_failed(failed),
+            // Made of a state change, which comes just before.
+            CollectorEvent::Opened(_) | CollectorEvent::Lost(_) => {}
         }
         if !self.misplaced.is_empty() {
             let rows = std::mem::take(&mut self.misplaced);
@@ -254,6 +255,11 @@ impl ConnectionTable {
         if change.new_state == TcpState::Close {
             self.end(slot, info.time);
         }
+    }
+
+    /// As a rule a state change has told of it; where connect() failed at once there was none.
+    fn connect_failed(&mut self, failed: &ConnectFailed) {
+        self.state_change(&StateChange::new(failed.connection, TcpState::SynSent, TcpState::Close));
     }
 
     fn closed(&mut self, closed: &Closed) {

@@ -167,6 +167,7 @@ struct sock {
 	u16 sk_type;
 	u16 sk_protocol;
 	u8 sk_shutdown;
+	void *sk_user_data;
 	int sk_err;
 };
 
@@ -206,6 +207,7 @@ struct tcp_sock {
 	u64 bytes_retrans;
 	u32 total_retrans;
 	struct minmax rtt_min;
+	bool is_mptcp;
 };
 
 struct sockaddr;

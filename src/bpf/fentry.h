@@ -132,14 +132,19 @@ int BPF_PROG(fexit_accept_2, struct sock *sk, void *arg, struct sock *child)
 	return 0;
 }
 
-/* The address a send names, as the kernel copied it. Left unknown where it names none. */
-static __always_inline void peer_of_msg(struct peer *peer, const void *name)
+/*
+ * The address a send names, as the kernel copied it. Left unknown where it names none, or one that is too short: behind that is
+ * what the kernel's stack held before.
+ */
+static __always_inline void peer_of_msg(struct peer *peer, const void *name, int len)
 {
 	/* Volatile, for loads from arrays must not be merged. */
 	const volatile struct sockaddr_in6 *sa;
 	struct sockaddr_in6 copy = {};
 	__u32 a[4];
 
+	if (len < (int)sizeof(struct sockaddr_in))
+		return;
 	if (use_cast) {
 		sa = CAST(struct sockaddr_in6, name);
 	} else {
@@ -151,7 +156,7 @@ static __always_inline void peer_of_msg(struct peer *peer, const void *name)
 	if (sa->sin6_family == AF_INET || sa->sin6_family == AF_UNSPEC) {
 		/* sin_addr stands where this is. */
 		peer_v4(peer, sa->sin6_flowinfo, sa->sin6_port);
-	} else if (sa->sin6_family == AF_INET6) {
+	} else if (sa->sin6_family == AF_INET6 && len >= SIN6_LEN_RFC2133) {
 		a[0] = sa->sin6_addr[0];
 		a[1] = sa->sin6_addr[1];
 		a[2] = sa->sin6_addr[2];
@@ -206,10 +211,12 @@ static __always_inline void udp_send(struct sock *sk, struct msghdr *msg, int re
 		return;
 	segment = segment_of_msg(msg) ?: UDP(sk, gso_size);
 	if (name)
-		peer_of_msg(&peer, name);
+		peer_of_msg(&peer, name, msg->msg_namelen);
 	else
 		peer_of_connected(&peer, sk, true);
-	udp_sent(sk, udp_peek(sk, true), ret, segment, &peer);
+	/* An address that is none fails. */
+	if (!name || peer.family)
+		udp_sent(sk, udp_peek(sk, true), ret, segment, &peer);
 }
 
 /* Also called by udpv6_sendmsg() for IPv4 destinations, then with an IPv4 address. */
@@ -260,7 +267,7 @@ static __always_inline bool went_to_v4(struct sock *sk, const void *name, int na
 	else if (namelen < SIN6_LEN_RFC2133)
 		return true;
 	else
-		peer_of_msg(&peer, name);
+		peer_of_msg(&peer, name, namelen);
 	put_route(&peer, sk, true);
 	return is_for_v4(&peer, sk);
 }

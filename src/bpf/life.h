@@ -14,6 +14,8 @@
 #define ECONNREFUSED 111
 #define EHOSTUNREACH 113
 
+#define EADDRNOTAVAIL 99
+
 static __always_inline void note_change(struct sk_state *st, __u8 old_state, __u8 new_state)
 {
 	st->changed[0] = old_state;
@@ -66,6 +68,15 @@ static __always_inline bool is_destroyed(const struct sk_state *st, struct sock 
 	       (changes_from(st, TCP_LISTEN) && provenance_of(st->owner) != TT_UNKNOWN);
 }
 
+/*
+ * At SYN_SENT -> CLOSE: does connect() itself give up, before it has sent anything? Then all local ports are in use, or the
+ * one that is bound has this peer already. (A Fast Open connect that is put off and then taken back looks the same.)
+ */
+static __always_inline bool has_no_port(const struct sk_state *st, struct sock *sk, struct tcp_sock *tp)
+{
+	return changes_from(st, TCP_SYN_SENT) && !sk->sk_err && !sk->sk_shutdown && !TCP(tp, segs_out);
+}
+
 static __always_inline void post_out(struct sk_state *st, __u64 now)
 {
 	struct report r = { .now = now, .direction = TT_OUT, .calls = st->calls_out };
@@ -92,6 +103,17 @@ static __always_inline void emit_end(struct sk_state *st, __u64 now)
 		emit_state(st, &end);
 }
 
+/* A part of an MPTCP connection: nobody calls it, so what is known of it is from its changes of state, and final at CLOSE. */
+static __always_inline void note_mptcp(struct sk_state *st, struct tcp_sock *tp)
+{
+	if (!bpf_core_field_exists(tp->is_mptcp))
+		return;
+	if (changes_to(st, TCP_CLOSE))
+		st->c.conn.uncounted &= ~TT_MPTCP;
+	else if (TCP(tp, is_mptcp))
+		st->c.conn.uncounted |= TT_MPTCP;
+}
+
 static __always_inline bool has_counters(const struct sk_state *st)
 {
 	return !changes_from(st, TCP_LISTEN) && !changes_to(st, TCP_LISTEN) &&
@@ -112,6 +134,8 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
 	read_key(&st->c.conn, sk, tp);
+	/* That may still be the port of the connection before. */
+	st->c.conn.local_port = sk->__sk_common.skc_num;
 }
 
 /*
@@ -201,11 +225,17 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	ch.error = sk->sk_err;
 	if (changes_to(st, TCP_CLOSE)) {
 		st->failed = changes_from(st, TCP_SYN_SENT) || changes_from(st, TCP_SYN_RECV);
+		if (has_no_port(st, sk, tp)) {
+			ch.error = EADDRNOTAVAIL;
+			st->failed = FAILED_BY_ITSELF;
+			st->c.conn.local_port = sk->__sk_common.skc_num;
+		}
 		st->ended_ns = ch.now;
 		st->error = ch.error;
 		st->end = how_it_ends(st, sk, tp);
 		flush(&st->c);
 	}
+	note_mptcp(st, tp);
 	note_told(st, &st->c.conn);
 	if (is_wanted(&st->c.conn, st->owner))
 		emit_state(st, &ch);

@@ -29,6 +29,8 @@ const volatile bool notes_are_complete =
 const volatile bool calls_run_twice = false;  /* understudies on call hooks, see turn_is_taken() */
 const volatile __u64 identity_secret[6] = {}; /* random; see current_identity() */
 
+#define FAILED_BY_ITSELF 2
+
 /* An account: what moved in one direction. */
 struct acct {
 	__u64 total;
@@ -93,7 +95,7 @@ struct sk_state {
 	__u8 end;	     /* enum tt_end */
 	__u8 active;	     /* it connected */
 	__u8 born;	     /* its begin was seen */
-	__u8 failed;	     /* it never got to ESTABLISHED */
+	__u8 failed;	     /* it never got to ESTABLISHED; FAILED_BY_ITSELF: connect() gave up */
 	__u8 told;	     /* something of it passed the filter */
 	struct peer sent_to; /* UDP: where the latest send went */
 };

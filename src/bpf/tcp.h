@@ -205,6 +205,17 @@ static __always_inline __u64 share_of_call(struct tcp_sock *tp, __u64 ret)
 	return TCP(tp, inet_conn.icsk_ulp_ops) ? ALL_NEWS : ret;
 }
 
+#define SK_USER_DATA_PSOCK 4 /* include/net/sock.h */
+
+/* A call has moved bytes of which TCP knows nothing: does a sockmap redirect them to or from another socket? */
+static __always_inline bool is_redirected(struct sk_state *st, struct sock *sk)
+{
+	if (!((__u64)sk->sk_user_data & SK_USER_DATA_PSOCK))
+		return false;
+	st->c.conn.uncounted |= TT_REDIRECTED;
+	return true;
+}
+
 /*
  * A send has returned `ret` > 0. Runs in the system call, after the lock was released; or where it is still held, also by
  * the kernel for itself (a tunnel, kTLS in an interrupt).
@@ -245,6 +256,8 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool l
 	} else {
 		return;
 	}
+	if ((__s64)(written - reported) < ret)
+		is_redirected(st, sk);
 	read_quality(st, tp);
 	post_up_to(st, &r, written - reported, share_of_call(tp, ret));
 }
@@ -256,18 +269,20 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	struct sk_state *st = state_peek(sk);
 	struct tcp_sock *tp;
 	struct acct *in;
+	bool is_news;
 
 	if (!st || ret <= 0)
 		return;
 	in = &st->c.acct[TT_IN];
 	/* Another reader of the same socket may have ended its call in between, so the mark alone tells nothing. */
-	if (!st->moved_in && in->total == in->reported)
+	is_news = st->moved_in || in->total != in->reported;
+	if (!is_news && !is_redirected(st, sk))
 		return;
 	st->moved_in = 0;
 	if (st->first_in) {
 		st->first_in = 0;
 		in->reported = (__u64)ret < in->total ? in->total - ret : 0;
-	} else if (interval_ns) {
+	} else if (interval_ns && is_news) {
 		return;
 	}
 	tp = tcp_of(sk);

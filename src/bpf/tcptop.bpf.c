@@ -9,9 +9,11 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 
+#include "connect.h"
 #include "fentry.h"
 #include "kprobe.h"
 #include "life.h"
+#include "sockmap.h"
 #include "tracepoint.h"
 
 /* For the skeleton generator, which describes what an object has variables of: the record of holders.bpf.c. */

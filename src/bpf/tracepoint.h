@@ -163,8 +163,9 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, 
 	if (!note)
 		return;
 	if (note->socket == bpf_get_socket_cookie(sk)) {
+		/* The kernel has checked its length by then. */
 		if (direction == TT_OUT && note->address)
-			peer_of_msg(peer, (void *)note->address);
+			peer_of_msg(peer, (void *)note->address, sizeof(struct sockaddr_in6));
 		else
 			*peer = note->peer;
 	}

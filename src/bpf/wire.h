@@ -26,6 +26,12 @@ enum tt_provenance {
 	TT_CLOSER,    /* it closed the socket, and nobody was seen to use it */
 };
 
+/* Why more may have moved than totals say. */
+enum tt_uncounted {
+	TT_MPTCP = 1, /* calls are made on another socket: totals are those of the latest change of state */
+	TT_REDIRECTED = 2, /* a sockmap hands bytes to other sockets, past TCP */
+};
+
 /* Directions index the two accounts of a connection. */
 enum tt_direction {
 	TT_OUT,
@@ -68,7 +74,8 @@ struct tt_conn {
 	__u8 family;	 /* 4 or 6 */
 	__u8 protocol;	 /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 provenance; /* of the record's `owner` */
-	__u8 pad[5];
+	__u8 uncounted;	 /* enum tt_uncounted */
+	__u8 pad[4];
 };
 
 struct tt_transfer {

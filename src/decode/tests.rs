@@ -45,7 +45,8 @@ impl Bytes {
             .u8(family)
             .u8(protocol)
             .u8(provenance)
-            .padded(&[], 5)
+            .u8(0)
+            .padded(&[], 4)
             .process(5, 6, 4242, 1000, b"curl")
     }
     fn transfer(kind: u32, rtt: u32, family: u8, protocol: u8, local: &[u8], remote: &[u8]) -> Self {
@@ -224,11 +225,20 @@ fn state_changes_make_milestones() {
         (104, "reset"),
         (110, "timed_out"),
         (113, "unreachable"),
+        (99, "no_local_port"),
+        (13, "forbidden"),
         (5, "other"),
     ] {
         assert_eq!(failed(error), (reason, error as i32));
     }
     assert_eq!([of(0, 1, 7, 0), of(0, 7, 2, 0), of(0, 1, 8, 0)], [None, None, None]);
+    // It has failed without a change.
+    match event(&Bytes::state(4, 2, 101, 7, 7, 2).0) {
+        Ok(CollectorEvent::ConnectFailed(f)) => {
+            assert_eq!((f.reason.as_str(), f.error), ("unreachable", Some(101)))
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

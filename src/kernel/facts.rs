@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Collects what the plan needs to know: what BTF lists, and what really loads and attaches.
 
-use super::Quiet;
 use super::skel::{ProbeSkel, ProbeSkelBuilder};
+use super::{Quiet, in_words};
 use crate::capabilities::Backend;
 use crate::host::{self, Lockdown};
 use crate::plan::{self, Facts, Target};
 use libbpf_rs::btf::Btf;
-use libbpf_rs::btf::types::{Func, FuncProto, Typedef};
+use libbpf_rs::btf::types::{Func, FuncProto, Ptr, Typedef};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -61,7 +61,8 @@ fn cgroup() -> Result<(), String> {
 struct Listed {
     /// With the number of their arguments.
     functions: BTreeMap<&'static str, usize>,
-    tracepoints: Vec<&'static str>,
+    /// Likewise.
+    tracepoints: BTreeMap<&'static str, usize>,
     can_cast: bool,
 }
 
@@ -80,15 +81,11 @@ fn look(btf: &Btf<'_>) -> Listed {
     let mut listed = Listed { can_cast: arguments(btf, "bpf_rdonly_cast").is_some(), ..Listed::default() };
     for program in Backend::ALL.into_iter().flat_map(|backend| plan::programs(backend, false)) {
         match program.target {
-            Target::Function(name) | Target::FunctionOf(name, _) | Target::Kprobe(name) => {
-                if let Some(args) = arguments(btf, name) {
-                    listed.functions.insert(name, args);
-                }
+            Target::Exit(name, _) | Target::Entry(name, _) | Target::Kprobe(name, _) => {
+                listed.functions.extend(arguments(btf, name).map(|n| (name, n)));
             }
-            Target::Tracepoint(name) => {
-                if btf.type_by_name::<Typedef<'_>>(&format!("btf_trace_{name}")).is_some() {
-                    listed.tracepoints.push(name);
-                }
+            Target::Tracepoint(name, _) => {
+                listed.tracepoints.extend(arguments_of_tracepoint(btf, name).map(|n| (name, n)));
             }
             Target::Cgroup | Target::CgroupFirst => {}
         }
@@ -100,6 +97,14 @@ fn arguments(btf: &Btf<'_>, function: &str) -> Option<usize> {
     let function: Func<'_> = btf.type_by_name(function)?;
     let proto = FuncProto::try_from(function.next_type()?).ok()?;
     Some(proto.len())
+}
+
+/// BTF knows a tracepoint by the type of the functions that can be attached to it: their first argument is their own.
+fn arguments_of_tracepoint(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
+    let function: Typedef<'_> = btf.type_by_name(&format!("btf_trace_{tracepoint}"))?;
+    let pointer = Ptr::try_from(function.next_type()?).ok()?;
+    let proto = FuncProto::try_from(pointer.next_type()?).ok()?;
+    proto.len().checked_sub(1)
 }
 
 /// Attaches one of the loaded probe programs for a moment, or says why that fails.
@@ -132,5 +137,5 @@ fn refused(what: &str, error: &libbpf_rs::Error) -> String {
         Some(Lockdown::Confidentiality) => " (the kernel is locked down: confidentiality)",
         _ => "",
     };
-    format!("cannot be {what}: {error:#}{lockdown}")
+    format!("cannot be {what}: {}{lockdown}", in_words(error))
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
-use super::Quiet;
 use super::links::Links;
 use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
+use super::{Quiet, in_words};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
 use crate::config::{Config, DEFAULT_FLOWS};
 use crate::host;
@@ -128,7 +128,7 @@ fn load<'o>(
         program.set_autoload(wanted);
     }
     configure(&mut open, config, plan).map_err(|e| e.to_string())?;
-    open.load().map_err(|e| format!("cannot be loaded: {e:#}"))
+    open.load().map_err(|e| format!("cannot be loaded: {}", in_words(&e)))
 }
 
 fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
@@ -262,5 +262,5 @@ fn attach(program: &ProgramMut<'_>, target: Target, cgroup: Option<&File>) -> Re
         (Target::Cgroup | Target::CgroupFirst, None) => return Err(NO_CGROUP.into()),
         _ => program.attach(),
     };
-    link.map_err(|e| format!("cannot be attached: {e:#}"))
+    link.map_err(|e| format!("cannot be attached: {}", in_words(&e)))
 }

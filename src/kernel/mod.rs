@@ -71,6 +71,16 @@ fn to_log(level: PrintLevel, text: String) {
     log::log!(target: LIBBPF, level, "{}", text.trim_end());
 }
 
+/// The kernel's answer, with words for a number of its own that is not for programs and that no C library has a text for.
+fn in_words(error: &libbpf_rs::Error) -> String {
+    const ENOTSUPP: &str = "(os error 524)";
+    let text = format!("{error:#}");
+    if !text.contains(ENOTSUPP) {
+        return text;
+    }
+    format!("{text}: ENOTSUPP, this kernel cannot do that here (trampolines on arm64 need Linux 6.4)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +102,12 @@ mod tests {
         drop(second);
         assert!(is(other));
         set_print(before);
+    }
+
+    #[test]
+    fn what_this_kernel_cannot_do_is_said_in_words() {
+        let said = |errno| in_words(&libbpf_rs::Error::from_raw_os_error(errno));
+        assert!(said(524).contains("ENOTSUPP"), "{}", said(524));
+        assert_eq!(said(libc::EPERM), std::io::Error::from_raw_os_error(libc::EPERM).to_string());
     }
 }

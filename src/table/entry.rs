@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) is_confirmed: bool,
     /// The handshake was seen: nothing is older than the tracer.
     born: bool,
+    /// By the latest event more may have moved than is told.
+    is_bypassed: bool,
 }
 
 /// What only events make necessary.
@@ -60,7 +62,15 @@ impl Entry {
     }
 
     fn from_parts(record: ConnectionRecord, is_confirmed: bool) -> Self {
-        Self { since: record.first_seen, end: KernelTime(0), live: None, is_confirmed, born: false, record }
+        Self {
+            since: record.first_seen,
+            end: KernelTime(0),
+            live: None,
+            is_confirmed,
+            born: false,
+            is_bypassed: false,
+            record,
+        }
     }
 
     /// What names it in events, if any have shown it.
@@ -162,6 +172,9 @@ impl Entry {
     /// Takes note of what every event carries.
     pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt_us: Option<u32>) {
         let record = &mut self.record;
+        if until >= record.last_seen {
+            self.is_bypassed = info.is_partial;
+        }
         if rtt_us.is_some() && (record.rtt_us.is_none() || until >= record.last_seen) {
             record.rtt_us = rtt_us;
         }
@@ -330,7 +343,7 @@ impl Entry {
         }
         let is_whole = row.is_some() || out.is_known() && r#in.is_known();
         record.is_partial = match record.key.protocol {
-            Protocol::Tcp => !(self.born || is_whole),
+            Protocol::Tcp => self.is_bypassed || !(self.born || is_whole),
             Protocol::Udp => older.is_some(),
         };
     }

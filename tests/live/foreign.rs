@@ -129,3 +129,31 @@ fn raw_sockets_are_neither_tcp_nor_udp() {
         assert!(wrong.is_empty(), "{} of {}: {:#?}", wrong.len(), events.len(), wrong.first());
     }
 }
+
+/// Behind an address that is too short is what the kernel's stack held before: a send to it fails, and shows nothing of that.
+#[test]
+fn what_is_behind_a_short_address_is_not_shown() {
+    let mut trace = Trace::per_call();
+    for (bind_to, family) in [("127.0.0.1:0", libc::AF_INET), ("[::1]:0", libc::AF_INET6)] {
+        let [sender, receiver] = [(); 2].map(|()| UdpSocket::bind(bind_to).unwrap());
+        let [s, r] = [&sender, &receiver].map(|socket| socket.local_addr().unwrap().port());
+        // SAFETY: all zeros is an address.
+        let mut to: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+        to.sin6_family = family as u16;
+        for len in [2, 4, 8, 15, 20] {
+            let at = (&raw const to).cast();
+            // SAFETY: the address is longer than is said.
+            let sent = unsafe { libc::sendto(sender.as_raw_fd(), [1].as_ptr().cast(), 1, 0, at, len) };
+            // Of IPv4 twenty bytes are more than enough: to 0.0.0.0, port 0.
+            assert_eq!(checked(sent), -(libc::EINVAL as isize), "{len}");
+        }
+        sender.send_to(&[1; 9], receiver.local_addr().unwrap()).unwrap();
+        trace.udp(s, r, 0, 9);
+        let is_sender = |e: &&CollectorEvent| crate::harness::ports(e).0 == s;
+        let others: Vec<_> =
+            trace.seen.iter().filter(is_sender).filter(|e| crate::harness::ports(e).1 != r).collect();
+        assert!(others.iter().all(|e| crate::harness::ports(e).1 == 0), "{others:#?}");
+        let addrs: Vec<_> = others.iter().filter_map(|e| e.connection()).map(|c| c.key.remote_addr).collect();
+        assert!(addrs.iter().all(|addr| addr.is_unspecified()), "{addrs:?}");
+    }
+}

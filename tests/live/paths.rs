@@ -473,6 +473,29 @@ fn mptcp_subflows_are_tcp_connections() {
     assert_eq!(trace.rows(Protocol::Tcp, s).iter().filter(|row| row.key.remote_port == c).count(), 1);
 }
 
+/// 86: of an MPTCP connection that goes on nothing is seen that it moves: its subflows do not pretend to know, until they end.
+#[test]
+fn a_living_mptcp_subflow_is_marked() {
+    for start in [Trace::start, Trace::per_call] {
+        let mut trace = start();
+        let Some((mut client, mut server)) = mptcp_pair_or_absent(79) else { return };
+        let (c, s) = (port(&client), port(&server));
+        client.write_all(&[1; 1111]).unwrap();
+        server.read_exact(&mut [0; 1111]).unwrap();
+        server.write_all(&[1; 2222]).unwrap();
+        client.read_exact(&mut [0; 2222]).unwrap();
+        let ends = [(c, s), (s, c)];
+        trace.until("both ends", |t| t.tcp(c, s).and(t.tcp(s, c)).map(drop));
+        trace.listen(Duration::from_millis(300));
+        let marks = ends.map(|(l, r)| trace.tcp(l, r).is_some_and(|row| row.is_partial && !row.is_closed));
+        assert_eq!(marks, [true; 2]);
+        drop((client, server));
+        let rows = ends.map(|(l, r)| trace.closed(l, r));
+        assert_eq!([moved(&rows[0]), moved(&rows[1])], [(1111, 2222), (2222, 1111)]);
+        assert!(rows.iter().all(|row| !row.is_partial), "{rows:?}");
+    }
+}
+
 /// 46: kernel workers hold the sockets of MPTCP when they say goodbye or send again. The kernel owns only what no process
 /// has used: the clients' ends are this process's all the time, which has connected them. Strangers keep both processors
 /// busy, so that some other process is always there to be taken for the user.

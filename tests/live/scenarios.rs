@@ -3,8 +3,9 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 21] = [
+const SOURCES: [&str; 24] = [
     include_str!("collector.rs"),
+    include_str!("connecting.rs"),
     include_str!("crowds.rs"),
     include_str!("datagrams.rs"),
     include_str!("ends.rs"),
@@ -15,10 +16,12 @@ const SOURCES: [&str; 21] = [
     include_str!("kernel.rs"),
     include_str!("lifecycle.rs"),
     include_str!("namespaces.rs"),
+    include_str!("once.rs"),
     include_str!("owner.rs"),
     include_str!("paths.rs"),
     include_str!("peers.rs"),
     include_str!("reasons.rs"),
+    include_str!("redirected.rs"),
     include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
