@@ -372,7 +372,7 @@ static __always_inline void udp_end(struct sk_state *st, __u16 family)
  * The end of a socket that has moved nothing. It concerns only who has listed it, and the kernel gives out cookies when they
  * are asked for: one that was never listed has none. Returns whether there was something to say.
  */
-static __always_inline bool udp_end_of_silent(struct sock *sk, const bool typed)
+static __noinline bool udp_end_of_silent(struct sock *sk, const bool typed)
 {
 	struct sk_state st = {};
 	struct tt_conn *conn = &st.c.conn;
