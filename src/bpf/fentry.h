@@ -22,6 +22,7 @@ struct sockaddr_in {
 	__u16 sin_family;
 	__be16 sin_port;
 	__u32 sin_addr;
+	__u8 sin_zero[8]; /* counts: a shorter address is none */
 };
 
 struct sockaddr_in6 {
