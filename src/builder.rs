@@ -120,7 +120,7 @@ impl LinuxCollectorBuilder {
     }
 
     /// For how many sockets, UDP flows to further peers, and connections with unreported bytes the kernel side has room. Up
-    /// to 2^24. All of it is allocated at the start: about 1,200 bytes each.
+    /// to 2^24, and of sockets at least 1,024. All of it is allocated at the start: about 1,200 bytes each.
     ///
     /// Default: 16,384 flows and unreported connections; of sockets one for every 256 KiB of memory that the
     /// machine or this process's cgroup has (0.1 % of it, for up to 262,144 sockets), at least 16,384, and at least twice as

@@ -18,7 +18,7 @@ const SEND_SLICE: Duration = Duration::from_millis(10);
 /// That many events are still in the processor's cache when the function gets them.
 const BATCH: usize = 256;
 /// A receiver that has taken nothing for so long takes no more.
-const RECEIVER_PATIENCE: Duration = Duration::from_millis(10);
+const RECEIVER_PATIENCE: Duration = Duration::from_millis(25);
 /// So many ends wait for room in the channel.
 const MOST_LATE: usize = 65_536;
 

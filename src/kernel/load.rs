@@ -77,7 +77,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
             .map(|(program, reason)| MissingProgram { program: program.into(), reason })
             .collect(),
     };
-    Session::new(&skel, links, hooks, capabilities).map_err(|e| e.to_string())
+    Session::new(&skel, links, hooks, capabilities).map_err(|e| format!("{e:#}"))
 }
 
 /// The places where programs may be skipped, each with all programs that are there.
@@ -184,9 +184,13 @@ struct Rooms {
     flows: u32,
 }
 
+/// Fewer are not worth saving: what has no room for its state is not counted at all.
+const LEAST_SOCKETS: u32 = 1024;
+
 fn rooms(config: &Config) -> Rooms {
     let wanted = config.max_sockets.map(|sockets| u32::try_from(sockets).unwrap_or(u32::MAX));
-    Rooms { sockets: wanted.unwrap_or_else(host::room_for_sockets), flows: wanted.unwrap_or(DEFAULT_FLOWS) }
+    let sockets = wanted.map_or_else(host::room_for_sockets, |sockets| sockets.max(LEAST_SOCKETS));
+    Rooms { sockets, flows: wanted.unwrap_or(DEFAULT_FLOWS) }
 }
 
 /// Numbers that no traced program knows, from the randomness that the standard library's hash tables have.
