@@ -20,6 +20,7 @@ use crate::stats::Stats;
 use crate::survey::Survey;
 use crate::threads;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use rustix::process::{Resource, getrlimit};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,6 +28,8 @@ use std::thread::JoinHandle;
 
 /// Where the kernel describes its types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
+/// What a start has open at once at most: programs, maps, links, the kernel's types.
+const DESCRIPTORS: u64 = 128;
 
 /// A source of network events.
 pub trait NetworkCollector {
@@ -293,8 +296,12 @@ fn open_session(config: &Config) -> Result<Session> {
         return Err(Error::NoBtf { path: BTF.into() });
     }
     let facts = kernel::collect_facts();
-    check_kernel(&facts)?;
-    kernel::start(config, &facts).map_err(|e| match e {
+    let started = check_kernel(&facts).map(|()| kernel::start(config, &facts));
+    // Then what was found out of the kernel is wrong, too, and so is the reason.
+    if !matches!(started, Ok(Ok(_))) && descriptors_left() < DESCRIPTORS {
+        return Err(Error::TooFewDescriptors { left: descriptors_left(), needed: DESCRIPTORS });
+    }
+    started?.map_err(|e| match e {
         LoadError::Unavailable(step) => {
             Error::BackendUnavailable { backend: step.backend, reason: step.reason }
         }
@@ -302,6 +309,12 @@ fn open_session(config: &Config) -> Result<Session> {
             Error::NoBackend { reasons: steps.iter().map(ToString::to_string).collect() }
         }
     })
+}
+
+/// How many more files this process may open; none where even that cannot be looked at.
+fn descriptors_left() -> u64 {
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    std::fs::read_dir("/proc/self/fd").map_or(0, |open| most.saturating_sub(open.count() as u64))
 }
 
 /// A kernel that loads typed programs but none with a ring buffer is too old.

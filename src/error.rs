@@ -45,6 +45,17 @@ pub enum Error {
         what: &'static str,
     },
 
+    /// Raise RLIMIT_NOFILE, or close files.
+    #[error(
+        "too few file descriptors: {left} are left of RLIMIT_NOFILE, and tracing takes up to {needed}: raise it (ulimit -n)"
+    )]
+    TooFewDescriptors {
+        /// How many could still be opened.
+        left: u64,
+        /// How many a start may take.
+        needed: u64,
+    },
+
     /// Choose another backend, or let the library choose.
     #[error(
         "the {backend} backend is not available here: {reason}; choose another one or let tcptop choose (auto)"

@@ -29,14 +29,11 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
 
 /// Begins a thread that stays when its caller goes on, though it begins with what the caller lends it. `lent` is done
 /// before this returns, with what it has made, or with none if it has panicked; `rest` gets the same and stays.
-pub(crate) fn spawn_lending<'a, T: Send + 'a, U: Send + 'a>(
+pub(crate) fn spawn_lending<'a, T: Send + 'static, U: Send + 'a>(
     name: &str,
     lent: impl FnOnce() -> (T, U) + Send + 'a,
     rest: impl FnOnce(T) + Send + 'static,
-) -> io::Result<Option<U>>
-where
-    T: 'static,
-{
+) -> io::Result<Option<U>> {
     let (tell, told) = crossbeam_channel::bounded(1);
     let work = move || {
         let (kept, answer) = lent();

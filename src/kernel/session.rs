@@ -235,7 +235,10 @@ impl<'cb> Ring<'cb> {
         let seen = Rc::new(Cell::new(0));
         let count = Rc::clone(&seen);
         let mut builder = RingBufferBuilder::new();
-        let refused = |e| Error::Kernel { what: "map the ring buffer", reason: Box::new(e) };
+        let refused = |e: libbpf_rs::Error| Error::Kernel {
+            what: "map the ring buffer",
+            reason: format!("{e:#}").into(),
+        };
         builder
             .add(&session.events, move |bytes| {
                 count.set(count.get() + 1);

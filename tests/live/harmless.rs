@@ -273,7 +273,6 @@ fn changes_nothing_with(limits: &[fn()]) {
 }
 
 #[test]
-#[ignore = "socket storage is charged to the option memory of the sockets that are traced"]
 fn little_option_memory_changes_no_outcome() {
     changes_nothing_with(&[option_memory_of::<300>, option_memory_of::<400>, option_memory_of::<500>]);
     changes_nothing_with(&[option_memory_of::<1000>, option_memory_of::<2000>, option_memory_of::<20_480>]);
