@@ -185,9 +185,9 @@ static __always_inline void udp_call_out(struct sock *sk, int ret, const bool un
 		udp_not_sent(sk, st);
 		return;
 	}
-	/* This send began a datagram of its own: what waited before has been sent, by setsockopt(). */
+	/* The hook that noted it runs where a datagram begins: what waited before has been sent, by setsockopt(). */
 	if (peer.family && st)
-		count_waiting(sk, st);
+		st->begins = 1;
 	if (!peer.family)
 		peer_of_connected(&peer, sk, true);
 	if (notes_are_complete && !peer.family && !is_corked(sk) && !(st && st->waiting))

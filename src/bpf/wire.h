@@ -148,7 +148,8 @@ struct tt_control {
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */
 	__u64 states_aside; /* state records that found no room in the ring, and wait in a slot or are lost */
 	__u64 reports_aside; /* the same of transfers */
-	__u64 rest[2];
+	__u64 zero;	     /* always; see forget_peer() */
+	__u64 rest[1];
 };
 
 enum tt_reader {
