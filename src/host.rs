@@ -79,8 +79,8 @@ const LEAST_SOCKETS: u64 = 16_384;
 /// So many are expected because of the memory; more only if they are there.
 const MOST_BY_MEMORY: u64 = 1 << 18;
 const MOST_SOCKETS: u64 = 1 << 20;
-/// How much memory there is for each socket that is expected: a thousand times what its state takes.
-const MEMORY_PER_SOCKET: u64 = 256 << 10;
+/// How much memory there is for each socket that is expected: more than a thousand times what its state takes.
+const MEMORY_PER_SOCKET: u64 = 512 << 10;
 
 /// How many sockets are to be expected: by the memory of the machine or of this process's cgroup, and by those that there
 /// are now.

@@ -293,12 +293,12 @@ static __noinline void corked_send(struct sock *sk, struct sk_state *st, __u32 b
 
 	if (st->begins || (left && left == bytes))
 		count_waiting(sk, st);
-	st->begins = 0;
 	st->gone = st->waiting + bytes - left;
 	st->segment = segment;
 	st->waiting = left;
-	if (peer->family && (!st->gone || !st->sent_to.family))
+	if (peer->family && (st->begins || !st->gone || !st->sent_to.family))
 		st->sent_to = *peer;
+	st->begins = 0;
 	if (!is_corked(sk) || (__s32)st->gone > 0)
 		count_gone(sk, st);
 }

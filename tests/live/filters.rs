@@ -251,7 +251,7 @@ fn a_process_that_enters_the_cgroup_later_is_seen() {
     assert_eq!(row.pid(), Some(child.pid));
     // Of what it moved before nothing was told as an event.
     let told: u64 = trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
-    assert!(told <= 30 && told >= 20, "{told} bytes in events");
+    assert!((20..=30).contains(&told), "{told} bytes in events");
     child.tell(1);
     child.wait();
 }
