@@ -105,8 +105,8 @@ fn a_connection_whose_end_was_lost_is_found_out() {
 fn a_storm_takes_no_living_connection_along() {
     let mut trace = Trace::start();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let kept: Vec<_> = (0..300).map(|_| pair_by(&listener)).collect();
-    let datagrams: Vec<_> = (0..300).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let kept: Vec<_> = (0..150).map(|_| pair_by(&listener)).collect();
+    let datagrams: Vec<_> = (0..150).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let to = datagrams[0].local_addr().unwrap();
     for socket in &datagrams[1..] {
         assert_eq!(socket.send_to(&[1; 5], to).unwrap(), 5);
