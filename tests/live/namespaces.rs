@@ -106,7 +106,13 @@ fn in_a_time_namespace(monotonic: i64, boottime: i64) -> Vec<Value> {
     let (from, to) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
     let addr = to.local_addr().unwrap();
     let mut command = Command::new("unshare");
-    command.args(["-T", &format!("--monotonic={monotonic}"), &format!("--boottime={boottime}"), "--"]);
+    command.args([
+        "-T",
+        "--fork",
+        &format!("--monotonic={monotonic}"),
+        &format!("--boottime={boottime}"),
+        "--",
+    ]);
     command.arg(crate::cli::path()).args(["--json", "--duration", "2.5", "--no-self-test"]);
     if let Some(backend) = wanted_backend() {
         command.args(["--backend", backend.as_str()]);
@@ -199,7 +205,7 @@ fn in_a_time_namespace_processes_have_their_start_times() {
         return;
     }
     let status = Command::new("unshare")
-        .args(["-T", "--monotonic=86400", "--boottime=172800", "--"])
+        .args(["-T", "--fork", "--monotonic=86400", "--boottime=172800", "--"])
         .arg(std::env::current_exe().unwrap())
         .args([
             "--exact",
