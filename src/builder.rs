@@ -122,9 +122,9 @@ impl LinuxCollectorBuilder {
     /// For how many sockets, UDP flows to further peers, and connections with unreported bytes the kernel side has room. Up
     /// to 2^24, and of sockets at least 1,024. All of it is allocated at the start: about 1,200 bytes each.
     ///
-    /// Default: 16,384 flows and unreported connections; of sockets one for every 512 KiB of memory that the
-    /// machine or this process's cgroup has (0.06 % of it, for up to 262,144 sockets), at least 16,384, and at least twice as
-    /// many as there are at the start.
+    /// Default: 16,384 flows and unreported connections; of sockets one for every 512 KiB of memory, up to
+    /// 262,144. The memory is that of the machine or of this process's cgroup; the states take 0.06 % of it. There is room for
+    /// at least 16,384 sockets, and for twice as many as there are at the start.
     ///
     /// The events of sockets for which there is no room are counted as lost
     /// ([`LossPlace::Storage`](crate::LossPlace::Storage)). Of UDP flows the one that was used least recently makes room for a

@@ -83,8 +83,8 @@ static __always_inline void put_comm(struct tt_process *p, struct task_struct *l
 }
 
 /*
- * The process as it is now: id, name and start of the thread-group leader (threads have names of their own, io_uring's are
- * called iou-wrk-N), user and cgroup of the thread, which are the process's but for a moment in setuid(2).
+ * The process as it is now. Id, name and start are the thread-group leader's: threads have names of their own, io_uring's are
+ * called iou-wrk-N. User and cgroup are the thread's, and so the process's but for a moment in setuid(2).
  */
 static __always_inline void current_process(struct tt_process *p)
 {

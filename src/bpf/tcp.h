@@ -34,8 +34,8 @@ static __always_inline void renew(struct sk_state *st, __u64 socket)
 
 /*
  * A child of a listener. Before Linux 6.18 the kernel has not given it its peer and its cookie yet
- * (inet_csk_clone_lock()), so it gets its identity when it is looked at next, which is at SYN_RECV -> ESTABLISHED in the
- * same breath.
+ * (inet_csk_clone_lock()). So it gets its identity when it is looked at next: at SYN_RECV -> ESTABLISHED, in the same
+ * breath.
  */
 static __always_inline void conceive(struct sk_state *st, struct sock *sk)
 {
