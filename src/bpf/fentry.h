@@ -419,6 +419,7 @@ static __always_inline void udp_received(struct sock *sk, struct sk_buff *skb, i
 	struct peer peer = {};
 
 	peer_of_skb(&peer, skb, FIELD(typed, skb, protocol) == bpf_htons(ETH_P_IPV6), false);
+	forget_peer(&peer);
 	udp_bytes(sk, udp_peek(sk, typed), TT_IN, len, datagrams_in(skb), &peer, typed);
 }
 

@@ -74,7 +74,10 @@ struct sk_state {
 	 */
 	__u64 owner;
 	__u64 ended_ns; /* when it went to CLOSE */
-	__u64 shut;	/* after a change of state that ends writing: one more than was written */
+	union {
+		__u64 shut;    /* after a change of state that ends writing: one more than was written */
+		__u64 address; /* UDP: of the socket, see count_gone() */
+	};
 	union {
 		__u32 min_rtt_us;
 		__u32 gone; /* UDP: bytes of what has waited and was sent now, see count_gone() */

@@ -211,6 +211,7 @@ static __always_inline void udp_call_in(struct sock *sk, int ret, const bool und
 		peer_of_connected(&peer, sk, true);
 	if (st && st->strangers && !has_datagrams(sk))
 		st->strangers = 0;
+	forget_peer(&peer);
 	udp_bytes(sk, st, TT_IN, ret, 1, &peer, true);
 }
 

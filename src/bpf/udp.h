@@ -263,12 +263,25 @@ static __always_inline __u32 corked_bytes(struct sock *sk)
 }
 
 /*
- * So much has been sent to where the latest send went. All of it stands in the state, of which the verifier knows nothing: else
- * it would go through this for each way to get here.
+ * So much has been sent to where the latest send went. All of it stands in the state of the socket at this address.
+ *
+ * Global, and so with nothing but a number: the verifier goes through it once, and not once for each way to get here.
  */
-static __noinline void count_gone(struct sock *sk, struct sk_state *st)
+__noinline int count_gone(__u64 address)
 {
-	udp_count(sk, st, TT_OUT, st->gone, datagrams(st->gone, st->segment), &st->sent_to, true);
+	struct sock *sk = use_cast ? CAST(struct sock, (void *)address) : (struct sock *)address;
+	struct sk_state *st = state_peek(sk);
+
+	if (st)
+		udp_count(sk, st, TT_OUT, st->gone, datagrams(st->gone, st->segment), &st->sent_to, use_cast);
+	return 0;
+}
+
+/* For the verifier an address becomes a number where a map keeps it. */
+static __always_inline void count_gone_of(struct sock *sk, struct sk_state *st)
+{
+	*(volatile __u64 *)&st->address = (__u64)sk;
+	count_gone(*(volatile __u64 *)&st->address);
 }
 
 /* What waited has been sent: it is one datagram, or several by GSO. */
@@ -278,7 +291,7 @@ static __always_inline void count_waiting(struct sock *sk, struct sk_state *st)
 	st->segment = UDP(sk, gso_size);
 	st->waiting = 0;
 	if (st->gone)
-		count_gone(sk, st);
+		count_gone_of(sk, st);
 }
 
 /*
@@ -300,7 +313,7 @@ static __noinline void corked_send(struct sock *sk, struct sk_state *st, __u32 b
 		st->sent_to = *peer;
 	st->begins = 0;
 	if (!is_corked(sk) || (__s32)st->gone > 0)
-		count_gone(sk, st);
+		count_gone_of(sk, st);
 }
 
 /* A send has ended and returned `ret`. */
