@@ -2,15 +2,18 @@
 //! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, preemption, cgroup2.
 
 use crate::error::{Error, Result};
+use crate::threads;
 use procfs::process::{MountInfo, Status};
-use procfs::{Current, FromBufRead};
+use procfs::{Current, FromBufRead, FromRead};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::time::ClockId;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 
 /// A capability of include/uapi/linux/capability.h.
 #[derive(Clone, Copy, Debug)]
@@ -211,6 +214,7 @@ fn built_preemptible(version: &str) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct ClockOffsets {
     monotonic: i64,
+    /// As far as start times in /proc have it.
     boottime: i64,
 }
 
@@ -220,8 +224,8 @@ impl ClockOffsets {
         shown.saturating_add_signed(self.monotonic.saturating_neg())
     }
 
-    /// What the kernel calls this time of CLOCK_BOOTTIME.
-    pub(crate) fn kernel_boottime(self, shown: u64) -> u64 {
+    /// What the kernel calls this start time of a process, which /proc shows.
+    pub(crate) fn kernel_start(self, shown: u64) -> u64 {
         shown.saturating_add_signed(self.boottime.saturating_neg())
     }
 }
@@ -245,10 +249,22 @@ fn own_offsets() -> ClockOffsets {
     let shows = |process: &PathBuf| own.is_some() && inode(process.join("ns/time_for_children")) == own;
     let text =
         processes.find(shows).and_then(|process| fs::read_to_string(process.join("timens_offsets")).ok());
-    text.map(|text| parse_offsets(&text)).unwrap_or_else(|| {
+    let Some(offsets) = text.map(|text| parse_offsets(&text)) else {
         log::warn!("the offsets of this time namespace are not known: times are wrong by them");
-        ClockOffsets::default()
-    })
+        return ClockOffsets::default();
+    };
+    let boottime = if starts_are_shifted(offsets.boottime) { offsets.boottime } else { 0 };
+    ClockOffsets { boottime, ..offsets }
+}
+
+/// Does /proc show start times by the clock of the time namespace? Old kernels show their own. A thread that has just begun
+/// tells: whichever clock it is, it has started now.
+fn starts_are_shifted(offset: i64) -> bool {
+    let stat = || procfs::process::Stat::from_file("/proc/thread-self/stat");
+    let Ok(Ok(Ok(stat))) = threads::spawn("tcptop-clock", stat).map(JoinHandle::join) else { return true };
+    let now = rustix::time::clock_gettime(ClockId::Boottime).tv_sec;
+    let start = i64::try_from(stat.starttime / procfs::ticks_per_second()).unwrap_or(i64::MAX);
+    start.abs_diff(now) <= start.abs_diff(now.saturating_sub(offset / 1_000_000_000))
 }
 
 /// Lines like `monotonic -86400 500000000`: seconds, and nanoseconds beyond them.
@@ -443,14 +459,14 @@ mod tests {
         let offsets = parse_offsets(text);
         assert_eq!(offsets, ClockOffsets { monotonic: 86_400_000_000_005, boottime: -9_700_000_000 });
         assert_eq!(offsets.kernel_monotonic(86_400_000_000_006), 1);
-        assert_eq!(offsets.kernel_boottime(1), 9_700_000_001);
+        assert_eq!(offsets.kernel_start(1), 9_700_000_001);
         assert_eq!(offsets.kernel_monotonic(5), 0, "before the kernel's clock began");
         for strange in ["", "monotonic", "monotonic x y", "monotonic 1", "boottime 9999999999999999999999 0"]
         {
             assert_eq!(parse_offsets(strange), ClockOffsets::default(), "{strange}");
         }
         let extreme = parse_offsets("monotonic -9223372036854775808 0\nboottime 9223372036854775807 0");
-        assert_eq!((extreme.kernel_monotonic(1), extreme.kernel_boottime(1)), (i64::MAX as u64 + 1, 0));
+        assert_eq!((extreme.kernel_monotonic(1), extreme.kernel_start(1)), (i64::MAX as u64 + 1, 0));
     }
 
     #[test]

@@ -163,7 +163,7 @@ fn describe(process: &process::Process, cgroups: &mut Cgroups) -> ProcResult<Pro
         // The real one, as events have it. The owner of /proc/<pid> is root where the process cannot be dumped.
         uid: status.ruid,
         start_time_ns: host::clock_offsets()
-            .kernel_boottime(nanoseconds(stat.starttime, procfs::ticks_per_second())),
+            .kernel_start(nanoseconds(stat.starttime, procfs::ticks_per_second())),
         cgroup_id: cgroups.id_of(process),
         ..Process::new(pid, "")
     })
