@@ -2,7 +2,7 @@
 //! The library as a guest in somebody's program: its signals, its children, its functions, its memory.
 
 use crate::collector::{bpf_objects, nothing_left_but};
-use crate::harness::{PATIENCE, Trace, builder, ports};
+use crate::harness::{PATIENCE, Trace, builder, is_slow, ports};
 use crate::net::{Child, hear, port, recv, send, tcp_pair, tell};
 use crossbeam_channel::{Sender, bounded};
 use std::collections::BTreeMap;
@@ -416,6 +416,8 @@ fn a_start_with_too_little_says_so_and_prints_nothing() {
     };
     for (which, step, most) in [(libc::RLIMIT_NOFILE, 7, 91), (libc::RLIMIT_AS, 3 << 20, 42 << 20)] {
         let (mut refused, mut started) = (0, 0);
+        // A start takes a guest seconds.
+        let step = if is_slow() { 4 * step } else { step };
         for more in (0..most).step_by(step) {
             let mut child = Child::fork(|parent| {
                 let now = if which == libc::RLIMIT_NOFILE {

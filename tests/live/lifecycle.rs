@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How connections begin and end, and what was there before.
 
-use crate::harness::{Trace, is_slow, lost_by_us, skipped};
+use crate::collector::{bpf_objects, nothing_left_but};
+use crate::harness::{Answer, Trace, answer, is_slow, lost_by_us, skipped};
 use crate::net::{
     Child, connect, hear, pair_by, port, recv, reset, run, send, sockaddr, socket, tcp_pair, tell,
 };
@@ -214,18 +215,12 @@ fn the_local_port_is_known_to_the_end() {
 fn a_hundred_blocked_readers_are_a_hundred_receives() {
     const READERS: usize = 100;
     let mut trace = Trace::per_call();
+    // See the next test.
+    all_have_detached();
     let skipped_before = skipped_receives(&trace);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let l = listener.local_addr().unwrap().port();
-    let mut ends = Vec::new();
-    let mut children = Vec::new();
-    for _ in 0..READERS {
-        let (client, server) = pair_by(&listener);
-        let reader = server.try_clone().unwrap();
-        children.push(Child::fork(move |_| assert_eq!(recv(&reader, 10, 0), 10)));
-        ends.push((client, server));
-    }
-    thread::sleep(Duration::from_millis(300));
+    let (ends, children) = blocked_readers(&listener, READERS);
     for (client, _) in &ends {
         assert_eq!(send(client, &[1; 10], 0), 10);
     }
@@ -244,6 +239,60 @@ fn a_hundred_blocked_readers_are_a_hundred_receives() {
     let rows = ends.iter().map(|(client, _)| trace.tcp(l, port(client)));
     let seen = rows.zip(pids).filter_map(|(row, pid)| Some((row.filter(|row| row.bytes_in == 10)?, pid)));
     assert_eq!(seen.inspect(|(row, pid)| assert_eq!(row.pid(), Some(*pid))).count(), received(&trace));
+}
+
+type Ends = Vec<(TcpStream, TcpStream)>;
+
+/// Connections, and for each a process that waits for 10 bytes.
+fn blocked_readers(listener: &TcpListener, count: usize) -> (Ends, Vec<Child>) {
+    let readers = (0..count).map(|_| {
+        let (client, server) = pair_by(listener);
+        let child = Child::fork(|_| assert_eq!(recv(&server, 10, 0), 10));
+        ((client, server), child)
+    });
+    let readers = readers.collect::<Vec<_>>().into_iter().unzip();
+    thread::sleep(Duration::from_millis(300));
+    readers
+}
+
+/// Collectors of earlier tests may still be detaching in the background.
+fn all_have_detached() {
+    let mut latest = None;
+    while latest.replace(bpf_objects()) != Some(bpf_objects()) {
+        thread::sleep(Duration::from_millis(if is_slow() { 2000 } else { 300 }));
+    }
+}
+
+/// 88: calls sleep while another tracer attaches to the same function, and leaves it. The kernel does not run a program at
+/// the end of such a call, where it has to be called from the function's own end.
+#[test]
+fn a_tracer_that_comes_and_goes_takes_no_bytes_from_calls_that_sleep() {
+    const READERS: usize = 10;
+    let mut trace = Trace::per_call();
+    all_have_detached();
+    let before = bpf_objects();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let l = listener.local_addr().unwrap().port();
+    let (ends, children) = blocked_readers(&listener, READERS);
+    drop(Trace::fresh());
+    nothing_left_but(&before);
+    for (client, _) in &ends {
+        assert_eq!(send(client, &[1; 10], 0), 10);
+    }
+    children.into_iter().for_each(Child::wait);
+    if answer(88, trace.backend()) == Answer::Exact {
+        let received = |t: &Trace| t.transfers().filter(|t| t.connection.key.local_port == l).count();
+        trace.until("each receive", |t| (received(t) == READERS).then_some(()));
+    }
+    let ports: Vec<_> = ends.iter().map(|(client, _)| port(client)).collect();
+    drop(ends);
+    for client in ports {
+        assert_eq!(trace.closed(l, client).bytes_in, 10);
+        let reported = trace
+            .transfers()
+            .filter(|t| (t.connection.key.local_port, t.connection.key.remote_port) == (l, client));
+        assert_eq!(reported.map(|t| t.bytes).sum::<u64>(), 10, "what no event of the call tells comes later");
+    }
 }
 
 /// How many receives the kernel made without running a program: see
