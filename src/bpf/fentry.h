@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Backend A: trampolines. At the exit of a function the return value tells what really moved, and unlike a
- * kretprobe no exit is ever missed.
+ * Backend A: trampolines. At the exit of a function the return value tells what really moved. Unlike a kretprobe it misses
+ * an exit only if another tracer attached to that function, or left it, while the call slept (bpf_tramp_image_put()).
  */
 #ifndef TCPTOP_FENTRY_H
 #define TCPTOP_FENTRY_H
