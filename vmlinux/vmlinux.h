@@ -171,9 +171,18 @@ struct sock {
 	int sk_err;
 };
 
+struct inet_cork {
+	unsigned int length;
+};
+
+struct inet_cork_full {
+	struct inet_cork base;
+};
+
 struct inet_sock {
 	struct sock sk;
 	__be16 inet_sport;
+	struct inet_cork_full cork;
 };
 
 struct tcp_ulp_ops;

@@ -94,10 +94,12 @@ static __always_inline void post_in(struct sk_state *st, __u64 now)
 	post_news(st, &r, ALL_NEWS);
 }
 
-static __always_inline void emit_end(struct sk_state *st, __u64 now)
+/* Of a connection. What was read since it went to CLOSE, and was not reported, is now. */
+static __noinline void emit_end(struct sk_state *st, __u64 now)
 {
 	struct change end = { .now = now, .kind = TT_CLOSED, .error = st->error, .has_totals = true };
 
+	post_in(st, now);
 	flush(&st->c);
 	if (st->told || is_wanted(&st->c.conn, st->owner))
 		emit_state(st, &end);
@@ -296,7 +298,6 @@ static __always_inline int socket_ends(struct sock *sk)
 		if (provenance_of(st->owner) == TT_UNKNOWN)
 			owner_if_locked(st, sk, TT_CLOSER);
 		post_out(st, now);
-		post_in(st, now);
 		if (!st->failed)
 			emit_end(st, now);
 		st->known = 0;

@@ -64,7 +64,7 @@ struct peer {
 
 /*
  * The state of one socket. It is made on the stack: with eight bytes more Linux 5.10 refuses to load the programs for UDP.
- * Of UDP: its conn and accounts with its first peer, owner, gone, segment, waiting, strangers, noted, end, told and sent_to.
+ * Of UDP: its conn and accounts with its first peer, owner, address, waiting, corked, strangers, noted, end, told and sent_to.
  */
 struct sk_state {
 	struct counted c;
@@ -78,14 +78,8 @@ struct sk_state {
 		__u64 shut;    /* after a change of state that ends writing: one more than was written */
 		__u64 address; /* UDP: of the socket, see count_gone() */
 	};
-	union {
-		__u32 min_rtt_us;
-		__u32 gone; /* UDP: bytes of what has waited and was sent now, see count_gone() */
-	};
-	union {
-		__u32 retransmits;
-		__u32 segment; /* UDP: how long the datagrams are that the kernel makes of that */
-	};
+	__u32 min_rtt_us;
+	__u32 retransmits;
 	union {
 		__u32 seq_out; /* write_seq at byte 0 */
 		__u32 waiting; /* UDP: bytes of a datagram that is not sent yet (UDP_CORK, MSG_MORE) */
@@ -104,10 +98,13 @@ struct sk_state {
 	__u8 end;	 /* enum tt_end */
 	__u8 active;	 /* it connected */
 	__u8 born;	 /* its begin was seen */
-	__u8 failed;	 /* it never got to ESTABLISHED; FAILED_BY_ITSELF: connect() gave up */
-	__u8 told;	 /* something of it passed the filter */
+	union {
+		__u8 failed; /* it never got to ESTABLISHED; FAILED_BY_ITSELF: connect() gave up */
+		__u8 corked; /* UDP: the latest send has left a datagram that is not sent yet, of any length */
+	};
+	__u8 told;   /* something of it passed the filter */
 	__u8 begins; /* UDP: the latest send began a datagram, and so nothing waited before it (tracepoints) */
-	struct peer sent_to; /* UDP: where the latest send went */
+	struct peer sent_to; /* UDP: where the latest datagram went or will go */
 };
 
 /*
@@ -159,7 +156,7 @@ struct known_process {
 
 /*
  * Identity -> process. Never changed once it is there: one that takes another name, user or cgroup is another identity. LRU:
- * who was pushed out is unknown in interrupts until its next call.
+ * who was pushed out is unknown in interrupts until its next report.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -248,6 +248,9 @@ static __noinline bool post_new(struct counted *c, struct report *r)
 
 	if (!r->now)
 		r->now = bpf_ktime_get_ns();
+	/* It may have been forgotten since it became the owner. */
+	if (r->by_current)
+		remember_current(r->actor);
 	/* In a pause nothing was reported in an interval from its begin to its end. There was none before the first. */
 	is_due = r->is_call && (!a->last_ns || r->now - a->last_ns >= 2 * interval_ns);
 	a->last_ns = r->now;

@@ -159,17 +159,6 @@ static __always_inline __u64 actor_is_current(struct sk_state *st)
 	return identity;
 }
 
-static __noinline bool owner_is_wanted(__u64 owner)
-{
-	__u64 identity = identity_of(owner);
-	struct known_process *known = bpf_map_lookup_elem(&processes, &identity);
-
-	if (!known)
-		return false;
-	return (!filter_pid || known->process.pid == filter_pid) &&
-	       (!filter_cgroup || known->process.cgroup == filter_cgroup);
-}
-
 /* As the library shows it: IPv4 over an IPv6 socket is IPv4. */
 static __always_inline __u8 shown_family(const struct tt_conn *conn)
 {
@@ -203,7 +192,7 @@ static __always_inline bool passes(const struct tt_conn *conn, __u64 owner, cons
 	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port &&
 	    peer_is_known)
 		return false;
-	return (!filter_pid && !filter_cgroup) || owner_is_wanted(owner);
+	return (!filter_pid && !filter_cgroup) || owner & PROCESS_PASSES;
 }
 
 static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)

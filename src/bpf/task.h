@@ -109,14 +109,27 @@ static __always_inline void current_process(struct tt_process *p)
 	}
 }
 
+/*
+ * Of a process that passes the filters by process. It stands in its identity, so that nothing has to be looked up that may not
+ * be there any more: any user can make so many identities that `processes` forgets others.
+ */
+#define PROCESS_PASSES 4
+
 /* The identity of the kernel, whose threads use sockets too (MPTCP, NFS). io_uring's are user processes. */
-#define THE_KERNEL 4
+#define THE_KERNEL 8
 
 static __always_inline bool is_kernel_thread(void)
 {
 	if (use_task_btf)
 		return typed_task()->flags & PF_KTHREAD;
 	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
+}
+
+static __always_inline __u64 process_passes(const struct tt_process *p)
+{
+	return (!filter_pid || p->pid == filter_pid) && (!filter_cgroup || p->cgroup == filter_cgroup)
+		       ? PROCESS_PASSES
+		       : 0;
 }
 
 static __always_inline __u64 mixed(__u64 word, __u64 secret)
@@ -128,7 +141,8 @@ static __always_inline __u64 mixed(__u64 word, __u64 secret)
 /*
  * A number for the current process as it is now: another one after it has changed its name, user or cgroup, so one
  * comparison tells whether anything of that is news. It is a hash of all that is said of a process; with secrets, because
- * programs choose their names, and none shall be able to pass for another. The two lowest bits are free, see `owner`.
+ * programs choose their names, and none shall be able to pass for another. The two lowest bits are free, see `owner`, and
+ * the third is PROCESS_PASSES.
  *
  * Global: the verifier goes through it once. Through what is inlined it goes hundreds of times.
  */
@@ -145,7 +159,7 @@ __noinline __u64 current_identity(void)
 	hash = mixed(hash, identity_secret[3]) + (mixed(w[2], identity_secret[4]) ^ w[3]);
 	hash = mixed(hash, identity_secret[5]) ^ w[4];
 	hash = mixed(hash, identity_secret[1]);
-	return hash & ~3ULL ?: THE_KERNEL + 4;
+	return ((hash & ~7ULL) ?: 2 * THE_KERNEL) | process_passes(&p);
 }
 
 /* The kernel itself uses a socket: which of its threads happens to do so tells nobody anything. */

@@ -7,10 +7,15 @@
 #ifndef TCPTOP_TRACEPOINT_H
 #define TCPTOP_TRACEPOINT_H
 
+#include "life.h"
 #include "tcp.h"
 #include "udp.h"
 
 #define RCV_SHUTDOWN 1 /* include/net/sock.h */
+
+/* include/uapi/asm-generic/errno.h */
+#define EDESTADDRREQ 89
+#define EOPNOTSUPP   95
 
 struct noted_peer {
 	__u64 socket;
@@ -102,8 +107,8 @@ static __always_inline bool has_datagrams(struct sock *sk)
 }
 
 /*
- * connect(): what waits in the socket by then may be from anybody. Who reads it without asking is not told who has sent it,
- * and neither are we, until the queue has been empty.
+ * connect(): what waits in the socket by then may be from anybody, and so may what comes until it is connected, if others know
+ * it. Who reads that without asking is not told who has sent it, and neither are we, until a call has found the queue empty.
  */
 static __always_inline void note_strangers(struct bpf_sock_addr *ctx)
 {
@@ -114,15 +119,26 @@ static __always_inline void note_strangers(struct bpf_sock_addr *ctx)
 	if (!ctx->sk)
 		return;
 	sk = CAST(struct sock, ctx->sk);
-	if (!is_udp(sk, true) || !has_datagrams(sk))
+	if (!is_udp(sk, true))
 		return;
-	put_kind(&fresh.c.conn, sk, IPPROTO_UDP, true);
-	fresh.c.conn.socket = bpf_get_socket_cookie(ctx);
-	st = udp_peek(sk, true) ?: state_make(sk, &fresh);
+	st = udp_peek(sk, true);
+	if (!st) {
+		if (!has_datagrams(sk))
+			return;
+		put_kind(&fresh.c.conn, sk, IPPROTO_UDP, true);
+		fresh.c.conn.socket = bpf_get_socket_cookie(ctx);
+		st = state_make(sk, &fresh);
+	}
 	if (st)
 		st->strangers = 1;
 	else
 		count_storage_loss(TT_UDP_RECV);
+}
+
+static __always_inline void forget_strangers(struct sock *sk, struct sk_state *st)
+{
+	if (st && st->strangers && !has_datagrams(sk))
+		st->strangers = 0;
 }
 
 SEC("?cgroup/connect4")
@@ -172,6 +188,22 @@ static __always_inline void take_noted_peer(struct peer *peer, struct sock *sk, 
 	note->socket = 0;
 }
 
+/*
+ * A send has failed after others had left a datagram, which waits no more: this one took it along, or setsockopt() had sent
+ * it before. Some errors come before anything else, or of what was sent; of others it cannot be told.
+ */
+static __always_inline void piece_fails(struct sock *sk, struct sk_state *st, int ret)
+{
+	if (!st || !st->waiting || is_corked(sk))
+		return;
+	if (ret == -EOPNOTSUPP || ret == -EDESTADDRREQ || ret == -ECONNREFUSED) {
+		count_waiting(sk, st);
+		return;
+	}
+	count_storage_loss(TT_UDP_SEND);
+	take_all(st);
+}
+
 static __always_inline void udp_call_out(struct sock *sk, int ret, const bool understudy)
 {
 	struct peer peer = {};
@@ -182,7 +214,7 @@ static __always_inline void udp_call_out(struct sock *sk, int ret, const bool un
 	st = udp_peek(sk, true);
 	take_noted_peer(&peer, sk, st, TT_OUT);
 	if (ret < 0) {
-		udp_not_sent(sk, st);
+		piece_fails(sk, st, ret);
 		return;
 	}
 	/* The hook that noted it runs where a datagram begins: what waited before has been sent, by setsockopt(). */
@@ -190,7 +222,8 @@ static __always_inline void udp_call_out(struct sock *sk, int ret, const bool un
 		st->begins = 1;
 	if (!peer.family)
 		peer_of_connected(&peer, sk, true);
-	if (notes_are_complete && !peer.family && !is_corked(sk) && !(st && st->waiting))
+	forget_strangers(sk, st);
+	if (notes_are_complete && !peer.family && !is_corked(sk) && !(st && (st->waiting | st->corked)))
 		count_storage_loss(TT_UDP_SEND);
 	udp_sent(sk, st, ret, UDP(sk, gso_size), &peer);
 }
@@ -209,8 +242,7 @@ static __always_inline void udp_call_in(struct sock *sk, int ret, const bool und
 		return;
 	if (!peer.family && !(st && st->strangers))
 		peer_of_connected(&peer, sk, true);
-	if (st && st->strangers && !has_datagrams(sk))
-		st->strangers = 0;
+	forget_strangers(sk, st);
 	forget_peer(&peer);
 	udp_bytes(sk, st, TT_IN, ret, 1, &peer, true);
 }

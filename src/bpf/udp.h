@@ -263,57 +263,106 @@ static __always_inline __u32 corked_bytes(struct sock *sk)
 }
 
 /*
- * So much has been sent to where the latest send went. All of it stands in the state of the socket at this address.
- *
- * Global, and so with nothing but a number: the verifier goes through it once, and not once for each way to get here.
+ * The bytes of the latest datagram that pieces were added to, also after it was sent. A send that adds nothing to one does not
+ * change it.
  */
-__noinline int count_gone(__u64 address)
+static __always_inline __u32 bytes_of_pieces(struct sock *sk)
+{
+	return UDP(sk, inet.cork.base.length) - UDP_HEADER;
+}
+
+/*
+ * So much of what waited in the socket at this address has been sent to where it says.
+ *
+ * Global, and so with nothing but numbers: the verifier goes through it once, and not once for each way to get here.
+ */
+__noinline int count_gone(__u64 address, __u64 bytes, __u32 segment)
 {
 	struct sock *sk = use_cast ? CAST(struct sock, (void *)address) : (struct sock *)address;
 	struct sk_state *st = state_peek(sk);
 
 	if (st)
-		udp_count(sk, st, TT_OUT, st->gone, datagrams(st->gone, st->segment), &st->sent_to, use_cast);
+		udp_count(sk, st, TT_OUT, bytes, datagrams(bytes, segment), &st->sent_to, use_cast);
 	return 0;
 }
 
 /* For the verifier an address becomes a number where a map keeps it. */
-static __always_inline void count_gone_of(struct sock *sk, struct sk_state *st)
+static __always_inline void count_gone_of(struct sock *sk, struct sk_state *st, __u32 bytes, __u32 segment)
 {
 	*(volatile __u64 *)&st->address = (__u64)sk;
-	count_gone(*(volatile __u64 *)&st->address);
+	count_gone(*(volatile __u64 *)&st->address, bytes, segment);
+}
+
+/*
+ * So many bytes wait no more. Threads that add to one datagram may be here at once: each takes off what it found and then looks
+ * whether all did. If so it gives that back, for the next one.
+ */
+static __always_inline __u32 take_waiting(struct sk_state *st, __s32 bytes)
+{
+	if (bytes <= 0)
+		return 0;
+	add_u32(&st->waiting, -bytes);
+	if (*(volatile __s32 *)&st->waiting >= 0)
+		return bytes;
+	add_u32(&st->waiting, bytes);
+	return 0;
+}
+
+static __always_inline __u32 take_all(struct sk_state *st)
+{
+	st->corked = 0;
+	return take_waiting(st, *(volatile __s32 *)&st->waiting);
 }
 
 /* What waited has been sent: it is one datagram, or several by GSO. */
 static __always_inline void count_waiting(struct sock *sk, struct sk_state *st)
 {
-	st->gone = st->waiting;
-	st->segment = UDP(sk, gso_size);
-	st->waiting = 0;
-	if (st->gone)
-		count_gone_of(sk, st);
+	__u32 gone = take_all(st);
+
+	if (gone)
+		count_gone_of(sk, st, gone, UDP(sk, gso_size));
 }
 
 /*
- * A send has ended with something waiting before it, or after it. What was sent is what waited, plus what came, less what is
- * left. A send that adds may name a peer or not: it goes where the first piece goes. One that begins a datagram shows that
- * what waited before has been sent.
+ * A send has ended and left a datagram that waits: its own, which goes where it says, or one to which it has added. What is
+ * waiting beside that has been sent.
  */
+static __always_inline void adds_piece(struct sock *sk, struct sk_state *st, __u32 bytes,
+				       const struct peer *peer)
+{
+	__u32 left = corked_bytes(sk), gone;
+
+	if (st->begins || !st->corked || (st->waiting && left == bytes)) {
+		count_waiting(sk, st);
+		st->sent_to = *peer;
+	}
+	st->corked = 1;
+	add_u32(&st->waiting, bytes);
+	gone = take_waiting(st, *(volatile __u32 *)&st->waiting - left);
+	if (gone)
+		count_gone_of(sk, st, gone, 0);
+}
+
+/* A send has ended and nothing waits: it has added the last piece, or what waited was sent before, and this by itself. */
+static __always_inline void sends_pieces(struct sock *sk, struct sk_state *st, __u32 bytes, __u32 segment,
+					 const struct peer *peer)
+{
+	if (st->begins || (bytes && bytes_of_pieces(sk) == st->waiting)) {
+		count_waiting(sk, st);
+		st->sent_to = *peer;
+	}
+	count_gone_of(sk, st, take_all(st) + bytes, segment);
+}
+
+/* A send has ended with something waiting before it, or after it. */
 static __noinline void corked_send(struct sock *sk, struct sk_state *st, __u32 bytes, __u32 segment,
 				   const struct peer *peer)
 {
-	__u32 left = corked_bytes(sk);
-
-	if (st->begins || (left && left == bytes))
-		count_waiting(sk, st);
-	st->gone = st->waiting + bytes - left;
-	st->segment = segment;
-	st->waiting = left;
-	if (peer->family && (st->begins || !st->gone || !st->sent_to.family))
-		st->sent_to = *peer;
+	if (is_corked(sk))
+		adds_piece(sk, st, bytes, peer);
+	else
+		sends_pieces(sk, st, bytes, segment, peer);
 	st->begins = 0;
-	if (!is_corked(sk) || (__s32)st->gone > 0)
-		count_gone_of(sk, st);
 }
 
 /* A send has ended and returned `ret`. */
@@ -328,7 +377,7 @@ static __always_inline void udp_sent(struct sock *sk, struct sk_state *st, int r
 		st = udp_begin(sk, TT_UDP_SEND, peer, true);
 	if (!st)
 		return;
-	if (UDP(sk, pending) | st->waiting)
+	if (UDP(sk, pending) | st->waiting | st->corked)
 		corked_send(sk, st, ret, segment, peer);
 	else
 		udp_count(sk, st, TT_OUT, ret, datagrams(ret, segment), peer, true);
@@ -337,8 +386,8 @@ static __always_inline void udp_sent(struct sock *sk, struct sk_state *st, int r
 /* One has failed: if it was to add to a datagram, that is gone. */
 static __always_inline void udp_not_sent(struct sock *sk, struct sk_state *st)
 {
-	if (st && st->waiting && !is_corked(sk))
-		st->waiting = 0;
+	if (st && (st->waiting | st->corked) && !is_corked(sk))
+		take_all(st);
 }
 
 /*
@@ -374,8 +423,6 @@ static __always_inline bool emit_udp_end(struct sk_state *st, __u16 family)
 	if (!wanted)
 		return false;
 	__builtin_memset(st->c.acct, 0, sizeof(st->c.acct));
-	st->gone = 0;
-	st->segment = 0;
 	end.now = bpf_ktime_get_ns();
 	emit_state(st, &end);
 	return true;

@@ -3,7 +3,8 @@
 
 use crate::harness::{Trace, builder};
 use crate::net::{
-    Cgroup, Child, enter_own_network, hear, pair_at, pair_by, port, recv, reset, run, send, tcp_pair, tell,
+    Cgroup, Child, become_nobody, enter_own_network, hear, pair_at, pair_by, port, recv, rename, reset, run,
+    send, tcp_pair, tell,
 };
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,55 @@ use tcptop::{
     AddressFamily, CollectorEvent, ConnectionInfo, ConnectionRecord, LinuxCollectorBuilder, NetworkCollector,
     Protocol,
 };
+
+/// Any user can be as many processes as it likes, by name. Of those the kernel side remembers so many only, but never forgets who
+/// was asked for.
+#[test]
+fn a_flood_of_names_hides_nobody_from_a_filter() {
+    const NAMES: u32 = 40_000;
+    let to = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = to.local_addr().unwrap();
+    let mut wanted = Child::fork(|parent| {
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        tell(parent, sender.local_addr().unwrap().port().into());
+        let (client, server) = tcp_pair();
+        tell(parent, port(&client).into());
+        hear(parent);
+        let mut work = || {
+            assert_eq!(sender.send_to(&[1; 100], at).unwrap(), 100);
+            assert_eq!((send(&client, &[1; 100], 0), recv(&server, 100, 0)), (100, 100));
+            tell(parent, 0);
+            hear(parent);
+        };
+        (0..3).for_each(|_| work());
+    });
+    let (u, c) = (wanted.hear() as u16, wanted.hear() as u16);
+    let mut trace = Trace::with(builder().pid(wanted.pid));
+    wanted.tell(0);
+    for round in 1..=3 {
+        wanted.hear();
+        trace.until("its bytes", |t| {
+            let udp = t.row(Protocol::Udp, u).is_some_and(|row| row.bytes_out == 100 * round);
+            (udp && t.row(Protocol::Tcp, c).is_some_and(|row| row.bytes_out == 100 * round)).then_some(())
+        });
+        let flood = Child::fork(|_| {
+            become_nobody(65534);
+            let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+            for n in 0..NAMES {
+                rename(&n.to_string());
+                sender.send_to(&[1], at).unwrap();
+            }
+        });
+        flood.wait();
+        wanted.tell(0);
+    }
+    wanted.wait();
+    trace.until("its ends", |t| {
+        let ended = |row: &ConnectionRecord| row.is_closed && row.owner.is_some();
+        (t.row(Protocol::Udp, u).is_some_and(ended) && t.row(Protocol::Tcp, c).is_some_and(ended))
+            .then_some(())
+    });
+}
 
 #[test]
 fn one_process_port_or_protocol() {

@@ -7,6 +7,7 @@ use crate::net::{
     Child, connect, enter_own_network, hear, pair_by, port, recv, reset, run, send, set_option, sockaddr,
     socket, tcp_pair, tell,
 };
+use crate::tcp::{pipe, splice};
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -91,6 +92,22 @@ fn a_socket_that_is_connected_again_ends_each_connection_once() {
             assert!(bytes == 0 || recv(&server, bytes, 0) == bytes as isize);
             disconnect(&client);
         }
+        connect_to(&client, &listener);
+    });
+}
+
+/// 87: what is read after the end, by a call that no hook sees the end of, is reported before the socket is connected again.
+#[test]
+fn what_is_spliced_after_a_reset_is_of_the_connection_that_ended() {
+    each_ends_once(2, |_| {
+        let (client, listener) = (stream(), listener());
+        let server = connect_to(&client, &listener);
+        assert_eq!(send(&server, &[1; 5000], 0), 5000);
+        reset(server);
+        let (read_end, write_end) = pipe();
+        assert_eq!(splice(&client, &write_end, 5000), 5000);
+        drop(read_end);
+        disconnect(&client);
         connect_to(&client, &listener);
     });
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! UDP: what a program gave to the kernel and the kernel did not send, and what it made several datagrams of.
 
-use crate::harness::{AFTERMATH, Answer, Trace, answer};
-use crate::net::{Cgroup, Child, hear, recv, send, set_option, tell};
+use crate::harness::{AFTERMATH, Answer, Trace, answer, is_slow};
+use crate::net::{Cgroup, Child, hear, recv, send, set_option, sockaddr, tell};
 use crate::rewriter::refuse_packets;
 use crate::udp::bound;
 use std::net::UdpSocket;
@@ -76,6 +76,97 @@ fn a_datagram_that_is_uncorked_counts() {
         assert_eq!(trace.udp(s, r, 0, 50).packets_out, 1);
         assert_eq!(trace.udp(s, o, 0, 60).packets_out, 1);
     }
+}
+
+/// 89: what setsockopt() has sent counts though the next send fails, whatever it fails of.
+#[test]
+fn an_uncorked_datagram_counts_though_the_next_send_fails() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = pair("127.0.0.1:0");
+    for total in 1..=10 {
+        cork(&sender, 1);
+        assert_eq!(send(&sender, &[1; 100], 0), 100);
+        cork(&sender, 0);
+        assert_eq!(send(&sender, &[1], libc::MSG_OOB), -(libc::EOPNOTSUPP as isize));
+        assert_eq!(recv(&receiver, 999, 0), 100);
+        assert_eq!(trace.udp(s, r, 0, 100 * total).packets_out, total);
+    }
+}
+
+/// 90: pieces go where the first one goes, of whatever length it is and whatever peer the socket has by then; what
+/// setsockopt() has sent before is a datagram of its own.
+#[test]
+fn pieces_go_where_the_first_one_goes() {
+    let mut trace = Trace::start();
+    let [(a, to_a), (b, to_b)] = [(); 2].map(|()| bound("127.0.0.1:0"));
+    let [at_a, at_b] = [&a, &b].map(|receiver| receiver.local_addr().unwrap());
+    let send_to = |sender: &UdpSocket, size: usize, to, flags| {
+        let addr = sockaddr([127, 0, 0, 1], to);
+        // SAFETY: bytes and an address that are as long as is said.
+        let sent = unsafe {
+            let address = (&raw const addr).cast();
+            let length = size_of_val(&addr) as u32;
+            libc::sendto(sender.as_raw_fd(), [1_u8; 100].as_ptr().cast(), size, flags, address, length)
+        };
+        assert_eq!(sent, size as isize);
+    };
+    let of_pieces: [&dyn Fn(&UdpSocket); 3] = [
+        &|sender| {
+            send_to(sender, 0, to_a, libc::MSG_MORE);
+            send_to(sender, 100, to_a, 0);
+        },
+        &|sender| {
+            sender.connect(at_b).unwrap();
+            send_to(sender, 33, to_a, libc::MSG_MORE);
+            assert_eq!([send(sender, &[1; 33], libc::MSG_MORE), send(sender, &[1; 34], 0)], [33, 34]);
+        },
+        &|sender| {
+            sender.connect(at_b).unwrap();
+            send_to(sender, 0, to_a, libc::MSG_MORE);
+            assert_eq!(send(sender, &[1; 100], 0), 100);
+        },
+    ];
+    for pieces in of_pieces {
+        let (sender, s) = bound("127.0.0.1:0");
+        pieces(&sender);
+        assert_eq!(recv(&a, 999, 0), 100);
+        assert_eq!(trace.udp(s, to_a, 0, 100).packets_out, 1);
+        assert!(trace.udp_flow(s, to_b).is_none());
+    }
+    let (sender, s) = bound("127.0.0.1:0");
+    sender.connect(at_a).unwrap();
+    cork(&sender, 1);
+    assert_eq!(send(&sender, &[1; 100], 0), 100);
+    cork(&sender, 0);
+    sender.connect(at_b).unwrap();
+    assert_eq!(send(&sender, &[1; 60], 0), 60);
+    assert_eq!((recv(&a, 999, 0), recv(&b, 999, 0)), (100, 60));
+    assert_eq!(trace.udp(s, to_a, 0, 100).packets_out, 1);
+    assert_eq!(trace.udp(s, to_b, 0, 60).packets_out, 1);
+}
+
+/// 91: threads that add to one datagram at once. Where one of them fails it takes along what others have added.
+#[test]
+fn threads_that_cork_one_socket_count_what_they_send() {
+    let mut trace = Trace::start();
+    let ((sender, s), (_receiver, r)) = pair("127.0.0.1:0");
+    let sends = if is_slow() { 500 } else { 10_000 };
+    let run = || {
+        let sizes = (0..sends).map(|n| (1 + n % 700, if n % 3 == 0 { 0 } else { libc::MSG_MORE }));
+        sizes.map(|(size, flags)| send(&sender, &vec![1; size], flags).max(0) as u64).sum::<u64>()
+    };
+    let sent: u64 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let last = send(&sender, &[1; 10], 0);
+    assert_eq!(last, 10);
+    let sent = sent + 10;
+    let at_least = sent - sent / 10;
+    trace.until("what was sent", |t| t.udp_flow(s, r).filter(|row| row.bytes_out >= at_least));
+    trace.listen(AFTERMATH);
+    let row = trace.udp_flow(s, r).unwrap();
+    assert!((at_least..=sent).contains(&row.bytes_out), "{} of {sent}", row.bytes_out);
 }
 
 /// 74: a send that only asks whether the peer is there sends nothing, and returns as if it had.
