@@ -3,17 +3,19 @@
 //! events, exact to the byte, through eBPF.
 //!
 //! ```no_run
-//! use std::time::Duration;
+//! use std::time::{Duration, Instant};
 //! use tcptop::{ConnectionTable, KernelTime, LinuxCollector, NetworkCollector};
 //!
 //! let (mut collector, events) = LinuxCollector::builder().spawn()?;
-//! let mut table = ConnectionTable::new();
+//! let mut table = ConnectionTable::new().linger(Duration::from_secs(60));
 //! table.merge_bootstrap(collector.bootstrap_existing()?);
-//! while let Ok(event) = events.recv_timeout(Duration::from_secs(10)) {
+//! let end = Instant::now() + Duration::from_secs(10);
+//! while let Ok(event) = events.recv_deadline(end) {
 //!     table.apply(&event);
 //! }
 //! for row in table.snapshot(KernelTime::now()) {
 //!     let name = row.process_name().unwrap_or_default();
+//!     let name = name.escape_debug();
 //!     println!("{} {name}: {} in, {} out, rtt {:?} us", row.key, row.bytes_in, row.bytes_out, row.rtt_us);
 //! }
 //! collector.stop()?;

@@ -21,8 +21,7 @@ pub struct Stats {
     /// tracer audits itself: anything but 0 is an error in it, or the kernel skipped its programs
     /// ([`LossPlace::Hook`]). The totals in events are the kernel's all the same.
     pub unbalanced: u64,
-    /// Bytes of kernel memory that the maps take at the start (`memlock` in their fdinfo). Some 500 bytes for each socket in
-    /// use come on top, where the state of a socket is kept with it.
+    /// Bytes of kernel memory that the maps take, from the start to the end (`memlock` in their fdinfo).
     pub kernel_memory_bytes: u64,
 }
 

@@ -46,6 +46,9 @@ impl LeftOut {
             .chain(not_shown.map(|why| {
                 format!("processes whose network namespace is not shown: {} ({why})", self.processes)
             }))
+            .chain((!host::in_initial_pid_namespace()).then(|| {
+                "network namespaces without a process of this pid namespace are out of sight".into()
+            }))
     }
 }
 

@@ -74,11 +74,15 @@ fn to_log(level: PrintLevel, text: String) {
 /// The kernel's answer, with words for a number of its own that is not for programs and that no C library has a text for.
 fn in_words(error: &libbpf_rs::Error) -> String {
     const ENOTSUPP: &str = "(os error 524)";
+    const ENOMEM: &str = "(os error 12)";
     let text = format!("{error:#}");
-    if !text.contains(ENOTSUPP) {
-        return text;
+    if text.contains(ENOTSUPP) {
+        format!("{text}: ENOTSUPP, this kernel cannot do that here (trampolines on arm64 need Linux 6.4)")
+    } else if text.contains(ENOMEM) {
+        format!("{text}: too little memory, perhaps by this process's memory cgroup; max_sockets needs less")
+    } else {
+        text
     }
-    format!("{text}: ENOTSUPP, this kernel cannot do that here (trampolines on arm64 need Linux 6.4)")
 }
 
 #[cfg(test)]
