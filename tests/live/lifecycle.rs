@@ -285,7 +285,8 @@ fn a_tracer_that_comes_and_goes_takes_no_bytes_from_calls_that_sleep() {
         Answer::Exact => trace.until("each receive", |t| (received(t) == READERS).then_some(())),
         Answer::Lesser => {
             trace.listen(AFTERMATH);
-            assert_eq!(received(&trace), 0, "no end of a call was seen");
+            // Linux 5.10 still sees them.
+            assert!([0, READERS].contains(&received(&trace)), "no end of a call is seen, or each");
         }
     }
     let ports: Vec<_> = ends.iter().map(|(client, _)| port(client)).collect();
