@@ -285,7 +285,7 @@ fn a_tracer_that_comes_and_goes_takes_no_bytes_from_calls_that_sleep() {
         Answer::Exact => trace.until("each receive", |t| (received(t) == READERS).then_some(())),
         Answer::Lesser => {
             trace.listen(AFTERMATH);
-            // Linux 5.10 still sees them.
+            // Seen on Linux 7.3, and not on 5.10 and 6.18.
             assert!([0, READERS].contains(&received(&trace)), "no end of a call is seen, or each");
         }
     }
