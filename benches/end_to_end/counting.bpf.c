@@ -13,6 +13,11 @@ struct account {
 	__u8 rest[440];
 };
 
+/* include/uapi/linux/bpf.h */
+#define BPF_MAP_TYPE_SK_STORAGE	    24
+#define BPF_F_CLONE		    (1U << 9)
+#define BPF_SK_STORAGE_GET_F_CREATE (1ULL << 0)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
