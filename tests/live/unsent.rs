@@ -78,7 +78,7 @@ fn a_datagram_that_is_uncorked_counts() {
     }
 }
 
-/// 89: what setsockopt() has sent counts though the next send fails, whatever it fails of.
+/// 89: what setsockopt() has sent counts though the next send is refused.
 #[test]
 fn an_uncorked_datagram_counts_though_the_next_send_fails() {
     let mut trace = Trace::start();
