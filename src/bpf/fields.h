@@ -54,6 +54,22 @@ static __always_inline bool is_v4_mapped(const __u32 *a)
 	return a[0] == 0 && a[1] == 0 && a[2] == bpf_htonl(0xffff);
 }
 
+/* Memory that is also seen as something else. */
+typedef __u64 __attribute__((may_alias)) word;
+
+/*
+ * Two numbers that follow each other in memory, as one word. A processor waits when it reads a word soon after its parts were
+ * written one by one.
+ */
+static __always_inline word pair(__u32 first, __u32 second)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return (__u64)second << 32 | first;
+#else
+	return (__u64)first << 32 | second;
+#endif
+}
+
 /* Keeps IPv4-mapped addresses as they are: the library folds them. */
 static __always_inline void put_v6(__u8 *to, const __u32 *from)
 {

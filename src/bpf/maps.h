@@ -12,6 +12,7 @@
 const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
 const volatile __u32 bank_slots = 24576;   /* in each of the two banks */
 const volatile __u32 common_slots = 16384; /* of these, for what is no end of a connection */
+const volatile bool filters = false;	   /* any of these is set */
 const volatile __u32 filter_pid = 0;
 const volatile __u16 filter_port = 0;
 const volatile __u8 filter_protocol = 0;
@@ -104,7 +105,7 @@ struct sk_state {
 	};
 	__u8 told;   /* something of it passed the filter */
 	__u8 begins; /* UDP: the latest send began a datagram, and so nothing waited before it (tracepoints) */
-	struct peer sent_to; /* UDP: where the latest datagram went or will go */
+	struct peer sent_to; /* UDP: where the latest datagram went or will go, if not to the first peer at once */
 };
 
 /*
@@ -156,7 +157,7 @@ struct known_process {
 
 /*
  * Identity -> process. Never changed once it is there: one that takes another name, user or cgroup is another identity. LRU:
- * who was pushed out is unknown in interrupts until its next report.
+ * one that was pushed out is unknown in interrupts until it is looked for again, twice per second of its reports.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -248,8 +248,8 @@ static __noinline bool post_new(struct counted *c, struct report *r)
 
 	if (!r->now)
 		r->now = bpf_ktime_get_ns();
-	/* It may have been forgotten since it became the owner. */
-	if (r->by_current)
+	/* It may have been forgotten since it became the owner. Looked for twice per second: that takes long. */
+	if (r->by_current && (r->now ^ a->last_ns) >> 29)
 		remember_current(r->actor);
 	/* In a pause nothing was reported in an interval from its begin to its end. There was none before the first. */
 	is_due = r->is_call && (!a->last_ns || r->now - a->last_ns >= 2 * interval_ns);
@@ -278,18 +278,28 @@ static __always_inline void forget_report(struct report *r)
 	r->calls ^= zero;
 }
 
+/* Adds it to the report that waits, if it may. */
+static __always_inline bool joins(struct counted *c, const struct report *r)
+{
+	return interval_ns && may_be_wanted(&c->conn, r->owner) && join(c, r);
+}
+
+/* What has not joined another report. */
+static __always_inline bool post_alone(struct counted *c, struct report *r)
+{
+	if (!may_be_wanted(&c->conn, r->owner))
+		return true;
+	forget_report(r);
+	return post_new(c, r);
+}
+
 /*
  * Reports what is new in one direction. With an interval, the first call after a pause goes out at once and what
  * follows waits until the reader collects it; without one each call goes out. False if there was room nowhere.
  */
 static __always_inline bool post(struct counted *c, struct report *r)
 {
-	if ((!r->bytes && !r->calls) || !may_be_wanted(&c->conn, r->owner))
-		return true;
-	if (interval_ns && join(c, r))
-		return true;
-	forget_report(r);
-	return post_new(c, r);
+	return (!r->bytes && !r->calls) || joins(c, r) || post_alone(c, r);
 }
 
 /*

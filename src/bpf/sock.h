@@ -180,6 +180,8 @@ static __always_inline bool is_loopback(const __u8 *addr, __u8 family)
  * peer, need not be known. */
 static __always_inline bool passes(const struct tt_conn *conn, __u64 owner, const bool peer_is_known)
 {
+	if (!filters)
+		return true;
 	if (filter_protocol && conn->protocol != filter_protocol)
 		return false;
 	if (filter_family && shown_family(conn) != filter_family && (peer_is_known || conn->family == 4))
@@ -203,16 +205,13 @@ static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)
 /* What cannot be judged is not dropped: datagrams of a peer that is not known. */
 static __always_inline bool may_be_wanted(const struct tt_conn *conn, __u64 owner)
 {
-	return passes(conn, owner, conn->protocol != IPPROTO_UDP || conn->remote_port);
+	return !filters || passes(conn, owner, conn->protocol != IPPROTO_UDP || conn->remote_port);
 }
 
 /* Who was told of a connection is told of its end, though it may have changed hands or be that of another UDP peer. */
 static __always_inline void note_told(struct sk_state *st, const struct tt_conn *conn)
 {
-	const bool all_alike =
-		!filter_family && !filter_loopback && !filter_cgroup && !filter_port && !filter_pid;
-
-	if (!all_alike && may_be_wanted(conn, st->owner))
+	if (filters && may_be_wanted(conn, st->owner))
 		st->told = 1;
 }
 

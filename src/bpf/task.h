@@ -57,14 +57,14 @@ static __always_inline bool turn_is_taken(enum hook hook, const bool understudy)
 	return false;
 }
 
-/* The current task, with its type. Only where use_task_btf. */
-static __always_inline struct task_struct *typed_task(void)
+/*
+ * The current task, with its type where use_task_btf. Asked for once: processors that guard returns (retbleed) take long for
+ * each call of a helper.
+ */
+static __always_inline struct task_struct *current_task(void)
 {
-	return CAST_IF_CAN(struct task_struct, bpf_get_current_task_btf());
+	return use_task_btf ? bpf_get_current_task_btf() : (struct task_struct *)bpf_get_current_task();
 }
-
-/* Memory that is also seen as something else. */
-typedef __u64 __attribute__((may_alias)) word;
 
 /* The verifier allows no load but of single bytes from an array of them. */
 static __always_inline void put_comm(struct tt_process *p, struct task_struct *leader)
@@ -86,20 +86,18 @@ static __always_inline void put_comm(struct tt_process *p, struct task_struct *l
  * The process as it is now. Id, name and start are the thread-group leader's: threads have names of their own, io_uring's are
  * called iou-wrk-N. User and cgroup are the thread's, and so the process's but for a moment in setuid(2).
  */
-static __always_inline void current_process(struct tt_process *p)
+static __always_inline void put_current(struct tt_process *p, struct task_struct *task)
 {
-	struct task_struct *task, *leader;
+	struct task_struct *leader, *cast;
 
 	if (use_task_btf) {
-		task = typed_task();
-		leader = task->group_leader;
+		cast = CAST_IF_CAN(struct task_struct, task);
+		leader = cast->group_leader;
 		p->start_ns = leader->start_boottime;
-		p->cgroup = task->cgroups->dfl_cgrp->kn->id;
-		p->pid = task->tgid;
-		p->uid = task->cred->uid.val;
+		p->cgroup = cast->cgroups->dfl_cgrp->kn->id;
+		*(word *)&p->pid = pair(task->tgid, cast->cred->uid.val);
 		put_comm(p, leader);
 	} else {
-		task = (struct task_struct *)bpf_get_current_task();
 		leader = BPF_CORE_READ(task, group_leader);
 		p->start_ns = BPF_CORE_READ(leader, start_boottime);
 		p->cgroup = bpf_get_current_cgroup_id();
@@ -107,6 +105,11 @@ static __always_inline void current_process(struct tt_process *p)
 		p->uid = bpf_get_current_uid_gid();
 		BPF_CORE_READ_INTO(&p->comm, leader, comm);
 	}
+}
+
+static __always_inline void current_process(struct tt_process *p)
+{
+	put_current(p, current_task());
 }
 
 /*
@@ -118,11 +121,9 @@ static __always_inline void current_process(struct tt_process *p)
 /* The identity of the kernel, whose threads use sockets too (MPTCP, NFS). io_uring's are user processes. */
 #define THE_KERNEL 8
 
-static __always_inline bool is_kernel_thread(void)
+static __always_inline bool is_kernel_thread(struct task_struct *task)
 {
-	if (use_task_btf)
-		return typed_task()->flags & PF_KTHREAD;
-	return BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), flags) & PF_KTHREAD;
+	return FIELD(use_task_btf, task, flags) & PF_KTHREAD;
 }
 
 static __always_inline __u64 process_passes(const struct tt_process *p)
@@ -148,13 +149,14 @@ static __always_inline __u64 mixed(__u64 word, __u64 secret)
  */
 __noinline __u64 current_identity(void)
 {
-	struct tt_process p = {};
+	struct task_struct *task = current_task();
+	struct tt_process p;
 	const word *w = (const word *)&p;
 	__u64 hash;
 
-	if (is_kernel_thread())
+	if (is_kernel_thread(task))
 		return THE_KERNEL;
-	current_process(&p);
+	put_current(&p, task);
 	hash = mixed(w[0] ^ identity_secret[0], identity_secret[1]) + (w[1] ^ identity_secret[2]);
 	hash = mixed(hash, identity_secret[3]) + (mixed(w[2], identity_secret[4]) ^ w[3]);
 	hash = mixed(hash, identity_secret[5]) ^ w[4];

@@ -220,18 +220,15 @@ static __always_inline bool is_redirected(struct sk_state *st, struct sock *sk)
  * A send has returned `ret` > 0. Runs in the system call, after the lock was released; or where it is still held, also by
  * the kernel for itself (a tunnel, kTLS in an interrupt).
  */
-static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool locked)
+static __always_inline void tcp_sent(struct sock *sk, struct tcp_sock *tp, long ret, const bool locked)
 {
 	struct report r = { .direction = TT_OUT, .calls = 1, .is_call = true };
-	struct tcp_sock *tp = tcp_of(sk);
 	__u64 reported, written;
 	struct sk_state *st;
 	struct acct *out;
 	__u32 write_seq;
 	__u8 state;
 
-	if (!tp)
-		return;
 	st = tcp_state(sk, tp, TT_TCP_SEND);
 	if (!st)
 		return;
@@ -260,6 +257,14 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool l
 		is_redirected(st, sk);
 	read_quality(st, tp);
 	post_up_to(st, &r, written - reported, share_of_call(tp, ret));
+}
+
+static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool locked)
+{
+	struct tcp_sock *tp = tcp_of(sk);
+
+	if (tp)
+		tcp_sent(sk, tp, ret, locked);
 }
 
 /* A receive call has returned `ret`, and was no peek; its bytes were accounted chunk by chunk. */

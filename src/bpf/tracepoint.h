@@ -250,10 +250,15 @@ static __always_inline void udp_call_in(struct sock *sk, int ret, const bool und
 /* Both fire for sockets of every kind. */
 static __always_inline int sent(struct sock *sk, int ret, const bool understudy)
 {
-	if (is_udp(sk, true))
+	struct tcp_sock *tp;
+
+	if (is_udp(sk, true)) {
 		udp_call_out(sk, ret, understudy);
-	else if (ret > 0 && is_tcp(sk, true) && !turn_is_taken(HOOK_TCP_OUT, understudy))
-		tcp_call_out(sk, ret, false);
+		return 0;
+	}
+	tp = ret > 0 ? tcp_of(sk) : NULL;
+	if (tp && !turn_is_taken(HOOK_TCP_OUT, understudy))
+		tcp_sent(sk, tp, ret, false);
 	return 0;
 }
 

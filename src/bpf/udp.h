@@ -213,19 +213,20 @@ static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u3
 	struct counted *c;
 
 	by_current(&r, st);
-	if (direction == TT_OUT && peer->family && peer != &st->sent_to)
-		st->sent_to = *peer;
 	c = udp_flow(st, peer);
 	if (!c) {
 		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
 		return;
 	}
-	if (!interval_ns || !waiting_report(&c->acct[direction]))
-		put_socket(&c->conn, sk, typed);
+	if (direction == TT_OUT && c != &st->c && peer->family && peer != &st->sent_to)
+		st->sent_to = *peer;
 	add_u64(&c->acct[direction].total, bytes);
 	add_u64(&c->acct[direction].packets, packets);
-	if (!post(c, &r))
-		count_storage_loss(transfer_kind(&c->conn, direction));
+	if (!joins(c, &r)) {
+		put_socket(&c->conn, sk, typed);
+		if (!post_alone(c, &r))
+			count_storage_loss(transfer_kind(&c->conn, direction));
+	}
 	note_told(st, &c->conn);
 }
 

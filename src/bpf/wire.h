@@ -143,13 +143,13 @@ struct tt_bank {
 struct tt_control {
 	__u32 reader; /* enum tt_reader */
 	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
-	__u8 pad[56]; /* the two words above are read at every call, and rarely written */
+	__u64 zero; /* always; see forget_peer() */
+	__u8 pad[48]; /* the words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */
 	__u64 states_aside; /* state records that found no room in the ring, and wait in a slot or are lost */
 	__u64 reports_aside; /* the same of transfers */
-	__u64 zero;	     /* always; see forget_peer() */
-	__u64 rest[1];
+	__u64 rest[2];
 };
 
 enum tt_reader {

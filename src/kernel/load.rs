@@ -6,7 +6,7 @@ use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use super::{Quiet, in_words};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
-use crate::config::{Config, DEFAULT_FLOWS};
+use crate::config::{Config, DEFAULT_FLOWS, Filter};
 use crate::host;
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
@@ -140,6 +140,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.interval_ns = config.interval_ns();
         rodata.bank_slots = bank_slots;
         rodata.common_slots = flows;
+        rodata.filters = config.filter != Filter::default();
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
         rodata.filter_protocol = match config.filter.protocol {
