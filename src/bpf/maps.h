@@ -105,7 +105,8 @@ struct sk_state {
 	};
 	__u8 told;   /* something of it passed the filter */
 	__u8 begins; /* UDP: the latest send began a datagram, and so nothing waited before it (tracepoints) */
-	struct peer sent_to; /* UDP: where the latest datagram went or will go, if not to the first peer at once */
+	/* UDP: where the latest datagram went or will go, unless it went to the first peer and never waited. */
+	struct peer sent_to;
 };
 
 /*

@@ -143,7 +143,7 @@ struct tt_bank {
 struct tt_control {
 	__u32 reader; /* enum tt_reader */
 	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
-	__u64 zero; /* always; see forget_peer() */
+	__u64 zero;  /* always; see forget_peer() */
 	__u8 pad[48]; /* the words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */

@@ -5,7 +5,8 @@
 
 use crate::harness::{builder, is_slow};
 use crate::net::{
-    Child, checked, connect, enter_own_network, hear, recv, run, send, sockaddr, socket, tcp_pair, tell,
+    Cgroup, Child, checked, connect, enter_own_network, hear, recv, run, send, sockaddr, socket, tcp_pair,
+    tell,
 };
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -191,7 +192,13 @@ struct Tracer(Child);
 
 impl Tracer {
     fn start(builder: LinuxCollectorBuilder) -> Self {
+        Self::start_where(builder, || ())
+    }
+
+    /// In surroundings that it makes for itself first.
+    fn start_where(builder: LinuxCollectorBuilder, enter: impl FnOnce()) -> Self {
         let mut child = Child::fork(|parent| {
+            enter();
             let (_collector, events) = builder.spawn().unwrap();
             tell(parent, 1);
             events.for_each(drop);
@@ -249,6 +256,77 @@ fn a_tracer_that_is_killed_changes_no_outcome() {
             tracers[0].signal(libc::SIGKILL);
         };
         harms_nobody(AS_IT_IS, &[Tracer::start(builder())], killed, &alone);
+    }
+}
+
+/// A cgroup that limits memory: of version 2, or where another hierarchy has that controller of version 1.
+struct MemoryCgroup {
+    path: String,
+    files: [&'static str; 2],
+}
+
+impl MemoryCgroup {
+    fn new() -> Self {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let mount = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|mount| mount[2] == "cgroup" && mount[3].split(',').any(|option| option == "memory"));
+        let (root, files) = match mount {
+            Some(mount) => (mount[1].to_owned(), ["memory.limit_in_bytes", "memory.usage_in_bytes"]),
+            None => {
+                let root = Cgroup::root();
+                std::fs::write(format!("{root}/cgroup.subtree_control"), "+memory").unwrap();
+                (root, ["memory.max", "memory.current"])
+            }
+        };
+        let path = format!("{root}/tcptop-memory-{}", std::process::id());
+        std::fs::create_dir(&path).unwrap();
+        Self { path, files }
+    }
+
+    fn enter(&self) {
+        std::fs::write(format!("{}/cgroup.procs", self.path), "0").unwrap();
+        if self.files[0] == "memory.max" {
+            // Version 2 ends processes to get below a lower limit.
+            std::fs::write("/proc/self/oom_score_adj", "-1000").unwrap();
+        }
+    }
+
+    fn read(&self, file: &str) -> u64 {
+        std::fs::read_to_string(format!("{}/{file}", self.path)).unwrap().trim().parse().unwrap()
+    }
+
+    /// Lowers the limit to what is used. One below it, which version 1 then refuses, makes the kernel first take back what
+    /// processors have laid in.
+    fn fill(&self) {
+        let [limit, usage] = self.files;
+        for below in [1 << 20, 0] {
+            let bytes = (self.read(usage) - below).to_string();
+            drop(std::fs::write(format!("{}/{limit}", self.path), bytes));
+        }
+        assert!(self.read(usage) + (1 << 16) > self.read(limit), "there is room left");
+    }
+}
+
+impl Drop for MemoryCgroup {
+    /// When the tracer in it has ended.
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.path));
+    }
+}
+
+/// Nothing that a socket needs of a tracer is allocated when it is needed. (The tracer is frozen, for it would need memory
+/// itself.)
+#[test]
+fn a_tracer_whose_memory_is_full_changes_no_outcome() {
+    let alone = outcomes(AS_IT_IS, || ());
+    for builder in [builder(), builder().granularity(Granularity::PerCall)] {
+        let memory = MemoryCgroup::new();
+        let tracer = Tracer::start_where(builder, || memory.enter());
+        tracer.signal(libc::SIGSTOP);
+        memory.fill();
+        harms_nobody(AS_IT_IS, &[tracer], |_| (), &alone);
     }
 }
 

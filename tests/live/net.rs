@@ -127,7 +127,8 @@ impl Cgroup {
         Self(path)
     }
 
-    fn root() -> String {
+    /// Where the hierarchy is mounted.
+    pub(crate) fn root() -> String {
         let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
         let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("cgroup2");
         mount.split(' ').nth(1).unwrap().to_owned()
