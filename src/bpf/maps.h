@@ -12,6 +12,7 @@
 const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
 const volatile __u32 bank_slots = 24576;   /* in each of the two banks */
 const volatile __u32 common_slots = 16384; /* of these, for what is no end of a connection */
+const volatile __u32 cookie_mask = 16383;  /* the bits that cached_states is indexed by */
 const volatile bool filters = false;	   /* any of these is set */
 const volatile __u32 filter_pid = 0;
 const volatile __u16 filter_port = 0;
@@ -64,7 +65,7 @@ struct peer {
 };
 
 /*
- * The state of one socket. It is made on the stack: with eight bytes more Linux 5.10 refuses to load the programs for UDP.
+ * The state of one socket.
  * Of UDP: its conn and accounts with its first peer, owner, address, waiting, corked, strangers, noted, end, told and sent_to.
  */
 struct sk_state {
@@ -110,21 +111,53 @@ struct sk_state {
 };
 
 /*
- * Address of a socket -> its state. Made by the hook that first sees the socket, deleted when the socket is destroyed. If
- * the destruction goes past the programs the state stays, and is found out when the kernel uses the address again: see
- * is_of_another().
+ * Address of a socket -> the number of its state. Made by the hook that first sees the socket, deleted when the socket is
+ * destroyed. If the destruction goes past the programs the state stays, and is found out when the kernel uses the address
+ * again: see is_of_another().
  *
  * Not socket storage, which the kernel would free by itself: it is charged to the traced program (net.core.optmem_max,
  * its memory cgroup), whose own calls could then fail, and copied to accepted sockets it could make the kernel drop
  * them (sk_clone_lock()). All of this map is allocated at the start. Full: the events of further sockets are counted as lost.
- * Sized by max_sockets.
+ * Sized by max_sockets, as are the next three.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
-	__type(value, struct sk_state);
+	__type(value, __u32);
 } sockets SEC(".maps");
+
+struct state_entry {
+	struct sk_state st; /* first, for the verifier allows no arithmetic with what may be NULL */
+	__u64 cookie;	    /* of the socket, once cached_states has led here; 0: not yet */
+	__u64 claims;	    /* see unused_state() */
+};
+
+/* Number -> state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct state_entry);
+} states SEC(".maps");
+
+/* The numbers of states whose sockets are gone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_STACK);
+	__uint(max_entries, 16384);
+	__type(value, __u32);
+} free_states SEC(".maps");
+
+/*
+ * Last bits of a socket's cookie -> the number of a state, perhaps of its own. The verifier makes a few instructions of a look-up
+ * in an array; one in a hash is three calls. No cookie is given out twice, so the entry tells whether it is the right one.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, __u32);
+} cached_states SEC(".maps");
 
 /* Where a socket listens. An address of zeros is any address. */
 struct listen_key {
@@ -243,9 +276,6 @@ struct {
 	__type(key, __u32);
 	__array(values, struct small_map);
 } barrier SEC(".maps");
-
-/* Source for map updates: too large for the stack. */
-static const struct sk_state no_state;
 
 /* Atomic, for a program may interrupt another one. */
 static __always_inline void count_ring_loss(__u32 kind)

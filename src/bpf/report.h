@@ -5,9 +5,7 @@
 
 #include "sock.h"
 
-/* How many slots to try: two CPUs may meet in one. */
-#define CLAIMS_AT_MOST 3
-#define NO_SLOT	       (~0U) /* more than there are */
+#define NO_SLOT (~0U) /* more than there are */
 
 /*
  * A wake-up costs more than everything else here together, so there is one only when the reader sleeps; one that is awake

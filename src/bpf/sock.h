@@ -5,6 +5,10 @@
 
 #include "task.h"
 
+/* How many places to try where two CPUs may meet in one. */
+#define CLAIMS_AT_MOST 3
+#define NO_STATE       (~0U) /* more than there are */
+
 /* Unique for the run where the kernel has no cookie to give: the time, and the CPU against two at once. */
 static __always_inline __u64 own_id(void)
 {
@@ -45,37 +49,146 @@ static __always_inline struct tcp_sock *tcp_of(struct sock *sk)
 	return CAST_IF_CAN(struct tcp_sock, sk);
 }
 
+static __always_inline struct state_entry *entry_at(__u32 number)
+{
+	return bpf_map_lookup_elem(&states, &number);
+}
+
+/* The entry of a socket in `states`, and its number, if it has one. */
+static __noinline struct state_entry *entry_of(__u64 address, __u32 *number)
+{
+	__u32 *found = bpf_map_lookup_elem(&sockets, &address);
+
+	if (!found)
+		return NULL;
+	*number = *found;
+	return entry_at(*found);
+}
+
 /* The state of a socket if it has one. */
 static __always_inline struct sk_state *state_peek(void *sk)
 {
-	__u64 key = (__u64)sk;
+	__u32 number;
+	struct state_entry *entry = entry_of((__u64)sk, &number);
 
-	return bpf_map_lookup_elem(&sockets, &key);
+	return entry ? &entry->st : NULL;
+}
+
+static __noinline struct sk_state *state_to_cache(__u64 address, __u64 cookie, __u32 *cached)
+{
+	__u32 number;
+	struct state_entry *entry = entry_of(address, &number);
+
+	if (!entry)
+		return NULL;
+	entry->cookie = cookie;
+	*cached = number;
+	return &entry->st;
+}
+
+/* The state of a socket with this cookie, or without one (0), if it has one. */
+static __always_inline struct sk_state *state_of(void *sk, __u64 cookie)
+{
+	struct state_entry *entry;
+	__u32 bits = cookie & cookie_mask, *cached;
+
+	if (!use_cookie || !cookie)
+		return state_peek(sk);
+	cached = bpf_map_lookup_elem(&cached_states, &bits);
+	if (!cached)
+		return NULL;
+	entry = entry_at(*cached);
+	if (entry && entry->cookie == cookie)
+		return &entry->st;
+	return state_to_cache((__u64)sk, cookie, cached);
+}
+
+static __always_inline struct sk_state *state_of_typed(struct sock *sk)
+{
+	return state_of(sk, use_cookie ? sk->__sk_common.skc_cookie.counter : 0);
+}
+
+static __always_inline void give_back_state(struct state_entry *entry, __u32 number)
+{
+	entry->cookie = 0;
+	bpf_map_push_elem(&free_states, &number, BPF_ANY);
 }
 
 /*
- * Makes the state of a socket, with something in it, if it has none; NULL if there is no room. If another CPU makes the same
- * one meanwhile it is as that one made it.
+ * The number of a state that is nobody's: of one that was given back, or else the next one that was never used. Of these two CPUs
+ * may find the same one: see claim_number().
  */
-static __always_inline struct sk_state *state_make(void *sk, const struct sk_state *fresh)
+__noinline __u32 unused_state(void)
 {
-	__u64 key = (__u64)sk;
+	volatile __u32 *used = &control.states_used;
+	struct state_entry *entry;
+	__u32 number;
 
-	bpf_map_update_elem(&sockets, &key, fresh, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&sockets, &key);
+	if (!bpf_map_pop_elem(&free_states, &number))
+		return number;
+#pragma unroll
+	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
+		number = *used;
+		entry = entry_at(number);
+		if (!entry)
+			break;
+		__sync_fetch_and_add(used, 1);
+		__sync_fetch_and_add(&entry->claims, 1);
+		if (*(volatile __u64 *)&entry->claims == 1)
+			return number;
+	}
+	return NO_STATE;
 }
 
-/* The same, made with nothing in it. */
+/* A state for a socket that has none, all zero, and its number; NULL if there is no room. It is the socket's when it is
+ * published. */
+static __noinline struct sk_state *state_new(__u32 *number)
+{
+	struct state_entry *entry;
+
+	*number = unused_state();
+	entry = entry_at(*number);
+	if (!entry)
+		return NULL;
+	entry->cookie = 0;
+	__builtin_memset(&entry->st, 0, sizeof(entry->st));
+	return &entry->st;
+}
+
+/* Makes it the state of this socket, and returns that: another one if another CPU has meanwhile published it. */
+static __noinline struct sk_state *state_publish(void *sk, __u32 number)
+{
+	__u64 address = (__u64)sk;
+	struct state_entry *entry;
+
+	if (bpf_map_update_elem(&sockets, &address, &number, BPF_NOEXIST)) {
+		entry = entry_at(number);
+		if (entry)
+			give_back_state(entry, number);
+	}
+	return state_peek(sk);
+}
+
+/* The state of a socket, made with nothing in it if there is none. */
 static __always_inline struct sk_state *state_get(void *sk)
 {
-	return state_peek(sk) ?: state_make(sk, &no_state);
+	struct sk_state *st = state_peek(sk);
+	__u32 number;
+
+	if (st)
+		return st;
+	return state_new(&number) ? state_publish(sk, number) : NULL;
 }
 
-static __always_inline void state_forget(void *sk)
+static __noinline void state_forget(void *sk)
 {
-	__u64 key = (__u64)sk;
+	__u64 address = (__u64)sk;
+	__u32 number;
+	struct state_entry *entry = entry_of(address, &number);
 
-	bpf_map_delete_elem(&sockets, &key);
+	/* Of two that are here at once only one can. */
+	if (entry && !bpf_map_delete_elem(&sockets, &address))
+		give_back_state(entry, number);
 }
 
 /*

@@ -49,18 +49,21 @@ static __always_inline void conceive(struct sk_state *st, struct sock *sk)
  */
 static __noinline struct sk_state *tcp_first_sight(struct sock *sk, struct tcp_sock *tp)
 {
-	struct sk_state fresh = {};
+	__u32 number;
+	struct sk_state *fresh = state_new(&number);
 
-	put_identity(&fresh.c.conn, sk, IPPROTO_TCP, true);
-	read_key(&fresh.c.conn, sk, tp);
+	if (!fresh)
+		return NULL;
+	put_identity(&fresh->c.conn, sk, IPPROTO_TCP, true);
+	read_key(&fresh->c.conn, sk, tp);
 	state_forget(sk);
-	return state_make(sk, &fresh);
+	return state_publish(sk, number);
 }
 
 /* The state of a TCP socket, made and filled at first sight. */
 static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_sock *tp, __u32 kind)
 {
-	struct sk_state *st = state_peek(sk);
+	struct sk_state *st = state_of_typed(sk);
 
 	if (!st || is_of_another(st, sk))
 		st = tcp_first_sight(sk, tp);
@@ -271,7 +274,7 @@ static __always_inline void tcp_call_out(struct sock *sk, long ret, const bool l
 static __always_inline void tcp_call_in(struct sock *sk, long ret)
 {
 	struct report r = { .direction = TT_IN, .calls = 1, .is_call = true };
-	struct sk_state *st = state_peek(sk);
+	struct sk_state *st = state_of_typed(sk);
 	struct tcp_sock *tp;
 	struct acct *in;
 	bool is_news;

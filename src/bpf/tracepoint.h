@@ -48,7 +48,7 @@ static __always_inline void note_peer(struct bpf_sock_addr *ctx, __u32 kind, con
 	/* A send on a connected socket with a control message of IP comes here, too. It names nobody. */
 	if (!ctx->sk || (kind == TT_UDP_SEND && !ctx->user_port))
 		return;
-	st = state_peek(ctx->sk);
+	st = state_of(ctx->sk, note.socket);
 	if (st)
 		st->noted = 1;
 	/*
@@ -112,9 +112,9 @@ static __always_inline bool has_datagrams(struct sock *sk)
  */
 static __always_inline void note_strangers(struct bpf_sock_addr *ctx)
 {
-	struct sk_state fresh = {};
 	struct sk_state *st;
 	struct sock *sk;
+	__u32 number;
 
 	if (!ctx->sk)
 		return;
@@ -125,9 +125,12 @@ static __always_inline void note_strangers(struct bpf_sock_addr *ctx)
 	if (!st) {
 		if (!has_datagrams(sk))
 			return;
-		put_kind(&fresh.c.conn, sk, IPPROTO_UDP, true);
-		fresh.c.conn.socket = bpf_get_socket_cookie(ctx);
-		st = state_make(sk, &fresh);
+		st = state_new(&number);
+		if (st) {
+			put_kind(&st->c.conn, sk, IPPROTO_UDP, true);
+			st->c.conn.socket = bpf_get_socket_cookie(ctx);
+			st = state_publish(sk, number);
+		}
 	}
 	if (st)
 		st->strangers = 1;

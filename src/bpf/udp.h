@@ -106,22 +106,27 @@ static __always_inline void put_peer(struct tt_conn *conn, const struct peer *pe
 	__builtin_memcpy(conn->remote_addr, peer->addr, 16);
 }
 
-/*
- * Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. Like all that is rare, it is
- * out of the way: in the cache of instructions, and because two states do not fit on the stack.
- */
-static __noinline struct sk_state *udp_begin(struct sock *sk, __u32 kind, const struct peer *peer,
-					     const bool typed)
+/* Makes the state of a UDP socket, with its first peer in it: so all CPUs agree which one that is. */
+static __noinline struct sk_state *udp_begin(struct sock *sk, const struct peer *peer, const bool typed)
 {
-	struct sk_state fresh = {};
-	struct tt_conn *conn = &fresh.c.conn;
 	struct sk_state *st;
+	__u32 number;
 
-	if (!is_udp(sk, typed))
+	st = state_new(&number);
+	if (!st)
 		return NULL;
-	put_identity(conn, sk, IPPROTO_UDP, typed);
-	put_peer(conn, peer);
-	st = state_make(sk, &fresh);
+	put_identity(&st->c.conn, sk, IPPROTO_UDP, typed);
+	put_peer(&st->c.conn, peer);
+	return state_publish(sk, number);
+}
+
+/* `st` is the state of the socket if it has one, else it is made; NULL if it is none of UDP, or there is no room. */
+static __always_inline struct sk_state *udp_state(struct sk_state *st, struct sock *sk, __u32 kind,
+						  const struct peer *peer, const bool typed)
+{
+	if (st || !is_udp(sk, typed))
+		return st;
+	st = udp_begin(sk, peer, typed);
 	if (!st)
 		count_storage_loss(kind);
 	return st;
@@ -188,7 +193,7 @@ static __always_inline struct counted *udp_flow(struct sk_state *st, const struc
  */
 static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typed)
 {
-	struct sk_state *st = state_peek(sk);
+	struct sk_state *st = typed ? state_of_typed(sk) : state_peek(sk);
 
 	if (!st)
 		return NULL;
@@ -234,8 +239,7 @@ static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u3
 static __always_inline void udp_bytes(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
 				      __u32 packets, const struct peer *peer, const bool typed)
 {
-	if (!st)
-		st = udp_begin(sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
+	st = udp_state(st, sk, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV, peer, typed);
 	if (st)
 		udp_count(sk, st, direction, bytes, packets, peer, typed);
 }
@@ -374,8 +378,7 @@ static __always_inline void udp_sent(struct sock *sk, struct sk_state *st, int r
 		return;
 	put_route(peer, sk, true);
 	forget_peer(peer);
-	if (!st)
-		st = udp_begin(sk, TT_UDP_SEND, peer, true);
+	st = udp_state(st, sk, TT_UDP_SEND, peer, true);
 	if (!st)
 		return;
 	if (UDP(sk, pending) | st->waiting | st->corked)

@@ -144,7 +144,8 @@ struct tt_control {
 	__u32 reader; /* enum tt_reader */
 	__u32 epoch; /* from 1; grows by one when the reader takes what waits. Its parity is the bank in use */
 	__u64 zero;  /* always; see forget_peer() */
-	__u8 pad[48]; /* the words above are read at every call, and rarely written */
+	__u32 states_used; /* states that were ever used: the first so many */
+	__u8 pad[44];	   /* the words above are read at every call, and rarely written */
 	struct tt_bank bank[2];
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */
 	__u64 states_aside; /* state records that found no room in the ring, and wait in a slot or are lost */

@@ -140,6 +140,7 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
         rodata.interval_ns = config.interval_ns();
         rodata.bank_slots = bank_slots;
         rodata.common_slots = flows;
+        rodata.cookie_mask = sockets.next_power_of_two() - 1;
         rodata.filters = config.filter != Filter::default();
         rodata.filter_pid = config.filter.pid.unwrap_or(0);
         rodata.filter_port = config.filter.port.unwrap_or(0);
@@ -173,6 +174,9 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
     open.maps.udp_flows.set_max_entries(flows)?;
     open.maps.slots.set_max_entries(bank_slots.saturating_mul(2))?;
     open.maps.sockets.set_max_entries(sockets)?;
+    open.maps.states.set_max_entries(sockets)?;
+    open.maps.free_states.set_max_entries(sockets)?;
+    open.maps.cached_states.set_max_entries(sockets.next_power_of_two())?;
     open.maps.thread_turns.set_autocreate(plan.calls_run_twice)?;
     open.maps.thread_turns.set_max_entries(threads)?;
     open.maps.noted_peers.set_max_entries(threads)?;
