@@ -129,7 +129,7 @@ struct {
 
 struct state_entry {
 	struct sk_state st; /* first, for the verifier allows no arithmetic with what may be NULL */
-	__u64 cookie;	    /* of the socket, once cached_states has led here; 0: not yet */
+	__u64 cookie;	    /* of the socket, once it is in cached_states; else 0 */
 	__u64 claims;	    /* see unused_state() */
 };
 
@@ -149,8 +149,8 @@ struct {
 } free_states SEC(".maps");
 
 /*
- * Last bits of a socket's cookie -> the number of a state, perhaps of its own. The verifier makes a few instructions of a look-up
- * in an array; one in a hash is three calls. No cookie is given out twice, so the entry tells whether it is the right one.
+ * Last bits of a socket's cookie -> the number of a state. No cookie is given out twice, so the entry tells whether it is that of
+ * this socket. The verifier turns a look-up in an array into a few instructions; one in a hash stays a chain of calls.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -54,7 +54,7 @@ static __always_inline struct state_entry *entry_at(__u32 number)
 	return bpf_map_lookup_elem(&states, &number);
 }
 
-/* The entry of a socket in `states`, and its number, if it has one. */
+/* The entry of a socket, and its number, if it has one. */
 static __noinline struct state_entry *entry_of(__u64 address, __u32 *number)
 {
 	__u32 *found = bpf_map_lookup_elem(&sockets, &address);
@@ -74,6 +74,7 @@ static __always_inline struct sk_state *state_peek(void *sk)
 	return entry ? &entry->st : NULL;
 }
 
+/* The same of a socket whose cookie is not cached. From now on it is, if the state is not that of an earlier socket. */
 static __noinline struct sk_state *state_to_cache(__u64 address, __u64 cookie, __u32 *cached)
 {
 	__u32 number;
@@ -81,12 +82,14 @@ static __noinline struct sk_state *state_to_cache(__u64 address, __u64 cookie, _
 
 	if (!entry)
 		return NULL;
-	entry->cookie = cookie;
-	*cached = number;
+	if (entry->st.c.conn.socket == cookie) {
+		entry->cookie = cookie;
+		*cached = number;
+	}
 	return &entry->st;
 }
 
-/* The state of a socket with this cookie, or without one (0), if it has one. */
+/* The same, by cookie; 0 where the socket has none yet. */
 static __always_inline struct sk_state *state_of(void *sk, __u64 cookie)
 {
 	struct state_entry *entry;
@@ -115,8 +118,8 @@ static __always_inline void give_back_state(struct state_entry *entry, __u32 num
 }
 
 /*
- * The number of a state that is nobody's: of one that was given back, or else the next one that was never used. Of these two CPUs
- * may find the same one: see claim_number().
+ * The number of a state that is nobody's: of one that was given back, or else the next one that was never used. Two CPUs that
+ * find the same one of these at once may leave it unused for good: see claim_number().
  */
 __noinline __u32 unused_state(void)
 {

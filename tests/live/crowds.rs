@@ -2,7 +2,8 @@
 //! What an unprivileged program can make many of.
 
 use crate::harness::{Answer, Trace, answer, builder};
-use crate::net::{Child, hear, set_option, sockaddr, socket_of, tell};
+use crate::net::{Child, cookie, hear, set_option, sockaddr, socket_of, tell};
+use crate::udp::bound;
 use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -92,5 +93,29 @@ fn sockets_that_share_a_port_by_the_thousands_are_found_and_end() {
     for mut crowd in crowds {
         crowd.tell(1);
         crowd.wait();
+    }
+}
+
+/// Sockets whose cookies end in the same bits share a place in the programs' cache. Each keeps its own account.
+#[test]
+fn sockets_whose_cookies_end_alike_count_their_own() {
+    const STATES: u64 = 1024;
+    let mut trace = Trace::with(builder().max_sockets(STATES as usize));
+    let (receiver, r) = bound("127.0.0.1:0");
+    let (first, f) = bound("127.0.0.1:0");
+    let (second, s) = (0..100_000)
+        .map(|_| bound("127.0.0.1:0"))
+        .find(|(socket, _)| cookie(socket) % STATES == cookie(&first) % STATES)
+        .unwrap();
+    for _ in 0..100 {
+        for (sender, size) in [(&first, 10), (&second, 20)] {
+            sender.connect(("127.0.0.1", r)).unwrap();
+            assert_eq!(sender.send(&[1; 20][..size]).unwrap(), size);
+            assert_eq!(receiver.recv(&mut [0; 100]).unwrap(), size);
+        }
+    }
+    for (port, bytes) in [(f, 1000), (s, 2000)] {
+        let row = trace.udp(port, r, 0, bytes);
+        assert_eq!((row.packets_out, row.is_closed), (100, false));
     }
 }
