@@ -2,10 +2,9 @@
 //! What an unprivileged program can make many of.
 
 use crate::harness::{Answer, Trace, answer, builder};
-use crate::net::{Child, cookie, hear, set_option, sockaddr, socket_of, tell};
-use crate::udp::bound;
+use crate::net::{Child, connect, cookie, hear, recv, send, set_option, sockaddr, socket, socket_of, tell};
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tcptop::{ConnectionRecord, Feature, NetworkCollector, Protocol, Visibility};
@@ -101,21 +100,30 @@ fn sockets_that_share_a_port_by_the_thousands_are_found_and_end() {
 fn sockets_whose_cookies_end_alike_count_their_own() {
     const STATES: u64 = 1024;
     let mut trace = Trace::with(builder().max_sockets(STATES as usize));
-    let (receiver, r) = bound("127.0.0.1:0");
-    let (first, f) = bound("127.0.0.1:0");
-    let (second, s) = (0..100_000)
-        .map(|_| bound("127.0.0.1:0"))
-        .find(|(socket, _)| cookie(socket) % STATES == cookie(&first) % STATES)
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let first = socket(libc::AF_INET, libc::SOCK_STREAM);
+    let second = (0..100_000)
+        .map(|_| socket(libc::AF_INET, libc::SOCK_STREAM))
+        .find(|other| cookie(other) % STATES == cookie(&first) % STATES)
         .unwrap();
+    let servers = [&first, &second].map(|client| {
+        assert_eq!(connect(client, &sockaddr([127, 0, 0, 1], port)), 0);
+        listener.accept().unwrap()
+    });
     for _ in 0..100 {
-        for (sender, size) in [(&first, 10), (&second, 20)] {
-            sender.connect(("127.0.0.1", r)).unwrap();
-            assert_eq!(sender.send(&[1; 20][..size]).unwrap(), size);
-            assert_eq!(receiver.recv(&mut [0; 100]).unwrap(), size);
+        for (client, (server, size)) in
+            [&first, &second].into_iter().zip(servers.iter().map(|(s, _)| s).zip([10, 20]))
+        {
+            assert_eq!(send(client, &vec![1; size], 0), size as isize);
+            assert_eq!(recv(server, size, libc::MSG_WAITALL), size as isize);
+            assert_eq!(send(server, &[1; 5], 0), 5);
+            assert_eq!(recv(client, 5, libc::MSG_WAITALL), 5);
         }
     }
-    for (port, bytes) in [(f, 1000), (s, 2000)] {
-        let row = trace.udp(port, r, 0, bytes);
-        assert_eq!((row.packets_out, row.is_closed), (100, false));
+    for ((_, client), bytes) in servers.iter().zip([1000, 2000]) {
+        let moved = |row: &&ConnectionRecord| (row.bytes_out, row.bytes_in) == (bytes, 500);
+        let row = trace.until("all that was moved", |t| t.tcp(client.port(), port).filter(moved).cloned());
+        assert!(!row.is_partial && !row.is_closed, "{row:?}");
     }
 }
