@@ -159,6 +159,14 @@ struct {
 	__type(value, __u32);
 } cached_states SEC(".maps");
 
+/* Addresses from which a CPU is just taking an earlier socket's state: see state_forget_stale(). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u32);
+} stale_addresses SEC(".maps");
+
 /* Where a socket listens. An address of zeros is any address. */
 struct listen_key {
 	__u8 addr[16];

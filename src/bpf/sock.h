@@ -183,15 +183,33 @@ static __always_inline struct sk_state *state_get(void *sk)
 	return state_new(&number) ? state_publish(sk, number) : NULL;
 }
 
+/* The socket is destroyed, and so nobody else is here for it. */
 static __noinline void state_forget(void *sk)
 {
 	__u64 address = (__u64)sk;
 	__u32 number;
 	struct state_entry *entry = entry_of(address, &number);
 
-	/* Of two that are here at once only one can. */
 	if (entry && !bpf_map_delete_elem(&sockets, &address))
 		give_back_state(entry, number);
+}
+
+/*
+ * The state at this address is that of an earlier socket with this id. Several CPUs may find that out at once, and one of them
+ * may make the next state meanwhile. So one at a time looks again, and no state is given back twice.
+ */
+static __noinline void state_forget_stale(void *sk, __u64 socket)
+{
+	__u64 address = (__u64)sk;
+	struct state_entry *entry;
+	__u32 number = 0;
+
+	if (bpf_map_update_elem(&stale_addresses, &address, &number, BPF_NOEXIST))
+		return;
+	entry = entry_of(address, &number);
+	if (entry && entry->st.c.conn.socket == socket && !bpf_map_delete_elem(&sockets, &address))
+		give_back_state(entry, number);
+	bpf_map_delete_elem(&stale_addresses, &address);
 }
 
 /*

@@ -47,7 +47,8 @@ static __always_inline void conceive(struct sk_state *st, struct sock *sk)
  * The state of a TCP socket at first sight, or when the kernel has used the address of one again whose end was not seen:
  * all at once, because two CPUs may be here. Rare, and so out of the way.
  */
-static __noinline struct sk_state *tcp_first_sight(struct sock *sk, struct tcp_sock *tp)
+static __noinline struct sk_state *tcp_first_sight(struct sock *sk, struct tcp_sock *tp,
+						   struct sk_state *stale)
 {
 	__u32 number;
 	struct sk_state *fresh = state_new(&number);
@@ -56,7 +57,8 @@ static __noinline struct sk_state *tcp_first_sight(struct sock *sk, struct tcp_s
 		return NULL;
 	put_identity(&fresh->c.conn, sk, IPPROTO_TCP, true);
 	read_key(&fresh->c.conn, sk, tp);
-	state_forget(sk);
+	if (stale)
+		state_forget_stale(sk, stale->c.conn.socket);
 	return state_publish(sk, number);
 }
 
@@ -66,8 +68,9 @@ static __always_inline struct sk_state *tcp_state(struct sock *sk, struct tcp_so
 	struct sk_state *st = state_of_typed(sk);
 
 	if (!st || is_of_another(st, sk))
-		st = tcp_first_sight(sk, tp);
-	if (!st) {
+		st = tcp_first_sight(sk, tp, st);
+	/* Another CPU may be about to take the earlier one away: then it is too soon. */
+	if (!st || is_of_another(st, sk)) {
 		count_storage_loss(kind);
 		return NULL;
 	}

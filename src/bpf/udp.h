@@ -127,9 +127,10 @@ static __always_inline struct sk_state *udp_state(struct sk_state *st, struct so
 	if (st || !is_udp(sk, typed))
 		return st;
 	st = udp_begin(sk, peer, typed);
-	if (!st)
-		count_storage_loss(kind);
-	return st;
+	if (st && !(typed && is_of_another(st, sk)))
+		return st;
+	count_storage_loss(kind);
+	return NULL;
 }
 
 /*
@@ -206,7 +207,7 @@ static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typ
 			return st;
 		}
 	}
-	state_forget(sk);
+	state_forget_stale(sk, st->c.conn.socket);
 	return NULL;
 }
 
