@@ -17,7 +17,7 @@ static __always_inline struct sk_state *kprobe_state(struct sock *sk, __u32 kind
 
 	if (st || !is_tcp(sk, false))
 		return st;
-	st = state_get(sk);
+	st = state_make(sk);
 	if (!st)
 		count_storage_loss(kind);
 	return st;

@@ -108,7 +108,7 @@ static __always_inline struct sk_state *state_of(void *sk, __u64 cookie)
 
 static __always_inline struct sk_state *state_of_typed(struct sock *sk)
 {
-	return state_of(sk, use_cookie ? sk->__sk_common.skc_cookie.counter : 0);
+	return state_of(sk, sk->__sk_common.skc_cookie.counter);
 }
 
 static __always_inline void give_back_state(struct state_entry *entry, __u32 number)
@@ -172,15 +172,18 @@ static __noinline struct sk_state *state_publish(void *sk, __u32 number)
 	return state_peek(sk);
 }
 
-/* The state of a socket, made with nothing in it if there is none. */
-static __always_inline struct sk_state *state_get(void *sk)
+/* Makes the state of a socket that has none, with nothing in it; NULL if there is no room. */
+static __always_inline struct sk_state *state_make(void *sk)
 {
-	struct sk_state *st = state_peek(sk);
 	__u32 number;
 
-	if (st)
-		return st;
 	return state_new(&number) ? state_publish(sk, number) : NULL;
+}
+
+/* The state of a socket, made if there is none. */
+static __always_inline struct sk_state *state_get(void *sk)
+{
+	return state_peek(sk) ?: state_make(sk);
 }
 
 /* The socket is destroyed, and so nobody else is here for it. */
