@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, EventKind, Events, Feature,
-    Granularity, LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol, StateChange,
-    Stats, Transfer, Visibility,
+    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol,
+    StateChange, Stats, Transfer, Visibility,
 };
 
 /// Generous: guests without hardware virtualization are slow.
@@ -102,6 +102,8 @@ pub(crate) struct Trace {
     taken: u64,
     /// Where it is parked afterwards, if other tests may have it.
     shared: Option<Shared>,
+    /// When this test got it, if others may have had it before: what is older, and still on its way, is theirs.
+    since: KernelTime,
     audit: Audit,
     pub(crate) seen: Vec<CollectorEvent>,
     pub(crate) table: ConnectionTable,
@@ -130,6 +132,7 @@ impl Trace {
         let stale = events.try_iter().filter(|event| event.kind().is_some()).count() as u64;
         let mut trace = Self::of((collector, events, taken + stale));
         trace.shared = Some(shared);
+        trace.since = KernelTime::now();
         trace
     }
 
@@ -151,7 +154,9 @@ impl Trace {
     fn of((collector, events, taken): Running) -> Self {
         let table = ConnectionTable::new().linger(Duration::MAX).max_connections(1 << 20);
         let audit = Audit::since(Stats::default());
-        let mut trace = Self { collector, events, taken, shared: None, audit, seen: Vec::new(), table };
+        let since = KernelTime::default();
+        let mut trace =
+            Self { collector, events, taken, shared: None, since, audit, seen: Vec::new(), table };
         trace.audit = Audit::since(trace.counters());
         trace
     }
@@ -170,6 +175,9 @@ impl Trace {
 
     fn take(&mut self, event: CollectorEvent) {
         self.taken += u64::from(event.kind().is_some());
+        if event.connection().is_some_and(|connection| connection.time < self.since) {
+            return;
+        }
         self.table.apply(&event);
         self.seen.push(event);
     }
