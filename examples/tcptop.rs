@@ -6,11 +6,11 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, 
 use serde_json::{Map, Value, json};
 use std::io::{self, ErrorKind, Write, stderr, stdout};
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use std::{cmp::Reverse, error::Error, iter, net::SocketAddr, process, thread};
+use std::{cmp::Reverse, error::Error, iter, process, thread};
 use tcptop::{
-    Backend, Capabilities, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Feature,
-    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, Process, Protocol,
-    Provenance, Stats, Survey, TcpState, Visibility,
+    Backend, Capabilities, CgroupId, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Feature,
+    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetNs, NetworkCollector, Process,
+    Protocol, Provenance, Stats, Survey, TcpState, Visibility,
 };
 
 /// How often it is looked whether ends were lost.
@@ -29,8 +29,8 @@ struct Options {
     #[arg(long, value_name = "SECS", value_parser = seconds)] duration: Option<Duration>,
     /// Time from one table to the next; rates are over as long, but at least a second and twice --granularity
     #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "1")] interval: Duration,
-    /// Report every call, or each socket and direction at most once in so many milliseconds
-    #[arg(long, value_name = "call|MS", value_parser = granularity, default_value = "100")] granularity: Granularity,
+    /// Report every call, or each socket and direction at most once in this time, such as 100ms or 1s
+    #[arg(long, value_name = "call|TIME", default_value = "100ms")] granularity: Granularity,
     /// How to look into the kernel
     #[arg(long, value_parser = ["auto", "fentry", "kprobe", "tracepoint"], default_value = "auto")] backend: String,
     /// Only connections of this process
@@ -52,11 +52,6 @@ struct Options {
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     let seconds = Duration::try_from_secs_f64(text.parse()?)?;
     if seconds.as_millis() < 100 { Err("must be at least 0.1".into()) } else { Ok(seconds) }
-}
-
-fn granularity(text: &str) -> Result<Granularity, Box<dyn Error + Send + Sync>> {
-    let millis = || Ok(Granularity::Interval(Duration::from_millis(text.parse()?)));
-    if text == "call" { Ok(Granularity::PerCall) } else { millis() }
 }
 
 fn collector(options: &Options) -> LinuxCollectorBuilder {
@@ -222,16 +217,16 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
     let what = match event {
         TcpSend(t) | TcpRecv(t) | UdpSend(t) | UdpRecv(t) => {
             actor = t.actor;
-            json!({"bytes": t.bytes, "calls": t.calls, "total_bytes": t.total_bytes, "rtt_us": t.rtt_us})
+            json!({"bytes": t.bytes, "calls": t.calls, "total_bytes": t.total_bytes, "rtt_us": micros(t.rtt)})
         }
         TcpStateChange(s) => json!({"provenance": owner.map_or(Provenance::Unknown, |(_, how)| how).as_str(),
             "old_state": s.old_state.as_str(), "new_state": s.new_state.as_str(), "error": s.error}),
         Closed(c) if c.connection.key.protocol == Protocol::Udp => json!({}),
         Closed(c) => json!({"bytes_in": c.totals.bytes_in, "bytes_out": c.totals.bytes_out,
-            "packets_in": c.totals.packets_in, "packets_out": c.totals.packets_out, "rtt_us": c.rtt_us,
-            "min_rtt_us": c.min_rtt_us, "retransmits": c.retransmits, "error": c.error,
-            "duration_us": c.duration.map(|d| d.as_micros()), "reason": c.reason.map(CloseReason::as_str)}),
-        Opened(o) => json!({"is_active": o.is_active, "rtt_us": o.rtt_us}),
+            "packets_in": c.totals.packets_in, "packets_out": c.totals.packets_out, "rtt_us": micros(c.rtt),
+            "min_rtt_us": micros(c.min_rtt), "retransmits": c.retransmits, "error": c.error,
+            "duration_us": micros(c.duration), "reason": c.reason.map(CloseReason::as_str)}),
+        Opened(o) => json!({"role": o.role.as_str(), "rtt_us": micros(o.rtt)}),
         ConnectFailed(f) => json!({"reason": f.reason.as_str(), "error": f.error}),
         Lost(l) => json!({"type": "lost", "kind": l.kind.as_str(), "place": l.place.as_str(),
             "count": l.count}),
@@ -239,12 +234,16 @@ fn event_line(table: &ConnectionTable, event: &CollectorEvent, json: bool) -> St
     };
     let (Some(kind), Some(info)) = (event.kind(), event.connection()) else { return json_line(&what) };
     if !json {
-        let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escape_debug(), p.pid));
+        let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escaped(), p.pid));
         return format!("{kind} {} {who} {what}", info.key);
     }
     let (mut record, owner) = (ConnectionRecord::new(info.key, info.time), owner.map(|(process, _)| process));
     (record.socket, record.netns, record.owner) = (Some(info.socket), info.netns, owner);
     json_line(&object(kind.as_str(), &record, actor, what))
+}
+
+fn micros(time: Option<Duration>) -> Option<u64> {
+    time.map(|time| time.as_micros() as u64)
 }
 
 /// Who and where, and what.
@@ -254,7 +253,7 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
         "local_port": r.key.local_port, "remote_addr": r.key.remote_addr.to_string(),
         "remote_port": r.key.remote_port, "pid": r.pid(), "process": r.process_name().map(|name| name.to_string()),
         "actor_pid": actor.map(|a| a.pid), "actor": actor.map(|a| a.name.to_string()), "uid": r.owner.map(|o| o.uid),
-        "netns": r.netns, "cgroup": r.owner.map(|o| o.cgroup_id)});
+        "netns": r.netns.map(NetNs::get), "cgroup": r.owner.and_then(|o| o.cgroup_id).map(CgroupId::get)});
     if let (Some(object), Value::Object(what)) = (object.as_object_mut(), what) {
         object.extend(what);
     }
@@ -264,7 +263,7 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
 fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     for r in table.records_at(KernelTime::now()) {
         let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
-            "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": r.rtt_us,
+            "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": micros(r.rtt),
             "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed,
             "is_end_seen": r.is_end_seen});
         writeln!(stdout(), "{}", json_line(&object("connection", r, None, what)))?;
@@ -272,7 +271,7 @@ fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     let stats = json!({"type": "stats", "events": stats.events, "lost": stats.lost_total(),
         "losses": stats.losses.iter().map(|(kind, place, count)| json!({"kind": kind.as_str(),
             "place": place.as_str(), "count": count})).collect::<Vec<_>>(), "unknown_records": stats.unknown_records,
-        "unbalanced": stats.unbalanced, "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
+        "audit_mismatches": stats.audit_mismatches, "kernel_memory_bytes": stats.kernel_memory_bytes, "evicted": table.evicted()});
     writeln!(stdout(), "{}", json_line(&stats))
 }
 
@@ -309,8 +308,8 @@ fn show(table: &mut ConnectionTable) -> io::Result<()> {
 }
 
 fn row(r: &ConnectionRecord) -> String {
-    let ends = [(r.key.local_addr, r.key.local_port), (r.key.remote_addr, r.key.remote_port)];
-    let ends = ends.map(|end| if end.1 == 0 { "*".into() } else { SocketAddr::from(end).to_string() });
+    let ends = [r.key.local(), r.key.remote()];
+    let ends = ends.map(|end| if end.port() == 0 { "*".into() } else { end.to_string() });
     let state = match r.tcp_state {
         // Its end was lost, and found out later.
         Some(_) if r.is_closed && !r.is_end_seen => "gone",
@@ -325,11 +324,11 @@ fn row(r: &ConnectionRecord) -> String {
     };
     let pid = r.pid().map_or("-".into(), |pid| pid.to_string());
     // Escaped, because a process chooses its name: it must not talk to the terminal.
-    let process = r.process_name().map_or("-".into(), |name| name.escape_debug().to_string());
+    let process = r.process_name().map_or("-".into(), |name| name.escaped().to_string());
     let rates = [r.rate_in, r.rate_out].map(amount).join("\t");
     let partial = if r.is_partial { "~" } else { "" };
     let totals = [r.bytes_in, r.bytes_out].map(|n| format!("{partial}{}", amount(n as f64))).join("\t");
-    let rtt = r.rtt_us.map_or("-".into(), |us| format!("{:.2}ms", f64::from(us) / 1000.0));
+    let rtt = r.rtt.map_or("-".into(), |rtt| format!("{:.2}ms", rtt.as_secs_f64() * 1000.0));
     format!("{}\t{}\t{state}\t{pid}\t{process}\t{rates}\t{totals}\t{rtt}", r.key.protocol, ends.join("\t"))
 }
 

@@ -21,14 +21,12 @@ use crate::capabilities::Bootstrap;
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::kernel::Holders;
-use crate::model::{KernelTime, Protocol, Provenance};
+use crate::model::{KernelTime, NetNs, Protocol, Provenance};
 use crate::record::ConnectionRecord;
 use crate::survey::Survey;
 use crate::threads;
 use owners::Owners;
 use sockets::Socket;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::thread::{self, ScopedJoinHandle};
 
 /// A connection and the number of its socket's inode, by which its owner is found.
@@ -130,10 +128,10 @@ struct Look {
 /// Looks into the calling thread's network namespace.
 fn look(
     wanted: Bootstrap,
-    by_sock_diag: impl FnOnce(u32) -> Told<Vec<Found>>,
+    by_sock_diag: impl FnOnce(Option<NetNs>) -> Told<Vec<Found>>,
     by_proc: impl FnOnce() -> Result<Vec<Socket>>,
 ) -> Result<Look> {
-    let netns = netns();
+    let netns = NetNs::current().ok();
     let mut refusal = None;
     if wanted == Bootstrap::SockDiag {
         match by_sock_diag(netns) {
@@ -179,7 +177,7 @@ fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<Found>, Finding)> {
     Ok((found, Finding { way, limits }))
 }
 
-fn partial(socket: &Socket, netns: u32) -> Found {
+fn partial(socket: &Socket, netns: Option<NetNs>) -> Found {
     let record = ConnectionRecord {
         netns,
         tcp_state: socket.tcp_state,
@@ -192,14 +190,16 @@ fn partial(socket: &Socket, netns: u32) -> Found {
 /// Which sockets of these protocols there are, wherever that can be listed whole.
 pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
     let mut survey = Survey::new(KernelTime::now(), protocols);
-    let (looks, _) = namespaces::in_each(|| (netns(), diag::ids()));
+    let (looks, _) = namespaces::in_each(|| (NetNs::current().ok(), diag::ids()));
     let mut refusal = None;
     let mut has_listed = false;
     for (netns, ids) in looks {
         match ids {
             Ok(ids) => {
                 has_listed = true;
-                survey.add(netns, ids);
+                if let Some(netns) = netns {
+                    survey.add(netns, ids);
+                }
             }
             Err(reason) => refusal = Some(reason),
         }
@@ -214,12 +214,6 @@ pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
 pub(crate) fn forget_ids(records: &mut [ConnectionRecord], of: impl Fn(Protocol) -> bool) {
     let nameless = records.iter_mut().filter(|record| of(record.key.protocol));
     nameless.for_each(|record| record.socket = None);
-}
-
-/// Inode number of the calling thread's network namespace.
-fn netns() -> u32 {
-    let inode = fs::metadata("/proc/thread-self/ns/net").map_or(0, |ns| ns.ino());
-    u32::try_from(inode).unwrap_or(0)
 }
 
 fn unreadable(path: &str, reason: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -6,7 +6,7 @@ use crate::collector::{LinuxCollector, NetworkCollector};
 use crate::config::{Config, Granularity, WhenFull};
 use crate::error::Result;
 use crate::event::CollectorEvent;
-use crate::model::{AddressFamily, Protocol};
+use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
 use crate::poller::Poller;
 use crate::run::Events;
 use crossbeam_channel::bounded;
@@ -84,17 +84,16 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections in the network namespace with this inode number, as in
-    /// [`ConnectionInfo::netns`](crate::ConnectionInfo::netns) and `/proc/PID/ns/net`.
-    pub fn netns(mut self, inode: u32) -> Self {
-        self.config.filter.netns = Some(inode);
+    /// Reports only connections in this network namespace, as in
+    /// [`ConnectionInfo::netns`](crate::ConnectionInfo::netns).
+    pub fn netns(mut self, netns: NetNs) -> Self {
+        self.config.filter.netns = Some(netns);
         self
     }
 
-    /// Reports only connections owned by a process of the cgroup with this id, as in
-    /// [`Process::cgroup_id`](crate::Process::cgroup_id): the inode number of its directory in the unified hierarchy.
-    /// Those below it are others.
-    pub fn cgroup(mut self, id: u64) -> Self {
+    /// Reports only connections owned by a process of this cgroup, as in
+    /// [`Process::cgroup_id`](crate::Process::cgroup_id). Those below it are others.
+    pub fn cgroup(mut self, id: CgroupId) -> Self {
         self.config.filter.cgroup = Some(id);
         self
     }

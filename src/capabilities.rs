@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a running collector can and cannot see on this kernel, and why.
 
-use crate::error::Error;
-use crate::model::display_as_str;
+use crate::model::{display_as_str, from_str_by_name};
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
 /// A family of kernel hooks. All of them also use `sock:inet_sock_set_state` and two more TCP tracepoints, from
 /// which the TCP totals come; they differ in how they see calls and UDP.
@@ -36,14 +34,8 @@ impl Backend {
     }
 }
 
-impl FromStr for Backend {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        let named = Self::ALL.into_iter().find(|backend| backend.as_str() == name);
-        named.ok_or(Error::InvalidConfig { what: "the backend must be fentry, kprobe or tracepoint" })
-    }
-}
+from_str_by_name!(Backend, Self::ALL, "backend", "fentry, kprobe or tracepoint");
+from_str_by_name!(Bootstrap, [Self::SockDiag, Self::Procfs], "bootstrap", "sock_diag or procfs");
 
 display_as_str!(Backend, Bootstrap, Feature);
 

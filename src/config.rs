@@ -3,8 +3,9 @@
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
-use crate::model::{AddressFamily, ConnectionKey, Protocol};
+use crate::model::{AddressFamily, CgroupId, ConnectionKey, NetNs, ParseError, Protocol};
 use crate::record::ConnectionRecord;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// How often transfers are reported.
@@ -25,6 +26,26 @@ impl Default for Granularity {
     /// Every 100 ms.
     fn default() -> Self {
         Self::Interval(Duration::from_millis(100))
+    }
+}
+
+impl FromStr for Granularity {
+    type Err = ParseError;
+
+    /// Reads `call`, or an interval in whole milliseconds or seconds: `100ms`, `1s`. Whether the interval is possible
+    /// is told when the collector is [built](crate::LinuxCollectorBuilder::build).
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let millis = |number: &str| number.parse().ok().map(Duration::from_millis);
+        let seconds = |number: &str| number.parse().ok().map(Duration::from_secs);
+        let interval = match text.strip_suffix("ms") {
+            Some(number) => millis(number),
+            None => text.strip_suffix('s').and_then(seconds),
+        };
+        match interval {
+            Some(every) => Ok(Self::Interval(every)),
+            None if text == "call" => Ok(Self::PerCall),
+            None => Err(ParseError::new("granularity", "call, or a time such as 100ms or 1s", text)),
+        }
     }
 }
 
@@ -55,9 +76,9 @@ pub(crate) struct Filter {
     /// None with a loopback address.
     pub(crate) no_loopback: bool,
     /// Only connections in this network namespace.
-    pub(crate) netns: Option<u32>,
+    pub(crate) netns: Option<NetNs>,
     /// Only connections owned by a process of this cgroup.
-    pub(crate) cgroup: Option<u64>,
+    pub(crate) cgroup: Option<CgroupId>,
 }
 
 impl Filter {
@@ -69,8 +90,8 @@ impl Filter {
             && self.protocol.is_none_or(|wanted| protocol == wanted)
             && self.family.is_none_or(|wanted| AddressFamily::of(remote_addr) == wanted)
             && !(self.no_loopback && (local_addr.is_loopback() || remote_addr.is_loopback()))
-            && self.netns.is_none_or(|netns| record.netns == netns)
-            && self.cgroup.is_none_or(|cgroup| record.owner.is_some_and(|owner| owner.cgroup_id == cgroup))
+            && (self.netns.is_none() || record.netns == self.netns)
+            && (self.cgroup.is_none() || record.owner.is_some_and(|owner| owner.cgroup_id == self.cgroup))
     }
 }
 
@@ -131,9 +152,6 @@ impl Config {
         if self.filter.port == Some(0) {
             return invalid("port 0 is no port of a connection");
         }
-        if self.filter.netns == Some(0) || self.filter.cgroup == Some(0) {
-            return invalid("a network namespace or cgroup has a number other than 0");
-        }
         Ok(())
     }
 
@@ -160,8 +178,6 @@ mod tests {
             Config { channel_capacity: 0, ..Config::default() },
             Config { channel_capacity: usize::MAX, ..Config::default() },
             Config { filter: Filter { port: Some(0), ..Filter::default() }, ..Config::default() },
-            Config { filter: Filter { netns: Some(0), ..Filter::default() }, ..Config::default() },
-            Config { filter: Filter { cgroup: Some(0), ..Filter::default() }, ..Config::default() },
         ];
         let words = [
             "ring_bytes",
@@ -171,8 +187,6 @@ mod tests {
             "channel_capacity",
             "channel_capacity",
             "port 0",
-            "network namespace",
-            "cgroup",
         ];
         assert_eq!(bad.len(), words.len());
         for (config, word) in bad.iter().zip(words) {
@@ -180,6 +194,16 @@ mod tests {
             assert!(message.contains(word), "{message}");
         }
         assert!(Config::default().check().is_ok());
+    }
+
+    #[test]
+    fn granularities_are_read_with_their_unit() {
+        let interval = |millis| Ok(Granularity::Interval(Duration::from_millis(millis)));
+        assert_eq!("call".parse(), Ok(Granularity::PerCall));
+        assert_eq!(["100ms", "0ms", "2s"].map(str::parse), [interval(100), interval(0), interval(2000)]);
+        for wrong in ["", "100", "ms", "s", "-1s", "1.5s", "1 s", "calls"] {
+            assert!(wrong.parse::<Granularity>().is_err_and(|e| e.to_string().contains("100ms")), "{wrong}");
+        }
     }
 
     #[test]

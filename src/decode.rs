@@ -5,7 +5,10 @@ use crate::event::{
     CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectionInfo, EventKind, LossPlace, Lost, Opened,
     StateChange, Totals, Transfer,
 };
-use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState};
+use crate::model::{
+    CgroupId, ConnectionKey, Direction, KernelTime, NetNs, Process, ProcessName, Protocol, Provenance, Role,
+    TcpState,
+};
 use crate::stats::LossTable;
 use crate::wire::{self, KINDS, tt_conn, tt_counters, tt_holder, tt_process, tt_state, tt_transfer};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -38,10 +41,10 @@ pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
 pub(crate) fn simple_event(record: &[u8]) -> Option<CollectorEvent> {
     let t = wire::view(record).filter(|t| is_simple(t))?;
     match kind(record)? {
-        EventKind::TcpSend => Some(CollectorEvent::TcpSend(simple_transfer(t))),
-        EventKind::TcpRecv => Some(CollectorEvent::TcpRecv(simple_transfer(t))),
-        EventKind::UdpSend => Some(CollectorEvent::UdpSend(simple_transfer(t))),
-        EventKind::UdpRecv => Some(CollectorEvent::UdpRecv(simple_transfer(t))),
+        EventKind::TcpSend => Some(CollectorEvent::TcpSend(simple_transfer(t, Direction::Out))),
+        EventKind::TcpRecv => Some(CollectorEvent::TcpRecv(simple_transfer(t, Direction::In))),
+        EventKind::UdpSend => Some(CollectorEvent::UdpSend(simple_transfer(t, Direction::Out))),
+        EventKind::UdpRecv => Some(CollectorEvent::UdpRecv(simple_transfer(t, Direction::In))),
         _ => None,
     }
 }
@@ -51,10 +54,10 @@ pub(crate) fn simple_event(record: &[u8]) -> Option<CollectorEvent> {
 pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
     let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
     let event = match kind {
-        EventKind::TcpSend => transfer(record).map(CollectorEvent::TcpSend),
-        EventKind::TcpRecv => transfer(record).map(CollectorEvent::TcpRecv),
-        EventKind::UdpSend => transfer(record).map(CollectorEvent::UdpSend),
-        EventKind::UdpRecv => transfer(record).map(CollectorEvent::UdpRecv),
+        EventKind::TcpSend => transfer(record, Direction::Out).map(CollectorEvent::TcpSend),
+        EventKind::TcpRecv => transfer(record, Direction::In).map(CollectorEvent::TcpRecv),
+        EventKind::UdpSend => transfer(record, Direction::Out).map(CollectorEvent::UdpSend),
+        EventKind::UdpRecv => transfer(record, Direction::In).map(CollectorEvent::UdpRecv),
         EventKind::TcpStateChange => state_change(record).map(failure_at_once),
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
         EventKind::Opened | EventKind::ConnectFailed => None,
@@ -82,11 +85,12 @@ fn failure_at_once(change: StateChange) -> CollectorEvent {
 pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<CollectorEvent> {
     use TcpState::{Close, Established, SynRecv, SynSent};
     let CollectorEvent::TcpStateChange(change) = event else { return None };
-    let StateChange { connection, old_state, new_state, error, rtt_us, .. } = *change;
+    let StateChange { connection, old_state, new_state, error, rtt, .. } = *change;
     match (old_state, new_state) {
         (SynSent | SynRecv, Established) => {
             let is_active = wire::read::<tt_state>(record)?.flags & ACTIVE != 0;
-            Some(CollectorEvent::Opened(Opened { connection, is_active, rtt_us }))
+            let role = if is_active { Role::Client } else { Role::Server };
+            Some(CollectorEvent::Opened(Opened { connection, role, rtt }))
         }
         (SynSent | SynRecv, Close) => {
             Some(CollectorEvent::ConnectFailed(ConnectFailed::new(connection, error)))
@@ -106,7 +110,7 @@ pub(crate) fn is_end(record: &[u8]) -> bool {
 }
 
 /// Does the record of an end say that more or less was reported than moved?
-pub(crate) fn is_unbalanced(event: &CollectorEvent, record: &[u8]) -> bool {
+pub(crate) fn has_audit_mismatch(event: &CollectorEvent, record: &[u8]) -> bool {
     let is_end = matches!(event, CollectorEvent::Closed(_));
     is_end && wire::read::<tt_state>(record).is_some_and(|s| s.flags & UNBALANCED != 0)
 }
@@ -124,7 +128,7 @@ fn is_valid(conn: &tt_conn) -> bool {
 
 /// Of a [simple](is_simple) record.
 #[inline(always)]
-fn simple_transfer(t: &tt_transfer) -> Transfer {
+fn simple_transfer(t: &tt_transfer, direction: Direction) -> Transfer {
     let tt_transfer {
         kind: _,
         rtt_us,
@@ -140,22 +144,23 @@ fn simple_transfer(t: &tt_transfer) -> Transfer {
     } = t;
     Transfer {
         connection: simple_connection(conn, owner),
+        direction,
         until: KernelTime(conn.time.saturating_add(u64::from(*span_us) * 1000)),
         actor: simple_process(actor),
         bytes: *bytes,
         calls: *calls,
         total_bytes: *total_bytes,
         total_packets: *total_packets,
-        rtt_us: rtt(*rtt_us),
+        rtt: rtt(*rtt_us),
     }
 }
 
-fn transfer(record: &[u8]) -> Option<Transfer> {
+fn transfer(record: &[u8], direction: Direction) -> Option<Transfer> {
     let t: tt_transfer = wire::read(record)?;
     Some(Transfer {
         connection: connection(&t.conn, &t.owner)?,
         actor: process(&t.actor),
-        ..simple_transfer(&t)
+        ..simple_transfer(&t, direction)
     })
 }
 
@@ -167,7 +172,7 @@ fn state_change(record: &[u8]) -> Option<StateChange> {
         new_state: TcpState::from_kernel(s.new_state.into()),
         error: (s.error != 0).then_some(s.error),
         totals: (s.flags & HAS_TOTALS != 0).then(|| totals(&s)),
-        rtt_us: rtt(s.rtt_us),
+        rtt: rtt(s.rtt_us),
     })
 }
 
@@ -176,8 +181,8 @@ fn closed(record: &[u8]) -> Option<Closed> {
     Some(Closed {
         connection: connection(&s.conn, &s.owner)?,
         totals: totals(&s),
-        rtt_us: rtt(s.rtt_us),
-        min_rtt_us: rtt(s.min_rtt_us),
+        rtt: rtt(s.rtt_us),
+        min_rtt: rtt(s.min_rtt_us),
         retransmits: s.retransmits,
         duration: (s.lasted_ns != 0).then(|| Duration::from_nanos(s.lasted_ns)),
         reason: match s.end {
@@ -203,8 +208,8 @@ fn totals(s: &tt_state) -> Totals {
 
 /// The kernel's zero means that there is no sample yet.
 #[inline(always)]
-fn rtt(us: u32) -> Option<u32> {
-    (us != 0).then_some(us)
+fn rtt(us: u32) -> Option<Duration> {
+    (us != 0).then(|| Duration::from_micros(us.into()))
 }
 
 fn connection(conn: &tt_conn, owner: &tt_process) -> Option<ConnectionInfo> {
@@ -249,7 +254,7 @@ fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
             remote_addr: v4(remote_addr),
             remote_port: *remote_port,
         },
-        netns: *netns,
+        netns: NetNs::new(*netns),
         is_partial: *uncounted != 0,
         owner: simple_process(owner),
         provenance: match provenance {
@@ -278,7 +283,7 @@ fn simple_process(p: &tt_process) -> Option<Process> {
         name: ProcessName::as_it_is(comm),
         uid,
         start_time_ns: start_ns,
-        cgroup_id: cgroup,
+        cgroup_id: CgroupId::new(cgroup),
     })
 }
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a collector hands out: one enum, and the structs that its variants carry.
 
-use crate::model::{ConnectionKey, KernelTime, Process, Provenance, TcpState, display_as_str};
+use crate::model::{
+    ConnectionKey, Direction, KernelTime, NetNs, Process, Protocol, Provenance, Role, TcpState,
+    display_as_str,
+};
 use std::time::Duration;
 
 /// Something that happened on a connection, or to the events themselves.
@@ -43,6 +46,15 @@ pub enum CollectorEvent {
 }
 
 impl CollectorEvent {
+    /// The bytes that moved, whichever protocol and direction: for [`TcpSend`](Self::TcpSend),
+    /// [`TcpRecv`](Self::TcpRecv), [`UdpSend`](Self::UdpSend) and [`UdpRecv`](Self::UdpRecv).
+    pub fn transfer(&self) -> Option<&Transfer> {
+        match self {
+            Self::TcpSend(t) | Self::TcpRecv(t) | Self::UdpSend(t) | Self::UdpRecv(t) => Some(t),
+            _ => None,
+        }
+    }
+
     /// Who and where, for everything that concerns a connection.
     pub fn connection(&self) -> Option<&ConnectionInfo> {
         match self {
@@ -87,8 +99,8 @@ pub struct ConnectionInfo {
     pub since: KernelTime,
     /// Addresses and ports.
     pub key: ConnectionKey,
-    /// Inode number of the network namespace.
-    pub netns: u32,
+    /// The network namespace of the socket; none where it is not known.
+    pub netns: Option<NetNs>,
     /// More may have moved than is told: a sockmap redirects bytes past TCP, or the connection is a part of an MPTCP one,
     /// of which nothing is seen but its changes of state; that one's totals are final when it has ended.
     #[cfg_attr(feature = "serde", serde(default))]
@@ -104,7 +116,7 @@ impl ConnectionInfo {
     /// for other collectors.
     pub fn new(key: ConnectionKey, socket: u64, time: KernelTime) -> Self {
         let (owner, provenance) = (None, Provenance::Unknown);
-        Self { time, socket, since: time, key, netns: 0, is_partial: false, owner, provenance }
+        Self { time, socket, since: time, key, netns: None, is_partial: false, owner, provenance }
     }
 }
 
@@ -115,6 +127,9 @@ impl ConnectionInfo {
 pub struct Transfer {
     /// Who and where.
     pub connection: ConnectionInfo,
+    /// Which way they moved: [`Out`](Direction::Out) in [`TcpSend`](CollectorEvent::TcpSend) and
+    /// [`UdpSend`](CollectorEvent::UdpSend), [`In`](Direction::In) in the other two.
+    pub direction: Direction,
     /// When the last of these calls ended, or shortly after: several calls are told of at the end of their interval.
     pub until: KernelTime,
     /// The process that made these calls.
@@ -129,15 +144,38 @@ pub struct Transfer {
     /// UDP: datagrams since [`ConnectionInfo::since`]; those that one call sends (GSO) or receives (GRO) together count each
     /// where the backend sees how many they are.
     pub total_packets: u64,
-    /// Smoothed round-trip time in microseconds (`tcp_sock.srtt_us >> 3`); none for UDP and before the first sample.
-    pub rtt_us: Option<u32>,
+    /// Smoothed round-trip time (`tcp_sock.srtt_us >> 3`); none for UDP and before the first sample.
+    #[cfg_attr(feature = "serde", serde(rename = "rtt_us", with = "crate::model::micros", default))]
+    pub rtt: Option<Duration>,
 }
 
 impl Transfer {
     /// One call of the owner; the other fields are public and can be set.
-    pub fn new(connection: ConnectionInfo, bytes: u64, total_bytes: u64) -> Self {
+    pub fn new(connection: ConnectionInfo, direction: Direction, bytes: u64, total_bytes: u64) -> Self {
         let (until, actor) = (connection.time, connection.owner);
-        Self { connection, until, actor, bytes, calls: 1, total_bytes, total_packets: 0, rtt_us: None }
+        Self {
+            connection,
+            direction,
+            until,
+            actor,
+            bytes,
+            calls: 1,
+            total_bytes,
+            total_packets: 0,
+            rtt: None,
+        }
+    }
+}
+
+impl From<Transfer> for CollectorEvent {
+    /// The event of this transfer's protocol and direction.
+    fn from(transfer: Transfer) -> Self {
+        match (transfer.connection.key.protocol, transfer.direction) {
+            (Protocol::Tcp, Direction::Out) => Self::TcpSend(transfer),
+            (Protocol::Tcp, Direction::In) => Self::TcpRecv(transfer),
+            (Protocol::Udp, Direction::Out) => Self::UdpSend(transfer),
+            (Protocol::Udp, Direction::In) => Self::UdpRecv(transfer),
+        }
     }
 }
 
@@ -156,14 +194,15 @@ pub struct StateChange {
     pub error: Option<i32>,
     /// Both directions so far; none in states where the socket has no counters of its own (listening, connecting).
     pub totals: Option<Totals>,
-    /// Smoothed round-trip time in microseconds.
-    pub rtt_us: Option<u32>,
+    /// Smoothed round-trip time.
+    #[cfg_attr(feature = "serde", serde(rename = "rtt_us", with = "crate::model::micros", default))]
+    pub rtt: Option<Duration>,
 }
 
 impl StateChange {
     /// One without error and counters; the other fields are public and can be set.
     pub fn new(connection: ConnectionInfo, old_state: TcpState, new_state: TcpState) -> Self {
-        Self { connection, old_state, new_state, error: None, totals: None, rtt_us: None }
+        Self { connection, old_state, new_state, error: None, totals: None, rtt: None }
     }
 }
 
@@ -174,16 +213,17 @@ impl StateChange {
 pub struct Opened {
     /// Who and where.
     pub connection: ConnectionInfo,
-    /// This end connected (an active open; in a simultaneous one both ends did); else it listened.
-    pub is_active: bool,
-    /// Round-trip time of the handshake in microseconds, where it was measured.
-    pub rtt_us: Option<u32>,
+    /// Whether this end connected or accepted.
+    pub role: Role,
+    /// Round-trip time of the handshake, where it was measured.
+    #[cfg_attr(feature = "serde", serde(rename = "rtt_us", with = "crate::model::micros", default))]
+    pub rtt: Option<Duration>,
 }
 
 impl Opened {
-    /// An active or a passive open; the other fields are public and can be set.
-    pub fn new(connection: ConnectionInfo, is_active: bool) -> Self {
-        Self { connection, is_active, rtt_us: None }
+    /// One of which this is known; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, role: Role) -> Self {
+        Self { connection, role, rtt: None }
     }
 }
 
@@ -199,12 +239,15 @@ pub struct ConnectFailed {
     /// `sk_err` of the socket, or what connect(2) returned where it failed at once: an errno. None if it was closed before
     /// there was an answer.
     pub error: Option<i32>,
+    /// From SYN_SENT to the failure; none where that is not known.
+    #[cfg_attr(feature = "serde", serde(rename = "duration_us", with = "crate::model::micros", default))]
+    pub duration: Option<Duration>,
 }
 
 impl ConnectFailed {
     /// With the reason that this errno stands for; none if the socket was closed before there was an answer.
     pub fn new(connection: ConnectionInfo, error: Option<i32>) -> Self {
-        Self { connection, reason: ConnectFailure::from_error(error), error }
+        Self { connection, reason: ConnectFailure::from_error(error), error, duration: None }
     }
 }
 
@@ -305,15 +348,18 @@ pub struct Closed {
     pub connection: ConnectionInfo,
     /// Final totals (TCP).
     pub totals: Totals,
-    /// Last smoothed round-trip time in microseconds.
-    pub rtt_us: Option<u32>,
-    /// Least round-trip time in microseconds: the lowest of the kernel's own minima (`tcp_min_rtt`, over the last five
+    /// Last smoothed round-trip time.
+    #[cfg_attr(feature = "serde", serde(rename = "rtt_us", with = "crate::model::micros", default))]
+    pub rtt: Option<Duration>,
+    /// Least round-trip time: the lowest of the kernel's own minima (`tcp_min_rtt`, over the last five
     /// minutes) at the state changes of the connection. None for UDP.
-    pub min_rtt_us: Option<u32>,
+    #[cfg_attr(feature = "serde", serde(rename = "min_rtt_us", with = "crate::model::micros", default))]
+    pub min_rtt: Option<Duration>,
     /// Segments that were sent again (`tcp_sock.total_retrans`).
     pub retransmits: u32,
     /// From SYN_SENT, or for an accepted connection from ESTABLISHED, to CLOSE. None for UDP, for connections that are
     /// older than the tracer, and where the change to CLOSE was missed ([`LossPlace::Hook`]).
+    #[cfg_attr(feature = "serde", serde(rename = "duration_us", with = "crate::model::micros", default))]
     pub duration: Option<Duration>,
     /// How it ended; none for UDP, and where the change to CLOSE was missed ([`LossPlace::Hook`]).
     pub reason: Option<CloseReason>,
@@ -327,8 +373,8 @@ impl Closed {
         Self {
             connection,
             totals,
-            rtt_us: None,
-            min_rtt_us: None,
+            rtt: None,
+            min_rtt: None,
             retransmits: 0,
             duration: None,
             reason: None,
@@ -459,3 +505,27 @@ impl LossPlace {
 }
 
 display_as_str!(ConnectFailure, CloseReason, EventKind, LossPlace);
+
+#[cfg(all(test, feature = "serde"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_json_times_are_whole_microseconds_and_the_direction_has_a_name() {
+        let key = ConnectionKey::new(Protocol::Tcp, [127, 0, 0, 1].into(), 1, [127, 0, 0, 1].into(), 2);
+        let info = ConnectionInfo::new(key, 1, KernelTime(5));
+        let rtt = Some(Duration::from_micros(1234));
+        let sent = CollectorEvent::from(Transfer { rtt, ..Transfer::new(info, Direction::Out, 7, 7) });
+        let failed =
+            ConnectFailed { duration: Some(Duration::from_nanos(9_999)), ..ConnectFailed::new(info, None) };
+        let failed = CollectorEvent::ConnectFailed(failed);
+        let ended = Closed { min_rtt: rtt, duration: rtt, ..Closed::new(info, Totals::default()) };
+        let json =
+            [sent.clone(), failed, CollectorEvent::Closed(ended)].map(|e| serde_json::to_value(e).unwrap());
+        assert_eq!((&json[0]["type"], &json[0]["direction"]), (&"tcp_send".into(), &"out".into()));
+        assert_eq!((&json[0]["rtt_us"], &json[1]["duration_us"]), (&1234.into(), &9.into()));
+        assert_eq!([&json[2]["rtt_us"], &json[2]["min_rtt_us"]], [&serde_json::Value::Null, &1234.into()]);
+        assert_eq!(json[2]["duration_us"], 1234);
+        assert_eq!(serde_json::from_value::<CollectorEvent>(json[0].clone()).unwrap(), sent);
+    }
+}

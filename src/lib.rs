@@ -15,8 +15,8 @@
 //! }
 //! for row in table.snapshot(KernelTime::now()) {
 //!     let name = row.process_name().unwrap_or_default();
-//!     let name = name.escape_debug();
-//!     println!("{} {name}: {} in, {} out, rtt {:?} us", row.key, row.bytes_in, row.bytes_out, row.rtt_us);
+//!     let name = name.escaped();
+//!     println!("{} {name}: {} in, {} out, rtt {:?}", row.key, row.bytes_in, row.bytes_out, row.rtt);
 //! }
 //! collector.stop()?;
 //! # Ok::<(), tcptop::Error>(())
@@ -92,7 +92,8 @@ pub use event::{
     Lost, Opened, StateChange, Totals, Transfer,
 };
 pub use model::{
-    AddressFamily, ConnectionKey, KernelTime, Process, ProcessName, Protocol, Provenance, TcpState,
+    AddressFamily, CgroupId, ConnectionKey, Direction, KernelTime, NetNs, ParseError, Process, ProcessName,
+    Protocol, Provenance, Role, TcpState,
 };
 pub use poller::Poller;
 pub use record::ConnectionRecord;

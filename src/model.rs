@@ -14,15 +14,20 @@ macro_rules! display_as_str {
 }
 pub(crate) use display_as_str;
 
+mod ids;
+#[cfg(feature = "serde")]
+pub(crate) mod micros;
+mod parse;
 mod process;
 
+pub use ids::{CgroupId, NetNs};
+pub use parse::ParseError;
+pub(crate) use parse::from_str_by_name;
 pub use process::{Process, ProcessName, Provenance};
 
-use crate::error::Error;
 use crate::host;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
-use std::str::FromStr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 /// Transport protocol of a connection.
@@ -46,16 +51,10 @@ impl Protocol {
     }
 }
 
-impl FromStr for Protocol {
-    type Err = Error;
+from_str_by_name!(Protocol, [Self::Tcp, Self::Udp], "protocol", "tcp or udp");
+from_str_by_name!(AddressFamily, [Self::Ipv4, Self::Ipv6], "address family", "ipv4 or ipv6");
 
-    fn from_str(name: &str) -> Result<Self, Error> {
-        let named = [Self::Tcp, Self::Udp].into_iter().find(|protocol| protocol.as_str() == name);
-        named.ok_or(Error::InvalidConfig { what: "the protocol must be tcp or udp" })
-    }
-}
-
-display_as_str!(Protocol, AddressFamily);
+display_as_str!(Protocol, AddressFamily, Direction, Role);
 
 /// Family of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,6 +77,46 @@ impl AddressFamily {
         match self {
             Self::Ipv4 => "ipv4",
             Self::Ipv6 => "ipv6",
+        }
+    }
+}
+
+/// Which way bytes move, as the socket's owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Direction {
+    /// From the peer to the process: a receive.
+    In,
+    /// From the process to the peer: a send.
+    Out,
+}
+
+impl Direction {
+    /// Lower-case name: `in` or `out`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
+/// Which end of a TCP connection this one is. In a simultaneous open both ends are clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum Role {
+    /// This end connected (an active open).
+    Client,
+    /// This end listened and accepted (a passive open).
+    Server,
+}
+
+impl Role {
+    /// Lower-case name: `client` or `server`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
         }
     }
 }
@@ -197,6 +236,16 @@ impl ConnectionKey {
         .same_family()
     }
 
+    /// Address and port of this end.
+    pub fn local(&self) -> SocketAddr {
+        SocketAddr::new(self.local_addr, self.local_port)
+    }
+
+    /// Address and port of the peer.
+    pub fn remote(&self) -> SocketAddr {
+        SocketAddr::new(self.remote_addr, self.remote_port)
+    }
+
     /// Of a dual-stack socket the local side may still be `::` when the peer is IPv4: show both as IPv4.
     fn same_family(mut self) -> Self {
         let unspecified_v6 = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -216,10 +265,7 @@ fn fold(addr: IpAddr) -> IpAddr {
 
 impl fmt::Display for ConnectionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { protocol, local_addr, local_port, remote_addr, remote_port } = *self;
-        let local = std::net::SocketAddr::new(local_addr, local_port);
-        let remote = std::net::SocketAddr::new(remote_addr, remote_port);
-        write!(f, "{protocol} {local} -> {remote}")
+        write!(f, "{} {} -> {}", self.protocol, self.local(), self.remote())
     }
 }
 
@@ -266,12 +312,18 @@ mod tests {
         assert_eq!(key.to_string(), "tcp 127.0.0.1:1 -> 0.0.0.0:0");
         let key = ConnectionKey::new(Protocol::Tcp, v6("::1"), 1, v6("::1"), 2);
         assert_eq!(key.to_string(), "tcp [::1]:1 -> [::1]:2");
+        assert_eq!(
+            (key.local(), key.remote()),
+            (([0, 0, 0, 0, 0, 0, 0, 1], 1).into(), "[::1]:2".parse().unwrap())
+        );
     }
 
     #[test]
-    fn protocols_are_read_by_their_names() {
-        assert_eq!(["tcp", "udp"].map(|name| name.parse().ok()), [Some(Protocol::Tcp), Some(Protocol::Udp)]);
-        assert!("sctp".parse::<Protocol>().is_err_and(|e| e.to_string().contains("tcp or udp")));
+    fn protocols_and_families_are_read_by_their_names() {
+        assert_eq!(["tcp", "udp"].map(str::parse), [Ok(Protocol::Tcp), Ok(Protocol::Udp)]);
+        assert_eq!(["ipv4", "ipv6"].map(str::parse), [Ok(AddressFamily::Ipv4), Ok(AddressFamily::Ipv6)]);
+        let error = "\u{1b}".parse::<AddressFamily>().unwrap_err();
+        assert_eq!(error.to_string(), r"unknown address family `\u{1b}`: expected ipv4 or ipv6");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One row of the connection table.
 
-use crate::model::{ConnectionKey, KernelTime, Process, ProcessName, Provenance, TcpState};
+use crate::model::{ConnectionKey, KernelTime, NetNs, Process, ProcessName, Provenance, TcpState};
+use std::time::Duration;
 
 /// All that is known of one connection (UDP: one socket and one peer).
 #[derive(Clone, Debug, PartialEq)]
@@ -13,8 +14,8 @@ pub struct ConnectionRecord {
     /// Socket id (see [`ConnectionInfo::socket`](crate::ConnectionInfo)); none for a record that no event has confirmed yet,
     /// where it was found in /proc or events have ids made by the tracer.
     pub socket: Option<u64>,
-    /// Inode number of the network namespace; 0 where unknown.
-    pub netns: u32,
+    /// The network namespace of the socket; none where it is not known.
+    pub netns: Option<NetNs>,
     /// The process that holds the connection.
     pub owner: Option<Process>,
     /// How `owner` is known.
@@ -33,8 +34,9 @@ pub struct ConnectionRecord {
     pub rate_in: f64,
     /// Bytes per second out, likewise.
     pub rate_out: f64,
-    /// Smoothed round-trip time in microseconds; none for UDP and before the first sample.
-    pub rtt_us: Option<u32>,
+    /// Smoothed round-trip time; none for UDP and before the first sample.
+    #[cfg_attr(feature = "serde", serde(rename = "rtt_us", with = "crate::model::micros", default))]
+    pub rtt: Option<Duration>,
     /// When the connection began, or was first seen.
     pub first_seen: KernelTime,
     /// Time of the latest event.
@@ -59,7 +61,7 @@ impl ConnectionRecord {
         Self {
             key,
             socket: None,
-            netns: 0,
+            netns: None,
             owner: None,
             provenance: Provenance::Unknown,
             tcp_state: None,
@@ -69,7 +71,7 @@ impl ConnectionRecord {
             packets_out: 0,
             rate_in: 0.0,
             rate_out: 0.0,
-            rtt_us: None,
+            rtt: None,
             first_seen: time,
             last_seen: time,
             is_partial: false,

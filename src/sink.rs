@@ -95,7 +95,7 @@ impl Sink {
         match decode::any_event(record) {
             Ok(event) => {
                 let milestone = decode::milestone(&event, record);
-                self.stats.unbalanced += u64::from(decode::is_unbalanced(&event, record));
+                self.stats.audit_mismatches += u64::from(decode::has_audit_mismatch(&event, record));
                 self.send(event);
                 if let Some(event) = milestone {
                     self.send(event);
@@ -298,7 +298,7 @@ fn is_end(event: &CollectorEvent) -> bool {
 mod tests {
     use super::*;
     use crate::event::{Closed, ConnectionInfo, EventKind, Lost, StateChange, Totals, Transfer};
-    use crate::model::{ConnectionKey, KernelTime, Protocol};
+    use crate::model::{ConnectionKey, Direction, KernelTime, Protocol};
     use crossbeam_channel::bounded;
 
     fn losses(count: u64) -> LossTable {
@@ -330,7 +330,7 @@ mod tests {
     fn ends_wait_for_room_in_the_channel() {
         let key = ConnectionKey::new(Protocol::Tcp, [127, 0, 0, 1].into(), 1, [127, 0, 0, 1].into(), 2);
         let info = ConnectionInfo::new(key, 1, KernelTime(1));
-        let moved = || CollectorEvent::TcpSend(Transfer::new(info, 5, 5));
+        let moved = || CollectorEvent::TcpSend(Transfer::new(info, Direction::Out, 5, 5));
         let change = StateChange::new(info, TcpState::LastAck, TcpState::Close);
         let ends = [
             CollectorEvent::TcpStateChange(change),

@@ -2,6 +2,7 @@
 //! Counters of a running collector.
 
 use crate::event::{EventKind, LossPlace, Lost};
+use std::fmt;
 
 /// What a collector has done so far. Counters only grow while it runs and survive its stop.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -20,7 +21,7 @@ pub struct Stats {
     /// TCP connections at whose end the bytes that went out in events did not add up to the kernel's own totals. The
     /// tracer audits itself: anything but 0 is an error in it, or the kernel skipped its programs
     /// ([`LossPlace::Hook`]). The totals in events are the kernel's all the same.
-    pub unbalanced: u64,
+    pub audit_mismatches: u64,
     /// Bytes of kernel memory that the maps take, from the start to the end (`memlock` in their fdinfo).
     pub kernel_memory_bytes: u64,
 }
@@ -34,6 +35,24 @@ impl Stats {
     /// All events that were lost, of any kind and anywhere. Each counts once.
     pub fn lost_total(&self) -> u64 {
         EventKind::ALL.iter().flat_map(|&k| LossPlace::ALL.iter().map(move |&p| self.losses.get(k, p))).sum()
+    }
+}
+
+impl fmt::Display for Stats {
+    /// One line, such as `40 events, 3 lost (tcp_send at ring: 3), 0 deferred, 0 unknown records, 0 audit mismatches,
+    /// 37058680 bytes of kernel memory`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { events, losses, deferred, unknown_records, audit_mismatches, kernel_memory_bytes } = self;
+        write!(f, "{events} events, {} lost", self.lost_total())?;
+        for (n, (kind, place, count)) in losses.iter().enumerate() {
+            write!(f, "{}{kind} at {place}: {count}", if n == 0 { " (" } else { ", " })?;
+        }
+        f.write_str(if losses.iter().next().is_some() { ")" } else { "" })?;
+        write!(
+            f,
+            ", {deferred} deferred, {unknown_records} unknown records, {audit_mismatches} audit mismatches, "
+        )?;
+        write!(f, "{kernel_memory_bytes} bytes of kernel memory")
     }
 }
 
@@ -106,6 +125,17 @@ mod tests {
         for kind in EventKind::ALL {
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
         }
+    }
+
+    #[test]
+    fn statistics_are_one_line() {
+        let mut stats = Stats { events: 40, kernel_memory_bytes: 4096, ..Stats::default() };
+        let rest = "0 deferred, 0 unknown records, 0 audit mismatches, 4096 bytes of kernel memory";
+        assert_eq!(stats.to_string(), format!("40 events, 0 lost, {rest}"));
+        stats.losses.add(EventKind::TcpSend, LossPlace::Ring, 3);
+        stats.losses.add(EventKind::Closed, LossPlace::Channel, 4);
+        let losses = "tcp_send at ring: 3, closed at channel: 4";
+        assert_eq!(stats.to_string(), format!("40 events, 7 lost ({losses}), {rest}"));
     }
 
     #[test]

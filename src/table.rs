@@ -17,7 +17,7 @@ mod vanished;
 use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, StateChange, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
-use entry::{Direction, Entry};
+use entry::Entry;
 use foldhash::HashMap;
 use gone::Gone;
 use place::{Flow, Place};
@@ -52,7 +52,7 @@ use vanished::Missing;
 /// ```
 /// use std::time::Duration;
 /// use tcptop::{
-///     CollectorEvent, ConnectionInfo, ConnectionKey, ConnectionRecord, ConnectionTable, KernelTime, Protocol, Transfer,
+///     ConnectionInfo, ConnectionKey, ConnectionRecord, ConnectionTable, Direction, KernelTime, Protocol, Transfer,
 /// };
 ///
 /// let mut table = ConnectionTable::new().linger(Duration::from_secs(30)).max_connections(1000);
@@ -61,7 +61,7 @@ use vanished::Missing;
 ///
 /// // What bootstrap_existing() has found, then each event of the collector.
 /// table.merge_bootstrap([ConnectionRecord::new(key, now)]);
-/// table.apply(&CollectorEvent::TcpRecv(Transfer::new(ConnectionInfo::new(key, 1, now), 500, 500)));
+/// table.apply(&Transfer::new(ConnectionInfo::new(key, 1, now), Direction::In, 500, 500).into());
 /// for row in table.snapshot(now) {
 ///     println!("{}: {} bytes in, {:.0} per second", row.key, row.bytes_in, row.rate_in);
 /// }
@@ -148,8 +148,10 @@ impl ConnectionTable {
     /// Takes note of an event. The order of events does not matter, but for owners and states of the same moment.
     pub fn apply(&mut self, event: &CollectorEvent) {
         match event {
-            CollectorEvent::TcpSend(t) | CollectorEvent::UdpSend(t) => self.transfer(t, Direction::Out),
-            CollectorEvent::TcpRecv(t) | CollectorEvent::UdpRecv(t) => self.transfer(t, Direction::In),
+            CollectorEvent::TcpSend(t)
+            | CollectorEvent::TcpRecv(t)
+            | CollectorEvent::UdpSend(t)
+            | CollectorEvent::UdpRecv(t) => self.transfer(t),
             CollectorEvent::TcpStateChange(change) => self.state_change(change),
             CollectorEvent::Closed(closed) => self.closed(closed),
             CollectorEvent::ConnectFailed(failed) => self.connect_failed(failed),
@@ -238,10 +240,10 @@ impl ConnectionTable {
         ended.into_iter().for_each(|slot| self.store.requeue(slot));
     }
 
-    fn transfer(&mut self, transfer: &Transfer, direction: Direction) {
+    fn transfer(&mut self, transfer: &Transfer) {
         let window = self.window;
-        self.fold(&transfer.connection, transfer.until, transfer.rtt_us, |entry| {
-            entry.transfer(transfer, direction, window);
+        self.fold(&transfer.connection, transfer.until, transfer.rtt, |entry| {
+            entry.transfer(transfer, window);
         });
     }
 
@@ -251,7 +253,7 @@ impl ConnectionTable {
             // A socket that listens now has no connection any more.
             return self.end_earlier_lives(info.socket, info.since);
         }
-        let slot = self.fold(info, info.time, change.rtt_us, |entry| entry.state(change, window));
+        let slot = self.fold(info, info.time, change.rtt, |entry| entry.state(change, window));
         if change.new_state == TcpState::Close {
             self.end(slot, info.time);
         }
@@ -266,7 +268,7 @@ impl ConnectionTable {
         let (info, window) = (&closed.connection, self.window);
         if info.key.protocol == Protocol::Tcp {
             let slot =
-                self.fold(info, info.time, closed.rtt_us, |entry| entry.totals(info, &closed.totals, window));
+                self.fold(info, info.time, closed.rtt, |entry| entry.totals(info, &closed.totals, window));
             return self.end(slot, info.time);
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
@@ -287,7 +289,7 @@ impl ConnectionTable {
         &mut self,
         info: &ConnectionInfo,
         until: KernelTime,
-        rtt_us: Option<u32>,
+        rtt: Option<Duration>,
         change: impl FnOnce(&mut Entry),
     ) -> u32 {
         let slot = match self.store.find(&Flow::of(info)) {
@@ -297,7 +299,7 @@ impl ConnectionTable {
         let Some(entry) = self.store.get_mut(slot) else { return slot };
         let better_key = entry.better_key(info);
         let goes_on = entry.goes_on(until);
-        entry.see(info, until, rtt_us);
+        entry.see(info, until, rtt);
         change(entry);
         if goes_on {
             self.store.requeue(slot);

@@ -2,7 +2,7 @@
 //! Sockets by sock_diag(7): it knows totals and cookies, and like /proc it needs no privilege. It does not know processes.
 
 use super::{Found, sockets};
-use crate::model::{ConnectionKey, KernelTime, Protocol, TcpState};
+use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol, TcpState};
 use crate::record::ConnectionRecord;
 use netlink_packet_core::{
     DecodeError, Emitable, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkBuffer, NetlinkHeader,
@@ -13,6 +13,7 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHe
 use netlink_packet_sock_diag::{SOCK_DIAG_BY_FAMILY, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use std::io;
+use std::time::Duration;
 
 /// As much as the kernel hands out at once (netlink_dump()).
 const PIECE: usize = 32 << 10;
@@ -31,7 +32,7 @@ pub(super) fn is_there() -> Result<(), String> {
 }
 
 /// The connections of the calling thread's network namespace.
-pub(super) fn read(netns: u32) -> Result<Vec<Found>, String> {
+pub(super) fn read(netns: Option<NetNs>) -> Result<Vec<Found>, String> {
     // A vector that grows is in memory twice, and leaves holes.
     let mut found = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
@@ -129,7 +130,7 @@ fn request(family: u8, protocol: u8, extensions: ExtensionFlags, states: StateFl
 
 /// None for what is not a socket: the rest of a connection that has reported its end, which the kernel shows in the state
 /// FIN_WAIT2, and a request to a listener. Neither has a struct tcp_info.
-fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: u32) -> Option<Found> {
+fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: Option<NetNs>) -> Option<Found> {
     let info =
         NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == INET_DIAG_INFO)?;
     let (inode, mut record) = connection(header, Protocol::Tcp, netns);
@@ -143,7 +144,7 @@ fn id(header: &InetResponseHeader) -> u64 {
     u64::from_ne_bytes(header.socket_id.cookie)
 }
 
-fn connection(header: &InetResponseHeader, protocol: Protocol, netns: u32) -> Found {
+fn connection(header: &InetResponseHeader, protocol: Protocol, netns: Option<NetNs>) -> Found {
     let id = &header.socket_id;
     let remote = (id.destination_address, id.destination_port);
     let key = ConnectionKey::new(protocol, id.source_address, id.source_port, remote.0, remote.1);
@@ -176,7 +177,7 @@ fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     let read = received.saturating_sub(unread.into());
     record.bytes_in = read.min(received.saturating_sub(has_come.into()));
     (record.packets_in, record.packets_out) = (segs_in.into(), segs_out.into());
-    record.rtt_us = (rtt != 0).then_some(rtt);
+    record.rtt = (rtt != 0).then(|| Duration::from_micros(rtt.into()));
     record.is_partial = false;
 }
 
@@ -246,7 +247,9 @@ mod tests {
     /// The TCP connections in an answer, and how it ends.
     fn taken(answer: &[u8]) -> Result<(Vec<Found>, Option<io::Result<()>>), DecodeError> {
         let mut found = Vec::new();
-        let end = take_apart(answer, &mut |header, attributes| found.extend(tcp(header, attributes, 9)))?;
+        let end = take_apart(answer, &mut |header, attributes| {
+            found.extend(tcp(header, attributes, NetNs::new(9)))
+        })?;
         Ok((found, end))
     }
 
@@ -258,7 +261,7 @@ mod tests {
         let (found, end) = taken(&answer).unwrap();
         assert!(end.is_none(), "there is more");
         let [(inode, row)] = found.as_slice() else { panic!("{found:?}") };
-        assert_eq!((*inode, row.socket, row.netns), (4711, Some(7), 9));
+        assert_eq!((*inode, row.socket, row.netns), (4711, Some(7), NetNs::new(9)));
         assert_eq!(row.key.to_string(), "tcp 10.0.0.1:80 -> 10.0.0.2:5000");
         assert_eq!((row.tcp_state, row.bytes_in, row.bytes_out), (Some(TcpState::Established), 900, 4700));
     }
@@ -299,7 +302,7 @@ mod tests {
     fn totals_leave_out_what_waits_and_what_is_no_byte() {
         let row = told(TcpState::Established, &info(1000, 40, 5000, 300), 600);
         assert_eq!((row.bytes_in, row.bytes_out, row.is_partial), (400, 4740, false));
-        assert_eq!((row.packets_in, row.packets_out, row.rtt_us), (6, 5, Some(70)));
+        assert_eq!((row.packets_in, row.packets_out, row.rtt), (6, 5, Some(Duration::from_micros(70))));
         let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 0);
         assert_eq!(row.bytes_in, 500, "all but the FIN");
         let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 101);

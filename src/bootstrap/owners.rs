@@ -8,7 +8,7 @@ use super::sockets::NO_FILE;
 use super::unreadable;
 use crate::error::Result;
 use crate::host::{self, Cgroup2};
-use crate::model::{Process, ProcessName};
+use crate::model::{CgroupId, Process, ProcessName};
 use foldhash::{HashMap, HashSet};
 use procfs::process::{self, Status};
 use procfs::{FromBufRead, ProcError, ProcResult, ProcessCGroups};
@@ -198,7 +198,7 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
 /// Ids of cgroups in the unified hierarchy. Many processes share few of them.
 struct Cgroups {
     mount: Option<Cgroup2>,
-    ids: HashMap<String, u64>,
+    ids: HashMap<String, Option<CgroupId>>,
 }
 
 impl Cgroups {
@@ -206,19 +206,19 @@ impl Cgroups {
         Self { mount, ids: HashMap::default() }
     }
 
-    /// 0 where it is not known: nothing is mounted, or the cgroup has been removed or is out of our sight.
-    fn id_of(&mut self, process: &process::Process) -> u64 {
-        let Some(mount) = &self.mount else { return 0 };
-        let Ok(ProcessCGroups(cgroups)) = process.read("cgroup") else { return 0 };
+    /// None where it is not known: nothing is mounted, or the cgroup has been removed or is out of our sight.
+    fn id_of(&mut self, process: &process::Process) -> Option<CgroupId> {
+        let mount = self.mount.as_ref()?;
+        let ProcessCGroups(cgroups) = process.read("cgroup").ok()?;
         // The unified hierarchy has the number 0.
-        let Some(cgroup) = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0) else { return 0 };
+        let cgroup = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == 0)?;
         if let Some(&id) = self.ids.get(&cgroup.pathname) {
             return id;
         }
         // The inode number is the id, on 64-bit kernels since Linux 5.5 (kernfs_ino()).
         let id = directory(mount, &cgroup.pathname)
             .and_then(|dir| fs::metadata(dir).ok())
-            .map_or(0, |dir| dir.ino());
+            .and_then(|dir| CgroupId::new(dir.ino()));
         self.ids.insert(cgroup.pathname, id);
         id
     }

@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::host;
-use crate::model::{ConnectionKey, Process, Protocol, TcpState};
+use crate::model::{ConnectionKey, NetNs, Process, Protocol, TcpState};
+use std::fs;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
@@ -64,7 +65,7 @@ fn assert_ours(key: ConnectionKey, state: Option<TcpState>) {
     assert!((1..=now).contains(&owner.start_time_ns), "{owner:?} at {now}");
     assert_eq!(record.provenance, Provenance::Bootstrap);
     assert_eq!(record.tcp_state, state);
-    assert_eq!(u64::from(record.netns), fs::metadata("/proc/self/ns/net").unwrap().ino());
+    assert_eq!(record.netns, NetNs::of_process(std::process::id()).ok());
     assert!(record.first_seen >= before && record.first_seen <= KernelTime::now());
     assert!(record.is_partial && !record.is_closed && record.socket.is_none());
 }
@@ -78,12 +79,12 @@ fn records_carry_what_the_tables_and_the_walk_have_found() {
     };
     let mut owners = Owners::default();
     owners.assign(7, Process::new(70, "seven"));
-    let found = [7, 0, 8].map(|inode| owned(partial(&socket(inode), 9), &owners, KernelTime(5)));
+    let found = [7, 0, 8].map(|inode| owned(partial(&socket(inode), NetNs::new(9)), &owners, KernelTime(5)));
     assert_eq!(found.iter().map(ConnectionRecord::pid).collect::<Vec<_>>(), [Some(70), None, None]);
     let provenance: Vec<_> = found.iter().map(|record| record.provenance).collect();
     assert_eq!(provenance, [Provenance::Bootstrap, Provenance::Unknown, Provenance::Unknown]);
     for record in found {
-        assert_eq!((record.netns, record.tcp_state), (9, Some(TcpState::LastAck)));
+        assert_eq!((record.netns, record.tcp_state), (NetNs::new(9), Some(TcpState::LastAck)));
         assert_eq!(
             (record.first_seen, record.last_seen, record.is_partial),
             (KernelTime(5), KernelTime(5), true)
@@ -258,8 +259,9 @@ fn a_survey_shows_the_sockets_that_there_are() {
     let cookies = [client.as_fd(), server.as_fd(), udp.as_fd()]
         .map(|s| rustix::net::sockopt::socket_cookie(s).unwrap());
     assert!(cookies.iter().all(|&cookie| before.shows(cookie)));
-    assert!(before.covers(Protocol::Tcp, netns()) && before.covers(Protocol::Udp, netns()));
-    assert!(!before.covers(Protocol::Tcp, 0));
+    let here = NetNs::current().unwrap();
+    assert!(before.covers(Protocol::Tcp, here) && before.covers(Protocol::Udp, here));
+    assert!(!before.covers(Protocol::Tcp, NetNs::new(1).unwrap()));
     drop((client, server, udp));
     let after = survey(vec![Protocol::Tcp]).unwrap();
     // A child that another test has started may hold copies for a moment.
@@ -268,7 +270,7 @@ fn a_survey_shows_the_sockets_that_there_are() {
         assert!(Instant::now() < patience, "{cookies:?} do not go");
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(after.covers(Protocol::Tcp, netns()) && !after.covers(Protocol::Udp, netns()));
+    assert!(after.covers(Protocol::Tcp, here) && !after.covers(Protocol::Udp, here));
 }
 
 #[test]

@@ -89,16 +89,19 @@ fn a_tcp_transfer_carries_every_field_over() {
     assert_eq!(record.0.len(), 200);
     let Ok(CollectorEvent::TcpSend(t)) = event(&record.0) else { panic!("{:?}", event(&record.0)) };
     let c = t.connection;
-    assert_eq!((c.time, c.socket, c.since, c.netns), (KernelTime(1_000), 77, KernelTime(900), 4_026_531_840));
+    assert_eq!(
+        (c.time, c.socket, c.since, c.netns),
+        (KernelTime(1_000), 77, KernelTime(900), NetNs::new(4_026_531_840))
+    );
     assert_eq!(t.until, KernelTime(8_000));
     assert_eq!(c.key.to_string(), "tcp 127.0.0.1:40000 -> 192.0.2.7:443");
     let owner = c.owner.unwrap();
     assert_eq!((owner.pid, owner.name.as_str(), owner.uid), (4242, "curl", 1000));
-    assert_eq!((owner.start_time_ns, owner.cgroup_id, c.provenance), (5, 6, Provenance::Seen));
+    assert_eq!((owner.start_time_ns, owner.cgroup_id, c.provenance), (5, CgroupId::new(6), Provenance::Seen));
     let actor = t.actor.unwrap();
     assert_eq!((actor.pid, actor.name.as_str(), actor.uid), (4243, "worker", 1001));
     assert_eq!((t.bytes, t.calls, t.total_bytes, t.total_packets), (300, 2, 5_000_000_000, 9));
-    assert_eq!(t.rtt_us, Some(1234));
+    assert_eq!((t.rtt, t.direction), (Some(Duration::from_micros(1234)), Direction::Out));
 }
 
 #[test]
@@ -108,14 +111,10 @@ fn each_kind_of_transfer_becomes_its_own_variant_and_zero_rtt_means_none() {
         let record = Bytes::transfer(kind as u32, 0, 4, protocol, &[1, 2, 3, 4], &[5, 6, 7, 8]);
         let decoded = event(&record.0).unwrap();
         assert_eq!(decoded.kind(), Some(expected));
-        let (CollectorEvent::TcpSend(t)
-        | CollectorEvent::TcpRecv(t)
-        | CollectorEvent::UdpSend(t)
-        | CollectorEvent::UdpRecv(t)) = decoded
-        else {
-            panic!("{decoded:?}")
-        };
-        assert_eq!(t.rtt_us, None);
+        let t = decoded.transfer().unwrap();
+        let direction = if kind % 2 == 0 { Direction::Out } else { Direction::In };
+        assert_eq!((t.rtt, t.direction), (None, direction));
+        assert_eq!(CollectorEvent::from(*t), decoded, "what its fields say");
     }
 }
 
@@ -170,7 +169,7 @@ fn a_state_change_carries_states_error_and_totals() {
     assert_eq!((s.old_state, s.new_state, s.error), (TcpState::SynSent, TcpState::Close, Some(111)));
     assert_eq!(s.connection.provenance, Provenance::Inherited);
     assert_eq!(s.totals, Some(Totals { bytes_in: 11, bytes_out: 22, packets_in: 33, packets_out: 44 }));
-    assert_eq!(s.rtt_us, Some(250));
+    assert_eq!(s.rtt, Some(Duration::from_micros(250)));
     let Ok(CollectorEvent::TcpStateChange(s)) = event(&Bytes::state(4, 0, 0, 7, 99, 0).0) else { panic!() };
     assert_eq!((s.new_state, s.error, s.totals), (TcpState::Unknown(99), None, None));
     assert_eq!(s.connection.provenance, Provenance::Unknown);
@@ -185,7 +184,8 @@ fn an_end_carries_final_totals() {
     };
     let c = ended(2, 104, 5_000);
     assert_eq!(c.totals, Totals { bytes_in: 11, bytes_out: 22, packets_in: 33, packets_out: 44 });
-    assert_eq!((c.rtt_us, c.min_rtt_us, c.retransmits), (Some(250), Some(70), 3));
+    let micros = |us| Some(Duration::from_micros(us));
+    assert_eq!((c.rtt, c.min_rtt, c.retransmits), (micros(250), micros(70), 3));
     assert_eq!((c.reason, c.error), (Some(CloseReason::Reset), Some(104)));
     assert_eq!(c.duration, Some(Duration::from_micros(5)));
     assert_eq!((ended(0, 0, 0).reason, ended(0, 0, 0).duration, ended(0, 0, 0).error), (None, None, None));
@@ -198,7 +198,7 @@ fn an_end_carries_final_totals() {
 fn bytes_that_are_in_no_report_are_noticed_at_the_end() {
     let unbalanced = |kind, flags| {
         let record = Bytes::end(kind, 2, 0, [1, 7, flags, 1], 1).0;
-        is_unbalanced(&event(&record).unwrap(), &record)
+        has_audit_mismatch(&event(&record).unwrap(), &record)
     };
     assert!(!unbalanced(5, 1) && unbalanced(5, 5));
     assert!(!unbalanced(4, 5), "the connection goes on");
@@ -211,10 +211,12 @@ fn state_changes_make_milestones() {
         milestone(&event(&record).unwrap(), &record)
     };
     let opened = |old, flags| match of(0, old, 1, flags) {
-        Some(CollectorEvent::Opened(o)) => (o.is_active, o.rtt_us),
+        Some(CollectorEvent::Opened(o)) => (o.role, o.rtt),
         other => panic!("{other:?}"),
     };
-    assert_eq!([opened(2, 2), opened(3, 0), opened(3, 3)], [true, false, true].map(|a| (a, Some(250))));
+    let rtt = Some(Duration::from_micros(250));
+    let roles = [Role::Client, Role::Server, Role::Client];
+    assert_eq!([opened(2, 2), opened(3, 0), opened(3, 3)], roles.map(|role| (role, rtt)));
     let failed = |error| match of(error, 2, 7, 2) {
         Some(CollectorEvent::ConnectFailed(f)) => (f.reason.as_str(), f.error.unwrap_or(0)),
         other => panic!("{other:?}"),

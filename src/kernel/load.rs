@@ -8,7 +8,7 @@ use super::{Quiet, in_words};
 use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
 use crate::config::{Config, DEFAULT_FLOWS, Filter};
 use crate::host;
-use crate::model::{AddressFamily, Protocol};
+use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Link, Object, OpenObject, ProgramMut, libbpf_sys};
@@ -155,8 +155,8 @@ fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> lib
             Some(AddressFamily::Ipv6) => 6,
         };
         rodata.filter_loopback = config.filter.no_loopback;
-        rodata.filter_netns = config.filter.netns.unwrap_or(0);
-        rodata.filter_cgroup = config.filter.cgroup.unwrap_or(0);
+        rodata.filter_netns = config.filter.netns.map_or(0, NetNs::get);
+        rodata.filter_cgroup = config.filter.cgroup.map_or(0, CgroupId::get);
         rodata.use_cookie = plan.use_cookie;
         rodata.use_task_btf = plan.use_task_btf;
         rodata.use_cast = plan.use_cast;

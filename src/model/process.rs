@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Processes, their names, and how it is known which one holds a connection.
 
+use crate::model::CgroupId;
 use std::fmt;
-use std::ops::Deref;
 
 /// A process name as the kernel keeps it (`comm` of the thread-group leader, at most 15 bytes), held inline so
 /// that events carry it without an allocation. Bytes that are not UTF-8 read as `?`.
@@ -84,6 +84,17 @@ impl ProcessName {
         // Only valid UTF-8 ever gets in.
         std::str::from_utf8(&self.bytes[..length(&self.bytes)]).unwrap_or_default()
     }
+
+    /// The name for a terminal or a log. Processes choose their names: characters that a terminal obeys or hides
+    /// (controls, changes of direction) become escapes, as do quotes and backslashes ([`str::escape_debug`]).
+    ///
+    /// ```
+    /// let name = tcptop::ProcessName::from("\u{1b}[2J\u{202e}exe");
+    /// assert_eq!(name.escaped().to_string(), r"\u{1b}[2J\u{202e}exe");
+    /// ```
+    pub fn escaped(&self) -> impl fmt::Display + '_ {
+        self.as_str().escape_debug()
+    }
 }
 
 /// How many bytes there are before the first zero.
@@ -102,9 +113,8 @@ impl From<&str> for ProcessName {
     }
 }
 
-impl Deref for ProcessName {
-    type Target = str;
-    fn deref(&self) -> &str {
+impl AsRef<str> for ProcessName {
+    fn as_ref(&self) -> &str {
         self.as_str()
     }
 }
@@ -136,7 +146,7 @@ impl fmt::Debug for ProcessName {
 #[cfg(feature = "serde")]
 impl serde::Serialize for ProcessName {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self)
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -149,7 +159,7 @@ impl<'de> serde::Deserialize<'de> for ProcessName {
 }
 
 /// A process: always the thread-group leader, never a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Process {
@@ -163,8 +173,8 @@ pub struct Process {
     pub uid: u32,
     /// When it started, nanoseconds since boot (CLOCK_BOOTTIME); with `pid` it names a process beyond pid reuse.
     pub start_time_ns: u64,
-    /// Id of its cgroup in the unified hierarchy; 0 where unknown.
-    pub cgroup_id: u64,
+    /// Its cgroup in the unified hierarchy; none where unknown.
+    pub cgroup_id: Option<CgroupId>,
 }
 
 impl Process {

@@ -11,7 +11,7 @@ use super::older::Found;
 use super::place::{Flow, Place, is_unconnected, unconnected_keys};
 use super::store::CROWD;
 use crate::event::ConnectionInfo;
-use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::model::{ConnectionKey, KernelTime, NetNs, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 
 /// Who of the connections known from events a row stands for.
@@ -152,7 +152,7 @@ impl ConnectionTable {
     pub(super) fn unconnected_owner(
         &self,
         flow: &ConnectionKey,
-        netns: u32,
+        netns: Option<NetNs>,
         socket: Option<u64>,
     ) -> Option<(Process, KernelTime)> {
         let mut with_id = socket.into_iter().flat_map(|socket| self.store.rows_of_socket(socket));

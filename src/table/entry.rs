@@ -7,16 +7,9 @@ use super::gone;
 use super::place::{Flow, completeness};
 use super::rate::Window;
 use crate::event::{ConnectionInfo, StateChange, Totals, Transfer};
-use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::model::{ConnectionKey, Direction, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 use std::time::Duration;
-
-/// Which way bytes moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
-    Out,
-    In,
-}
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -170,17 +163,15 @@ impl Entry {
     }
 
     /// Takes note of what every event carries.
-    pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt_us: Option<u32>) {
+    pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt: Option<Duration>) {
         let record = &mut self.record;
         if until >= record.last_seen {
             self.is_bypassed = info.is_partial;
         }
-        if rtt_us.is_some() && (record.rtt_us.is_none() || until >= record.last_seen) {
-            record.rtt_us = rtt_us;
+        if rtt.is_some() && (record.rtt.is_none() || until >= record.last_seen) {
+            record.rtt = rtt;
         }
-        if record.netns == 0 {
-            record.netns = info.netns;
-        }
+        record.netns = record.netns.or(info.netns);
         record.first_seen = record.first_seen.min(info.since);
         record.last_seen = record.last_seen.max(until);
         self.since = self.since.min(info.since);
@@ -203,12 +194,12 @@ impl Entry {
     /// Bytes that a process moved. The first event of a connection older than the tracer, or of a UDP flow, brings all its
     /// history: of the growth only what this event itself reports is new traffic. Later ones also bring what events have
     /// told that are lost or late.
-    pub(super) fn transfer(&mut self, transfer: &Transfer, direction: Direction, window: Window) {
+    pub(super) fn transfer(&mut self, transfer: &Transfer, window: Window) {
         let info = &transfer.connection;
         let (total, packets) = (transfer.total_bytes, transfer.total_packets);
         let born = self.born;
         let live = self.live();
-        let counter = match direction {
+        let counter = match transfer.direction {
             Direction::Out => &mut live.out,
             Direction::In => &mut live.r#in,
         };
@@ -282,10 +273,8 @@ impl Entry {
         if self.is_open() && self.record.tcp_state.is_none() {
             self.record.tcp_state = row.tcp_state;
         }
-        if self.record.netns == 0 {
-            self.record.netns = row.netns;
-        }
-        self.record.rtt_us = self.record.rtt_us.or(row.rtt_us);
+        self.record.netns = self.record.netns.or(row.netns);
+        self.record.rtt = self.record.rtt.or(row.rtt);
         // A walk may have begun before a connection that it then saw.
         if !self.born {
             self.record.first_seen = self.record.first_seen.min(row.first_seen);
@@ -310,7 +299,7 @@ impl Entry {
         if is_newer {
             record.tcp_state = row.tcp_state.or(record.tcp_state);
         }
-        record.netns = if record.netns == 0 { row.netns } else { record.netns };
+        record.netns = record.netns.or(row.netns);
         record.first_seen = record.first_seen.min(row.first_seen);
         record.last_seen = record.last_seen.max(row.last_seen);
     }

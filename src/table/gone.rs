@@ -4,7 +4,7 @@
 
 use super::place::Place;
 use super::store::CROWD;
-use crate::model::{ConnectionKey, KernelTime};
+use crate::model::{ConnectionKey, KernelTime, NetNs};
 use foldhash::HashMap;
 use std::collections::VecDeque;
 
@@ -30,7 +30,7 @@ pub(super) struct Gone {
 struct End {
     id: Id,
     key: ConnectionKey,
-    netns: u32,
+    netns: Option<NetNs>,
     pid: Option<u32>,
     time: KernelTime,
     /// The ones before it of the same socket, and with the same key. They may be forgotten.
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn the_memory_is_bounded_and_the_oldest_goes() {
         let key = ConnectionKey::new(Protocol::Tcp, [1, 1, 1, 1].into(), 1, [2, 2, 2, 2].into(), 2);
-        let place = Place { key: &key, netns: 7, socket: None, pid: None };
+        let place = Place { key: &key, netns: NetNs::new(7), socket: None, pid: None };
         let mut gone = Gone::default();
         for n in 0..REMEMBERED as u64 + 10 {
             gone.insert((n, None), &place, KernelTime(n));
@@ -117,8 +117,8 @@ mod tests {
         let last = REMEMBERED as u64 + 9;
         assert!(gone.ended_since(&place, KernelTime(last)));
         assert!(!gone.ended_since(&place, KernelTime(last + 1)));
-        assert!(!gone.ended_since(&Place { netns: 8, ..place }, KernelTime(0)));
-        assert!(gone.ended_since(&Place { netns: 0, ..place }, KernelTime(0)));
+        assert!(!gone.ended_since(&Place { netns: NetNs::new(8), ..place }, KernelTime(0)));
+        assert!(gone.ended_since(&Place { netns: None, ..place }, KernelTime(0)));
         // By its id each is found among all that share a place, as long as it is remembered.
         let of = |socket| gone.ended_since(&Place { socket: Some(socket), ..place }, KernelTime(0));
         assert_eq!([9, 10, 11, last, last + 1].map(of), [false, true, true, true, false]);
@@ -135,7 +135,7 @@ mod tests {
     fn each_end_of_a_socket_that_was_connected_again_is_found_where_it_was() {
         let keys = [1, 2]
             .map(|port| ConnectionKey::new(Protocol::Tcp, [1, 1, 1, 1].into(), port, [2, 2, 2, 2].into(), 2));
-        let at = |key| Place { key, netns: 7, socket: Some(5), pid: None };
+        let at = |key| Place { key, netns: NetNs::new(7), socket: Some(5), pid: None };
         let mut gone = Gone::default();
         for (key, n) in keys.iter().zip(1..) {
             gone.insert((5, Some(KernelTime(n))), &at(key), KernelTime(10 * n));

@@ -9,7 +9,7 @@ use super::ConnectionTable;
 use super::entry::Entry;
 use super::place::{Flow, Place, is_unconnected, unconnected_keys};
 use crate::event::ConnectionInfo;
-use crate::model::{ConnectionKey, KernelTime, Protocol};
+use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol};
 use crate::record::ConnectionRecord;
 use foldhash::HashMap;
 
@@ -17,23 +17,23 @@ use foldhash::HashMap;
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// In this network namespace.
-    here: HashMap<(ConnectionKey, u32), KernelTime>,
+    here: HashMap<(ConnectionKey, Option<NetNs>), KernelTime>,
     anywhere: HashMap<ConnectionKey, KernelTime>,
 }
 
 impl Found {
-    fn add(&mut self, key: ConnectionKey, netns: u32, walk: KernelTime) {
+    fn add(&mut self, key: ConnectionKey, netns: Option<NetNs>, walk: KernelTime) {
         let earliest = |known: &mut KernelTime| *known = walk.min(*known);
         self.here.entry((key, netns)).and_modify(earliest).or_insert(walk);
         self.anywhere.entry(key).and_modify(earliest).or_insert(walk);
     }
 
-    /// The first walk that has found one there. The namespace 0 is any, of whom it is said.
-    fn walk_at(&self, key: ConnectionKey, netns: u32) -> Option<KernelTime> {
-        if netns == 0 {
+    /// The first walk that has found one there. A namespace that is not known may be any.
+    fn walk_at(&self, key: ConnectionKey, netns: Option<NetNs>) -> Option<KernelTime> {
+        if netns.is_none() {
             return self.anywhere.get(&key).copied();
         }
-        [netns, 0].into_iter().filter_map(|netns| self.here.get(&(key, netns)).copied()).min()
+        [netns, None].into_iter().filter_map(|netns| self.here.get(&(key, netns)).copied()).min()
     }
 }
 

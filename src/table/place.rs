@@ -2,7 +2,7 @@
 //! Which connection is which: by socket where the socket is known, by place where it is not.
 
 use crate::event::ConnectionInfo;
-use crate::model::{ConnectionKey, KernelTime, Protocol};
+use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol};
 use crate::record::ConnectionRecord;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -45,8 +45,7 @@ impl Flow {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place<'a> {
     pub(super) key: &'a ConnectionKey,
-    /// 0: not known.
-    pub(super) netns: u32,
+    pub(super) netns: Option<NetNs>,
     pub(super) socket: Option<u64>,
     /// Of the owner.
     pub(super) pid: Option<u32>,
@@ -75,7 +74,7 @@ impl Place<'_> {
                     || self.pid == other.pid
             }
         };
-        let same_netns = self.netns == other.netns || self.netns == 0 || other.netns == 0;
+        let same_netns = self.netns == other.netns || self.netns.is_none() || other.netns.is_none();
         self.key == other.key && same_netns && same_socket
     }
 }

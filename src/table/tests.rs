@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::event::{EventKind, LossPlace, Lost, Totals};
+use crate::model::{Direction, NetNs};
 
 mod bootstrap;
 mod bounds;
@@ -13,6 +14,10 @@ mod vanished;
 
 const MS: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
+
+fn netns(inode: u32) -> NetNs {
+    NetNs::new(inode).expect("not 0")
+}
 
 fn ip(last: u8) -> std::net::IpAddr {
     [10, 0, 0, last].into()
@@ -28,7 +33,11 @@ fn udp_key(peer: u8) -> ConnectionKey {
 
 /// An event of TCP socket 1 since time 1000, or of UDP socket 1, without an owner.
 fn info(key: ConnectionKey, time: u64) -> ConnectionInfo {
-    ConnectionInfo { since: KernelTime(1000), netns: 7, ..ConnectionInfo::new(key, 1, KernelTime(time)) }
+    ConnectionInfo {
+        since: KernelTime(1000),
+        netns: NetNs::new(7),
+        ..ConnectionInfo::new(key, 1, KernelTime(time))
+    }
 }
 
 fn tcp(time: u64) -> ConnectionInfo {
@@ -44,22 +53,16 @@ fn owned(mut info: ConnectionInfo, pid: u32, provenance: Provenance) -> Connecti
     info
 }
 
-fn transfer(connection: ConnectionInfo, bytes: u64, total_bytes: u64) -> Transfer {
-    Transfer { total_packets: total_bytes / 100, ..Transfer::new(connection, bytes, total_bytes) }
+fn transfer(connection: ConnectionInfo, direction: Direction, bytes: u64, total_bytes: u64) -> Transfer {
+    Transfer { total_packets: total_bytes / 100, ..Transfer::new(connection, direction, bytes, total_bytes) }
 }
 
 fn send(connection: ConnectionInfo, bytes: u64, total: u64) -> CollectorEvent {
-    match connection.key.protocol {
-        Protocol::Tcp => CollectorEvent::TcpSend(transfer(connection, bytes, total)),
-        Protocol::Udp => CollectorEvent::UdpSend(transfer(connection, bytes, total)),
-    }
+    transfer(connection, Direction::Out, bytes, total).into()
 }
 
 fn recv(connection: ConnectionInfo, bytes: u64, total: u64) -> CollectorEvent {
-    match connection.key.protocol {
-        Protocol::Tcp => CollectorEvent::TcpRecv(transfer(connection, bytes, total)),
-        Protocol::Udp => CollectorEvent::UdpRecv(transfer(connection, bytes, total)),
-    }
+    transfer(connection, Direction::In, bytes, total).into()
 }
 
 fn totals(bytes_in: u64, bytes_out: u64) -> Totals {
@@ -137,7 +140,7 @@ fn a_connection_from_handshake_to_end() {
     assert_eq!(bytes(&record), (950, 600));
     assert_eq!((record.pid(), record.provenance), (Some(42), Provenance::Seen));
     assert_eq!((record.first_seen.0, record.last_seen.0), (1000, 1007));
-    assert_eq!((record.socket, record.netns), (Some(1), 7));
+    assert_eq!((record.socket, record.netns), (Some(1), NetNs::new(7)));
 }
 
 #[test]
@@ -175,7 +178,7 @@ fn a_connection_first_seen_in_the_middle_is_partial_until_both_directions_are_kn
 #[test]
 fn tuples_repeat_and_do_not_mix() {
     let (mut elsewhere, mut dup) = (tcp(1001), tcp(1001));
-    (elsewhere.socket, elsewhere.netns) = (2, 8);
+    (elsewhere.socket, elsewhere.netns) = (2, NetNs::new(8));
     dup.socket = 3;
     let table =
         table([&send(tcp(1001), 1, 1), &send(elsewhere, 2, 2), &send(dup, 4, 4), &send(elsewhere, 2, 8)]);
@@ -218,12 +221,13 @@ fn a_state_change_inherits_the_owner_of_the_record() {
 
 #[test]
 fn the_round_trip_time_is_the_latest_known() {
-    let with = |time, rtt_us| CollectorEvent::TcpSend(Transfer { rtt_us, ..transfer(tcp(time), 0, 0) });
-    let mut table = table([&with(2000, Some(70)), &with(2001, None)]);
-    assert_eq!(only(&table).rtt_us, Some(70));
-    table.apply(&with(2005, Some(80)));
-    table.apply(&with(2003, Some(75)));
-    assert_eq!(only(&table).rtt_us, Some(80));
+    let micros = |us| Some(Duration::from_micros(us));
+    let with = |time, rtt| Transfer { rtt, ..transfer(tcp(time), Direction::Out, 0, 0) }.into();
+    let mut table = table([&with(2000, micros(70)), &with(2001, None)]);
+    assert_eq!(only(&table).rtt, micros(70));
+    table.apply(&with(2005, micros(80)));
+    table.apply(&with(2003, micros(75)));
+    assert_eq!(only(&table).rtt, micros(80));
 }
 
 #[test]
@@ -297,7 +301,7 @@ fn what_lost_and_late_events_would_have_told_counts_for_the_rate() {
 fn a_report_of_an_interval_counts_at_its_end() {
     let mut table = ConnectionTable::new().udp_idle(std::time::Duration::from_secs(30));
     let until = KernelTime(60 * SECOND);
-    let report = |connection| CollectorEvent::UdpSend(Transfer { until, ..transfer(connection, 500, 500) });
+    let report = |connection| Transfer { until, ..transfer(connection, Direction::Out, 500, 500) }.into();
     table.apply(&report(udp(2, 1601)));
     let row = &table.snapshot(until)[0];
     assert_eq!((row.rate_out, row.last_seen, row.is_closed), (100.0, until, false));

@@ -38,8 +38,8 @@ impl ConnectionTable {
         let (mut vanished, mut back) = (Vec::new(), Vec::new());
         for (slot, entry) in self.store.iter() {
             let record = &entry.record;
-            let Some(socket) = record.socket.filter(|_| survey.covers(record.key.protocol, record.netns))
-            else {
+            let is_covered = |netns| survey.covers(record.key.protocol, netns);
+            let Some(socket) = record.socket.filter(|_| record.netns.is_some_and(is_covered)) else {
                 continue;
             };
             match survey.shows(socket) {

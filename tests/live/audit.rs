@@ -23,9 +23,9 @@ impl Audit {
         if findings.len() as u64 <= self.lost(now, explains_a_sum) {
             findings.clear();
         }
-        let unbalanced = now.unbalanced - self.before.unbalanced;
-        if unbalanced > self.lost(now, explains_an_end) {
-            findings.push(format!("the tracer's own audit: {unbalanced} unbalanced"));
+        let mismatches = now.audit_mismatches - self.before.audit_mismatches;
+        if mismatches > self.lost(now, explains_an_end) {
+            findings.push(format!("the tracer's own audit: {mismatches} mismatches"));
         }
         findings
     }
@@ -146,5 +146,5 @@ fn a_send_that_meets_the_end_of_its_connection_counts_once() {
     }
     trace.stop();
     let stats = trace.collector.stats();
-    assert_eq!((stats.unbalanced, crate::harness::lost_by_us(&stats)), (0, 0), "{stats:?}");
+    assert_eq!((stats.audit_mismatches, crate::harness::lost_by_us(&stats)), (0, 0), "{stats:?}");
 }

@@ -289,7 +289,7 @@ fn options_that_make_no_sense_are_refused() {
         (&["--bogus"][..], 2, "--bogus"),
         (&["--backend", "magic"], 2, "magic"),
         (&["--granularity", "often"], 2, "often"),
-        (&["--granularity", "0"], 1, "interval"),
+        (&["--granularity", "0ms"], 1, "interval"),
         (&["--pid", "0"], 1, "pid 0"),
         (&["--protocol", "sctp"], 2, "sctp"),
     ] {

@@ -126,7 +126,7 @@ fn the_examples_of_the_documentation_run() {
     let told = |pair| {
         let row = rows.iter().find(|row| row.key == key(pair)).expect("a row");
         assert_eq!(row.process_name().unwrap_or_default(), name.trim_end());
-        assert!(row.rtt_us.is_some() && !row.is_partial && !row.is_closed, "{row:?}");
+        assert!(row.rtt.is_some() && !row.is_partial && !row.is_closed, "{row:?}");
         (row.bytes_in, row.bytes_out)
     };
     assert_eq!(told(&older), (0, 30));

@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tcptop::{
     CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord, LinuxCollector, NetworkCollector,
-    Protocol, TcpState,
+    Protocol, Role, TcpState,
 };
 
 /// 26: nobody at that address of the own network answers to ARP.
@@ -107,7 +107,7 @@ fn a_simultaneous_open_is_two_connections() {
     child.wait();
     for (local, remote, moved) in [(A, B, (100, 200)), (B, A, (200, 100)), (SELF, SELF, (300, 300))] {
         let (opened, closed) = life(&mut trace, local, remote);
-        assert!(opened.is_active, "{local}");
+        assert_eq!(opened.role, Role::Client, "{local}");
         assert_eq!((closed.totals.bytes_out, closed.totals.bytes_in), moved, "{local}");
     }
 }

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tcptop::{
     AddressFamily, Bootstrap, CollectorEvent, ConnectionRecord, Feature, LinuxCollector,
-    LinuxCollectorBuilder, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
+    LinuxCollectorBuilder, NetNs, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
 };
 
 fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
@@ -52,11 +52,11 @@ fn older_than_the_tracer(way: Bootstrap) {
         assert_eq!(row.is_partial, partial);
         assert_eq!([row.bytes_out, row.bytes_in], if partial { [0, 0] } else { moved });
         if partial {
-            assert_eq!((row.socket, row.rtt_us), (None, None));
+            assert_eq!((row.socket, row.rtt), (None, None));
         } else {
             let has_cookies = trace.sees(Feature::SocketCookie) != Visibility::Unseen;
             assert_eq!(row.socket, has_cookies.then(|| cookie(socket)));
-            assert!(row.rtt_us.is_some_and(|us| us > 0));
+            assert!(row.rtt.is_some_and(|rtt| rtt > Duration::ZERO));
         }
     }
     trace.table.merge_bootstrap(existing);
@@ -232,7 +232,7 @@ fn every_way_finds_what_proc_lists() {
         let tell = |r: &ConnectionRecord| {
             let owner = r.owner.unwrap();
             format!(
-                "{} {} {:?} {} {} {}",
+                "{} {:?} {:?} {} {} {:?}",
                 r.key, r.netns, r.tcp_state, owner.name, owner.uid, owner.cgroup_id
             )
         };
@@ -256,6 +256,7 @@ fn every_network_namespace_is_looked_into_once() {
     run(&format!("ip netns add {name} && ip -n {name} link set lo up"));
     let path = format!("/run/netns/{name}");
     let named_inode = std::fs::metadata(&path).unwrap().ino();
+    let named = NetNs::new(u32::try_from(named_inode).unwrap()).unwrap();
     let mut child = Child::fork(move |parent| {
         let enter = |file: &File| {
             // SAFETY: moves this process into a network namespace.
@@ -280,20 +281,20 @@ fn every_network_namespace_is_looked_into_once() {
     });
     let trace = Trace::start();
     let [of_child, of_stranger] = [&mut child, &mut stranger].map(|c| (c.hear() as u16, c.hear() as u16));
-    let stranger_inode = stranger.netns();
+    let strange = stranger.netns();
     let ways = [
         (trace.collector.bootstrap_existing().unwrap(), false),
         (without_start(Bootstrap::SockDiag), false),
         (without_start(Bootstrap::Procfs), true),
     ];
-    for (child, (c, s), inode, bytes) in
-        [(&mut child, of_child, named_inode, 70), (&mut stranger, of_stranger, stranger_inode, 80)]
+    for (child, (c, s), netns, bytes) in
+        [(&mut child, of_child, named, 70), (&mut stranger, of_stranger, strange, 80)]
     {
         for (found, partial) in &ways {
             let rows = [tcp(found, c, s), tcp(found, s, c)];
             assert_eq!(rows.each_ref().map(Vec::len), [1, 1], "{bytes}: partial {partial}");
             for row in rows.iter().flatten() {
-                assert_eq!((u64::from(row.netns), row.pid()), (inode, Some(child.pid)));
+                assert_eq!((row.netns, row.pid()), (Some(netns), Some(child.pid)));
             }
             let moved = if *partial { 0 } else { bytes };
             assert_eq!((rows[0][0].bytes_out, rows[1][0].bytes_in), (moved, moved));

@@ -259,7 +259,7 @@ fn one_network_namespace_or_cgroup_and_no_loopback() {
     let (servers, group) = (Servers::new(), Cgroup::new());
     let mut child = Child::fork(|parent| work_elsewhere(parent, &group));
     child.hear();
-    let netns = child.netns() as u32;
+    let netns = child.netns();
     let is_loopback =
         |row: &ConnectionRecord| row.key.local_addr.is_loopback() || row.key.remote_addr.is_loopback();
     let mut traced = |builder: LinuxCollectorBuilder| {
@@ -272,10 +272,10 @@ fn one_network_namespace_or_cgroup_and_no_loopback() {
     };
     check_all(&traced(builder().loopback(false)), |row| !is_loopback(row));
     let trace = traced(builder().netns(netns));
-    check_all(&trace, |row| row.netns == netns);
+    check_all(&trace, |row| row.netns == Some(netns));
     assert!(trace.table.records().any(is_loopback));
     check_all(&traced(builder().cgroup(group.id())), |row| {
-        row.owner.is_some_and(|owner| owner.cgroup_id == group.id())
+        row.owner.is_some_and(|owner| owner.cgroup_id == Some(group.id()))
     });
     child.tell(0);
     child.wait();

@@ -107,9 +107,9 @@ fn raw_sockets_are_neither_tcp_nor_udp() {
             hear(parent);
         });
         let ports = [0; 4].map(|_: u16| child.hear() as u16);
-        let netns = child.netns() as u32;
+        let netns = child.netns();
         let mut listed: Vec<_> = trace.collector.bootstrap_existing().unwrap();
-        listed.retain(|record| record.netns == netns);
+        listed.retain(|record| record.netns == Some(netns));
         child.tell(1);
         trace.closed(ports[0], ports[1]);
         trace.udp(ports[2], ports[3], 0, 30);
@@ -122,7 +122,7 @@ fn raw_sockets_are_neither_tcp_nor_udp() {
         let keys = listed.iter().map(|record| (record.key.local_port, record.key.remote_port));
         let wrong: Vec<_> = keys.filter(|&key| !is_ours(key)).collect();
         assert!(!listed.is_empty() && wrong.is_empty(), "listed: {wrong:?}");
-        let is_there = |e: &&CollectorEvent| e.connection().is_some_and(|c| c.netns == netns);
+        let is_there = |e: &&CollectorEvent| e.connection().is_some_and(|c| c.netns == Some(netns));
         let events: Vec<_> = trace.seen.iter().filter(is_there).collect();
         let wrong: Vec<_> = events.iter().filter(|e| !is_ours(crate::harness::ports(e))).collect();
         assert!(events.len() >= 6, "{events:#?}");

@@ -270,13 +270,7 @@ impl Trace {
     }
 
     pub(crate) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
-        self.seen.iter().filter_map(|e| match e {
-            CollectorEvent::TcpSend(t)
-            | CollectorEvent::TcpRecv(t)
-            | CollectorEvent::UdpSend(t)
-            | CollectorEvent::UdpRecv(t) => Some(t),
-            _ => None,
-        })
+        self.seen.iter().filter_map(CollectorEvent::transfer)
     }
 
     pub(crate) fn states(&self, local: u16) -> Vec<&StateChange> {

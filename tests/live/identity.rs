@@ -12,25 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tcptop::{
-    CollectorEvent, EventKind, Granularity, LinuxCollectorBuilder, NetworkCollector, Process, Protocol,
-    Provenance, Transfer,
+    CgroupId, CollectorEvent, EventKind, Granularity, LinuxCollectorBuilder, NetworkCollector, Process,
+    Protocol, Provenance, Transfer,
 };
 
 /// What tells one process from another in an event.
-type Who = (u32, String, u32, u64);
+type Who = (u32, String, u32, Option<CgroupId>);
 
 fn who(process: &Process) -> Who {
     (process.pid, process.name.to_string(), process.uid, process.cgroup_id)
-}
-
-fn transfer(event: &CollectorEvent) -> Option<&Transfer> {
-    match event {
-        CollectorEvent::TcpSend(t)
-        | CollectorEvent::TcpRecv(t)
-        | CollectorEvent::UdpSend(t)
-        | CollectorEvent::UdpRecv(t) => Some(t),
-        _ => None,
-    }
 }
 
 /// What a stream of events of one port has said of processes.
@@ -45,7 +35,7 @@ impl Heard {
     fn take(&self, events: &[CollectorEvent], local_port: u16) {
         let mut seen = self.seen.lock().unwrap();
         let ours = |t: &&Transfer| t.connection.key.local_port == local_port;
-        for t in events.iter().filter_map(transfer).filter(ours) {
+        for t in events.iter().filter_map(CollectorEvent::transfer).filter(ours) {
             self.calls.fetch_add(t.calls.into(), Ordering::Relaxed);
             for (role, process) in [t.connection.owner, t.actor].iter().enumerate() {
                 let process = process.as_ref().expect("processes of calls are known");
@@ -90,7 +80,7 @@ fn never_mixed(configured: LinuxCollectorBuilder, socket: OwnedFd, local_port: u
         .iter()
         .zip([("AAAAAAAAAAAAAAA", 1111), ("BBBBBBBBBBBBBBB", 2222)])
         .zip(&cgroups)
-        .map(|((child, (name, uid)), cgroup)| (child.pid, name.to_owned(), uid, cgroup.id()))
+        .map(|((child, (name, uid)), cgroup)| (child.pid, name.to_owned(), uid, Some(cgroup.id())))
         .collect();
     let deadline = Instant::now() + Duration::from_secs(60);
     while heard.calls.load(Ordering::Relaxed) < wanted {
@@ -177,7 +167,7 @@ fn a_process_is_as_it_was_at_the_time_of_the_call() {
             hear(parent);
         }
     });
-    let home = own_cgroup_of(child.pid, &mut child);
+    let home = CgroupId::new(own_cgroup_of(child.pid, &mut child));
     for _ in 0..3 {
         server.read_exact(&mut [0; 10]).unwrap();
         // What waits for the end of an interval is one process's as it was.
@@ -185,10 +175,14 @@ fn a_process_is_as_it_was_at_the_time_of_the_call() {
         child.hear();
     }
     server.read_exact(&mut [0; 10]).unwrap();
-    let expected: BTreeMap<Who, u64> =
-        [("first", 0, home), ("second", 0, home), ("second", 0, cgroup.id()), ("second", 4321, cgroup.id())]
-            .map(|(name, uid, cgroup)| ((child.pid, name.to_owned(), uid, cgroup), 10))
-            .into();
+    let expected: BTreeMap<Who, u64> = [
+        ("first", 0, home),
+        ("second", 0, home),
+        ("second", 0, Some(cgroup.id())),
+        ("second", 4321, Some(cgroup.id())),
+    ]
+    .map(|(name, uid, cgroup)| ((child.pid, name.to_owned(), uid, cgroup), 10))
+    .into();
     for (protocol, local) in [(Protocol::Tcp, c), (Protocol::Udp, u)] {
         let shares = |t: &Trace| {
             let mut shares = BTreeMap::<Who, u64>::new();
@@ -204,7 +198,7 @@ fn a_process_is_as_it_was_at_the_time_of_the_call() {
         trace.until(&format!("{expected:?} of {protocol}"), |t| (shares(t) == expected).then_some(()));
     }
     let row = trace.tcp(c, port(&server)).unwrap();
-    assert_eq!(row.owner.map(|o| who(&o)), Some((child.pid, "second".into(), 4321, cgroup.id())));
+    assert_eq!(row.owner.map(|o| who(&o)), Some((child.pid, "second".into(), 4321, Some(cgroup.id()))));
     child.tell(1);
     child.wait();
 }

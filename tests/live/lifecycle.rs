@@ -493,7 +493,7 @@ fn a_ring_that_overflows_loses_nothing() {
     check_churn(&trace, l, &expected, count);
     let stats = trace.collector.stats();
     assert!(stats.deferred > 0, "{stats:?}");
-    assert_eq!((stats.unbalanced, crate::harness::lost_by_us(&stats)), (0, 0), "{stats:?}");
+    assert_eq!((stats.audit_mismatches, crate::harness::lost_by_us(&stats)), (0, 0), "{stats:?}");
 }
 
 /// A connection that lives for a millisecond makes events.

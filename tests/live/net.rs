@@ -8,6 +8,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use tcptop::{CgroupId, NetNs};
 
 /// What a call returned, or its errno, negative.
 pub(crate) fn checked(ret: isize) -> isize {
@@ -149,8 +150,8 @@ impl Cgroup {
         File::open(Self::root()).unwrap()
     }
 
-    pub(crate) fn id(&self) -> u64 {
-        std::fs::metadata(&self.0).unwrap().ino()
+    pub(crate) fn id(&self) -> CgroupId {
+        CgroupId::new(std::fs::metadata(&self.0).unwrap().ino()).expect("not 0")
     }
 
     /// Takes the calling process in.
@@ -213,9 +214,10 @@ impl Child {
         Self { pid: pid as u32, channel }
     }
 
-    /// The inode number of its network namespace.
-    pub(crate) fn netns(&self) -> u64 {
-        std::fs::metadata(format!("/proc/{}/ns/net", self.pid)).unwrap().ino()
+    /// Its network namespace.
+    pub(crate) fn netns(&self) -> NetNs {
+        let inode = std::fs::metadata(format!("/proc/{}/ns/net", self.pid)).unwrap().ino();
+        NetNs::new(u32::try_from(inode).unwrap()).expect("not 0")
     }
 
     /// A number from the child.

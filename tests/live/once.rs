@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
-use tcptop::{CollectorEvent, KernelTime};
+use tcptop::{CollectorEvent, KernelTime, NetNs};
 
 /// Runs `scenes` in a network of its own, and demands that `connections` connections have opened there at both ends, and
 /// that each end is told of once.
@@ -28,7 +28,7 @@ fn each_ends_once(connections: usize, scenes: impl Fn(&mut UnixStream)) {
             scenes(parent);
         });
         child.hear();
-        let netns = child.netns() as u32;
+        let netns = child.netns();
         child.tell(1);
         child.wait();
         check(&mut trace, netns, 2 * connections);
@@ -36,7 +36,7 @@ fn each_ends_once(connections: usize, scenes: impl Fn(&mut UnixStream)) {
 }
 
 /// How often each connection of this network has opened, and has closed.
-fn lives(trace: &Trace, netns: u32) -> HashMap<(u64, KernelTime), [usize; 2]> {
+fn lives(trace: &Trace, netns: NetNs) -> HashMap<(u64, KernelTime), [usize; 2]> {
     let mut lives = HashMap::new();
     for event in &trace.seen {
         let (which, info) = match event {
@@ -44,20 +44,20 @@ fn lives(trace: &Trace, netns: u32) -> HashMap<(u64, KernelTime), [usize; 2]> {
             CollectorEvent::Closed(c) => (1, c.connection),
             _ => continue,
         };
-        if info.netns == netns {
+        if info.netns == Some(netns) {
             lives.entry((info.socket, info.since)).or_insert([0, 0])[which] += 1;
         }
     }
     lives
 }
 
-fn check(trace: &mut Trace, netns: u32, ends: usize) {
+fn check(trace: &mut Trace, netns: NetNs, ends: usize) {
     let closed = |t: &Trace| lives(t, netns).values().filter(|life| life[1] > 0).count();
     trace.until(&format!("{ends} ends"), |t| (closed(t) >= ends).then_some(()));
     trace.listen(Duration::from_millis(300));
     let lives = lives(trace, netns);
     assert!(lives.len() == ends && lives.values().all(|life| *life == [1, 1]), "{ends} ends: {lives:?}");
-    let open = trace.table.records().filter(|row| row.netns == netns && !row.is_closed).count();
+    let open = trace.table.records().filter(|row| row.netns == Some(netns) && !row.is_closed).count();
     assert_eq!(open, 0, "rows that stay open");
 }
 
@@ -204,7 +204,7 @@ fn the_connections_of_a_killed_process_end_once() {
             hear(parent);
         });
         child.hear();
-        let netns = child.netns() as u32;
+        let netns = child.netns();
         drop(child);
         check(&mut trace, netns, 18);
     }

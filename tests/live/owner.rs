@@ -174,9 +174,9 @@ fn an_owner_is_described_in_full() {
     let c = child.hear() as u16;
     let row = trace.until("its bytes", |t| t.tcp(c, l).filter(|row| row.bytes_out == 7).cloned());
     let owner = row.owner.unwrap();
-    assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, group.id()));
+    assert_eq!((owner.pid, owner.uid, owner.cgroup_id), (child.pid, NOBODY, Some(group.id())));
     assert_eq!(owner.start_time_ns / 10_000_000, start_ticks(child.pid));
-    assert_eq!(u64::from(row.netns), child.netns());
+    assert_eq!(row.netns, Some(child.netns()));
     child.tell(1);
     child.wait();
 }

@@ -8,7 +8,7 @@ use crate::net::{
 };
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
-use tcptop::{CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, Opened, TcpState};
+use tcptop::{CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, Opened, Role, TcpState};
 
 fn opened(trace: &Trace, local: u16, remote: u16) -> Vec<Opened> {
     let of_ours = trace.seen.iter().filter(|event| ports(event) == (local, remote));
@@ -59,7 +59,7 @@ fn an_orderly_connection_is_opened_once_and_closed_once() {
     assert_eq!(recv(&server, 1, 0), 0);
     drop(server);
     let (opening, end) = life(&mut trace, c, s);
-    assert!(opening.is_active && !life(&mut trace, s, c).0.is_active);
+    assert_eq!((opening.role, life(&mut trace, s, c).0.role), (Role::Client, Role::Server));
     assert_eq!((end.reason, end.error), (Some(CloseReason::Orderly), None));
     assert_eq!(life(&mut trace, s, c).1.reason, Some(CloseReason::Orderly));
     let duration = end.duration.expect("its begin was seen");
@@ -68,7 +68,7 @@ fn an_orderly_connection_is_opened_once_and_closed_once() {
         "{least:?} {duration:?} {:?}",
         before.elapsed()
     );
-    let min_rtt = end.min_rtt_us.expect("there was a sample");
+    let min_rtt = end.min_rtt.expect("there was a sample").as_micros() as u32;
     assert!(min_rtt <= info[37] && min_rtt > 0, "{min_rtt} {}", info[37]);
     assert_eq!((end.retransmits, info[25]), (0, 0));
     // The FIN, and what it is answered with, come on top.

@@ -209,7 +209,7 @@ fn gives_up_privileges(configured: LinuxCollectorBuilder) -> u64 {
         assert!(is_whole || skipped(&stats, &[EventKind::TcpStateChange]) > 0, "{states:#?}");
         let of_tcp: u64 =
             trace.transfers().filter(|t| t.connection.key.local_port == c).map(|t| t.bytes).sum();
-        assert_eq!((of_tcp, stats.unbalanced), (10 * DATAGRAMS, 0));
+        assert_eq!((of_tcp, stats.audit_mismatches), (10 * DATAGRAMS, 0));
         tell(parent, stats.deferred);
     });
     let without_room = daemon.hear();

@@ -158,7 +158,7 @@ fn what_is_moved_at_random_is_counted_exactly() {
     trace.stop();
     let open = look_up(&trace, &mut ledgers, &pids);
     let (unseen, stats) = (compare(&mut ledgers), trace.collector.stats());
-    assert_eq!((lost_by_us(&stats), stats.unbalanced, stats.unknown_records), (0, 0, 0), "{stats:?}");
+    assert_eq!((lost_by_us(&stats), stats.audit_mismatches, stats.unknown_records), (0, 0, 0), "{stats:?}");
     let [sends, receives, states, ends] =
         [EventKind::UdpSend, EventKind::UdpRecv, EventKind::TcpStateChange, EventKind::Closed]
             .map(|kind| stats.lost(kind, LossPlace::Hook));

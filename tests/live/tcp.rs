@@ -54,7 +54,7 @@ fn send_500_receive_1000() {
     for row in [&client_row, &server_row] {
         assert_eq!((row.pid(), row.provenance), (Some(me), Provenance::Seen));
         assert_eq!((row.tcp_state, row.is_closed, row.is_partial), (Some(TcpState::Close), true, false));
-        assert!(row.rtt_us.is_some_and(|us| us > 0), "{row:?}");
+        assert!(row.rtt.is_some_and(|rtt| rtt > Duration::ZERO), "{row:?}");
         assert!(row.packets_in > 0 && row.packets_out > 0);
     }
     assert_eq!((client_row.key.remote_port, server_row.key.remote_port), (s, c));

@@ -80,7 +80,7 @@ fn a_connection_whose_end_was_lost_is_found_out() {
     assert_eq!(table.reconcile(&first), 0, "one survey is not enough");
     table.reconcile(&trace.collector.survey().unwrap());
     let lesser = answer(81, trace.backend()) == Answer::Lesser;
-    let netns = row(&table, Protocol::Tcp, older_ports[1].0, older_ports[1].1).netns;
+    let netns = row(&table, Protocol::Tcp, older_ports[1].0, older_ports[1].1).netns.unwrap();
     let covers = |protocol| first.covers(protocol, netns);
     let has_cookies = trace.sees(Feature::SocketCookie) != Visibility::Unseen;
     assert_eq!([Protocol::Tcp, Protocol::Udp].map(covers), [has_cookies, has_cookies && !lesser]);

@@ -8,7 +8,7 @@ use Provenance::*;
 fn row(key: ConnectionKey, time: u64, pid: u32) -> ConnectionRecord {
     let owner = (pid != 0).then(|| Process::new(pid, "row"));
     ConnectionRecord {
-        netns: 7,
+        netns: NetNs::new(7),
         owner,
         provenance: if owner.is_some() { Bootstrap } else { Unknown },
         tcp_state: (key.protocol == Protocol::Tcp).then_some(TcpState::Established),
@@ -112,20 +112,23 @@ fn even_when_the_record_of_the_end_is_gone_no_ghost_appears() {
 
 #[test]
 fn namespaces_keep_equal_tuples_apart_and_zero_fits_any() {
-    let elsewhere = ConnectionRecord { netns: 8, ..row(tcp_key(), 1500, 50) };
+    let elsewhere = ConnectionRecord { netns: NetNs::new(8), ..row(tcp_key(), 1500, 50) };
     let all = in_any_order(&elsewhere, &[send(tcp(1600), 1, 1)]);
-    assert_eq!(all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(), [(8, Some(50)), (7, None)]);
+    assert_eq!(
+        all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(),
+        [(NetNs::new(8), Some(50)), (NetNs::new(7), None)]
+    );
 
-    let anywhere = ConnectionRecord { netns: 0, ..elsewhere };
+    let anywhere = ConnectionRecord { netns: None, ..elsewhere };
     let all = in_any_order(&anywhere, &[send(tcp(1600), 1, 1)]);
-    assert_eq!(all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(), [(7, Some(50))]);
+    assert_eq!(all.iter().map(|r| (r.netns, r.pid())).collect::<Vec<_>>(), [(NetNs::new(7), Some(50))]);
 }
 
 #[test]
 fn a_row_that_could_be_either_of_two_tells_nothing() {
-    let other = ConnectionInfo { socket: 2, netns: 8, ..tcp(1600) };
+    let other = ConnectionInfo { socket: 2, netns: NetNs::new(8), ..tcp(1600) };
     let mut table = table([&send(tcp(1600), 1, 1), &send(other, 1, 1)]);
-    table.merge_bootstrap([ConnectionRecord { netns: 0, ..row(tcp_key(), 1500, 50) }]);
+    table.merge_bootstrap([ConnectionRecord { netns: None, ..row(tcp_key(), 1500, 50) }]);
     assert_eq!(table.len(), 2);
     assert!(table.records().all(|r| r.owner.is_none()));
 }
@@ -342,7 +345,7 @@ fn flows_of_a_udp_socket_that_ended_before_the_walk_or_is_another_one_are_whole(
         let ended = [send(udp(2, 1400), 1, 1), udp_closed(1450)];
         let row = ConnectionRecord { socket: row.socket.map(|_| 2), ..row };
         assert_eq!(partial_flows(&row, &ended), [(ip(2), false)], "it cannot be the one that was found");
-        let elsewhere = ConnectionRecord { netns: 8, ..row };
+        let elsewhere = ConnectionRecord { netns: NetNs::new(8), ..row };
         assert_eq!(partial_flows(&elsewhere, &[send(udp(2, 1600), 1, 1)]), [(ip(2), false)]);
     }
     let other = ConnectionRecord { socket: Some(2), ..unconnected(1500, 50) };

@@ -9,7 +9,7 @@ use super::*;
 fn sharer(id: u64, pid: u32, has_id: bool) -> ConnectionRecord {
     let any = ConnectionKey::new(Protocol::Udp, ip(1), 5000, [0, 0, 0, 0].into(), 0);
     let mut row = ConnectionRecord::new(any, KernelTime(1500));
-    (row.netns, row.socket, row.is_partial) = (7, has_id.then_some(id), true);
+    (row.netns, row.socket, row.is_partial) = (NetNs::new(7), has_id.then_some(id), true);
     (row.owner, row.provenance) = (Some(Process::new(pid, "x")), Provenance::Bootstrap);
     row
 }

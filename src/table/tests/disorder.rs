@@ -120,7 +120,7 @@ fn anything(random: &mut Random) -> CollectorEvent {
     let mut info = if random.below(2) == 0 { tcp(time) } else { udp(random.below(4) as u8, time) };
     info.socket = 1 + random.below(8) as u64 + if info.key.protocol == Protocol::Udp { 100 } else { 0 };
     info.since = KernelTime(time - time % 250);
-    info.netns = random.below(3) as u32;
+    info.netns = NetNs::new(random.below(3) as u32);
     info.key.local_port = random.below(3) as u16;
     if random.below(2) == 0 {
         info = owned(info, 1 + random.below(3) as u32, Provenance::Seen);

@@ -7,7 +7,7 @@ use crate::survey::Survey;
 /// What exists in namespace 7 at this second.
 fn survey(second: u64, sockets: &[u64]) -> Survey {
     let mut survey = Survey::new(KernelTime(second * SECOND), vec![Protocol::Tcp, Protocol::Udp]);
-    survey.add(7, sockets.iter().copied());
+    survey.add(netns(7), sockets.iter().copied());
     survey
 }
 
@@ -17,7 +17,7 @@ fn some() -> ConnectionTable {
     let other = ConnectionKey { local_port: 40001, ..tcp_key() };
     let any = ConnectionKey::new(Protocol::Udp, ip(1), 5000, [0, 0, 0, 0].into(), 0);
     let mut row = ConnectionRecord::new(any, KernelTime(1500));
-    (row.netns, row.socket, row.is_partial) = (7, Some(3), true);
+    (row.netns, row.socket, row.is_partial) = (NetNs::new(7), Some(3), true);
     let mut table = table(&[
         send(tcp(2000), 10, 10),
         send(socket(2, info(other, 2000)), 20, 20),
@@ -65,12 +65,12 @@ fn what_cannot_be_known_is_left_alone() {
     let mut table = some();
     let other_namespace = |second| {
         let mut survey = Survey::new(KernelTime(second * SECOND), vec![Protocol::Tcp, Protocol::Udp]);
-        survey.add(8, []);
+        survey.add(netns(8), []);
         survey
     };
     let tcp_only = |second| {
         let mut survey = Survey::new(KernelTime(second * SECOND), vec![Protocol::Tcp]);
-        survey.add(7, [1, 2]);
+        survey.add(netns(7), [1, 2]);
         survey
     };
     let nowhere = |second| Survey::new(KernelTime(second * SECOND), vec![Protocol::Tcp, Protocol::Udp]);
@@ -82,9 +82,10 @@ fn what_cannot_be_known_is_left_alone() {
     assert_eq!(closed_ones(&table), []);
     // Without an id, or in an unknown namespace, nobody can say which socket it is.
     let mut table = ConnectionTable::new();
-    let without_id = ConnectionRecord { netns: 7, ..ConnectionRecord::new(tcp_key(), KernelTime(1500)) };
+    let without_id =
+        ConnectionRecord { netns: NetNs::new(7), ..ConnectionRecord::new(tcp_key(), KernelTime(1500)) };
     table.merge_bootstrap([without_id]);
-    table.apply(&send(ConnectionInfo { socket: 9, netns: 0, ..udp(2, 2000) }, 1, 1));
+    table.apply(&send(ConnectionInfo { socket: 9, netns: None, ..udp(2, 2000) }, 1, 1));
     for second in [30, 60] {
         assert_eq!(table.reconcile(&survey(second, &[])), 0);
     }

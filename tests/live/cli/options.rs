@@ -70,7 +70,7 @@ fn it_shows_one_process_by_tcp_as_rarely_as_is_asked() {
     assert_eq!(recv(&server, 1000, libc::MSG_WAITALL), 1000);
     let pid = client.pid.to_string();
     let (running, start) =
-        Running::start(&["--json", "--pid", &pid, "--protocol", "tcp", "--granularity", "60000"]);
+        Running::start(&["--json", "--pid", &pid, "--protocol", "tcp", "--granularity", "60s"]);
     client.tell(1);
     let (server, _) = listener.accept().unwrap();
     assert_eq!(recv(&server, 1000, libc::MSG_WAITALL), 1000);
