@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The programs; everything else in `src/bpf` is a header of theirs.
-const OBJECTS: [&str; 3] = ["tcptop", "probe", "holders"];
+/// What is compiled; everything else in `src/bpf` is a header. From `wire` come types alone.
+const OBJECTS: [&str; 4] = ["wire", "tcptop", "probe", "holders"];
 
 fn main() {
     for input in ["build.rs", "src/bpf", "vmlinux"] {

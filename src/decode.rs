@@ -10,14 +10,36 @@ use crate::model::{
     TcpState,
 };
 use crate::stats::LossTable;
-use crate::wire::{self, KINDS, tt_conn, tt_counters, tt_holder, tt_process, tt_state, tt_transfer};
+use crate::wire::{
+    self, meanings, tt_conn, tt_counters, tt_end, tt_flags, tt_holder, tt_kind, tt_process, tt_provenance,
+    tt_state, tt_transfer,
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// `enum tt_flags`.
-const HAS_TOTALS: u8 = 1;
-const ACTIVE: u8 = 2;
-const UNBALANCED: u8 = 4;
+const KINDS: [EventKind; tt_kind::TT_KINDS.0 as usize] = meanings!(tt_kind up to TT_KINDS: [
+    TT_TCP_SEND => EventKind::TcpSend,
+    TT_TCP_RECV => EventKind::TcpRecv,
+    TT_UDP_SEND => EventKind::UdpSend,
+    TT_UDP_RECV => EventKind::UdpRecv,
+    TT_TCP_STATE => EventKind::TcpStateChange,
+    TT_CLOSED => EventKind::Closed,
+]);
+
+const PROVENANCES: [Provenance; tt_provenance::TT_PROVENANCES.0 as usize] = meanings!(tt_provenance up to TT_PROVENANCES: [
+    TT_UNKNOWN => Provenance::Unknown,
+    TT_INHERITED => Provenance::Inherited,
+    TT_SEEN => Provenance::Seen,
+    TT_CLOSER => Provenance::Closer,
+]);
+
+const ENDS: [Option<CloseReason>; tt_end::TT_ENDS.0 as usize] = meanings!(tt_end up to TT_ENDS: [
+    TT_OPEN => None,
+    TT_ORDERLY => Some(CloseReason::Orderly),
+    TT_RESET => Some(CloseReason::Reset),
+    TT_TIMED_OUT => Some(CloseReason::TimedOut),
+    TT_ABORTED => Some(CloseReason::Aborted),
+]);
 
 /// Why a record is no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +88,8 @@ pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
 }
 
 fn kind(record: &[u8]) -> Option<EventKind> {
-    let number = u32::from_ne_bytes(*record.first_chunk()?) as usize;
-    EventKind::ALL.into_iter().take(KINDS).nth(number)
+    let number = u32::from_ne_bytes(*record.first_chunk()?);
+    KINDS.get(number as usize).copied()
 }
 
 /// A connect that fails before it changes the socket's state has a record, too.
@@ -88,7 +110,7 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
     let StateChange { connection, old_state, new_state, error, rtt, .. } = *change;
     match (old_state, new_state) {
         (SynSent | SynRecv, Established) => {
-            let is_active = wire::read::<tt_state>(record)?.flags & ACTIVE != 0;
+            let is_active = has(&wire::read(record)?, tt_flags::TT_ACTIVE);
             let role = if is_active { Role::Client } else { Role::Server };
             Some(CollectorEvent::Opened(Opened { connection, role, rtt }))
         }
@@ -112,7 +134,11 @@ pub(crate) fn is_end(record: &[u8]) -> bool {
 /// Does the record of an end say that more or less was reported than moved?
 pub(crate) fn has_audit_mismatch(event: &CollectorEvent, record: &[u8]) -> bool {
     let is_end = matches!(event, CollectorEvent::Closed(_));
-    is_end && wire::read::<tt_state>(record).is_some_and(|s| s.flags & UNBALANCED != 0)
+    is_end && wire::read(record).is_some_and(|s| has(&s, tt_flags::TT_UNBALANCED))
+}
+
+fn has(s: &tt_state, flag: tt_flags) -> bool {
+    u32::from(s.flags) & flag.0 != 0
 }
 
 /// Valid, of IPv4, and of processes whose names are as they shall be?
@@ -123,7 +149,9 @@ fn is_simple(t: &tt_transfer) -> bool {
 }
 
 fn is_valid(conn: &tt_conn) -> bool {
-    matches!(conn.protocol, 6 | 17) && matches!(conn.family, 4 | 6) && conn.provenance <= 3
+    matches!(conn.protocol, 6 | 17)
+        && matches!(conn.family, 4 | 6)
+        && usize::from(conn.provenance) < PROVENANCES.len()
 }
 
 /// Of a [simple](is_simple) record.
@@ -171,7 +199,7 @@ fn state_change(record: &[u8]) -> Option<StateChange> {
         old_state: TcpState::from_kernel(s.old_state.into()),
         new_state: TcpState::from_kernel(s.new_state.into()),
         error: (s.error != 0).then_some(s.error),
-        totals: (s.flags & HAS_TOTALS != 0).then(|| totals(&s)),
+        totals: has(&s, tt_flags::TT_HAS_TOTALS).then(|| totals(&s)),
         rtt: rtt(s.rtt_us),
     })
 }
@@ -185,14 +213,7 @@ fn closed(record: &[u8]) -> Option<Closed> {
         min_rtt: rtt(s.min_rtt_us),
         retransmits: s.retransmits,
         duration: (s.lasted_ns != 0).then(|| Duration::from_nanos(s.lasted_ns)),
-        reason: match s.end {
-            0 => None,
-            1 => Some(CloseReason::Orderly),
-            2 => Some(CloseReason::Reset),
-            3 => Some(CloseReason::TimedOut),
-            4 => Some(CloseReason::Aborted),
-            _ => return None,
-        },
+        reason: *ENDS.get(usize::from(s.end))?,
         error: (s.error != 0).then_some(s.error),
     })
 }
@@ -257,10 +278,8 @@ fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
         netns: NetNs::new(*netns),
         is_partial: *uncounted != 0,
         owner: simple_process(owner),
-        provenance: match provenance {
-            1 if is_somebody(owner) => Provenance::Inherited,
-            2 if is_somebody(owner) => Provenance::Seen,
-            3 if is_somebody(owner) => Provenance::Closer,
+        provenance: match PROVENANCES.get(usize::from(*provenance)) {
+            Some(known) if is_somebody(owner) => *known,
             _ => Provenance::Unknown,
         },
     }
@@ -301,9 +320,9 @@ pub(crate) fn holder(record: &[u8]) -> Option<(u64, Process)> {
 /// The kernel side's losses.
 pub(crate) fn losses(counters: &tt_counters) -> LossTable {
     let mut table = LossTable::default();
-    for (kind, k) in EventKind::ALL.into_iter().zip(0..KINDS) {
-        table.add(kind, LossPlace::Ring, counters.ring[k]);
-        table.add(kind, LossPlace::Storage, counters.storage[k]);
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        table.add(kind, LossPlace::Ring, counters.ring[number]);
+        table.add(kind, LossPlace::Storage, counters.storage[number]);
     }
     table
 }

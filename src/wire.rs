@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The records of `src/bpf/wire.h`, as the skeleton generator translated them, and how they are taken out of bytes.
+//! The records and numbers of `src/bpf/wire.h`, as the skeleton generator translated them, and how records are taken out of
+//! bytes.
 
-pub(crate) use crate::kernel::types::{
-    tt_bank, tt_conn, tt_control, tt_counters, tt_holder, tt_process, tt_state, tt_transfer,
+/// The lints are not for generated code.
+mod generated {
+    #![allow(warnings, clippy::all, clippy::restriction, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/wire.skel.rs"));
+}
+
+pub(crate) use generated::types::{
+    tt_bank, tt_conn, tt_control, tt_counters, tt_end, tt_flags, tt_holder, tt_kind, tt_process,
+    tt_provenance, tt_reader, tt_state, tt_transfer,
 };
-
-pub(crate) const KINDS: usize = 6;
 
 macro_rules! plain {
     ($($name:ident),*) => {$(
@@ -34,3 +40,18 @@ pub(crate) fn bytes<T: plain::Plain>(value: &T) -> &[u8] {
     // SAFETY: these types have no padding: their sizes are asserted in wire.h, and all fields are named.
     unsafe { plain::as_bytes(value) }
 }
+
+/// A table of what the numbers of an enum in `wire.h` mean. It does not compile unless it has all of them, each in its place.
+macro_rules! meanings {
+    ($enum:ident up to $count:ident: [$($number:ident => $meaning:expr),* $(,)?]) => {{
+        let numbers = [$($enum::$number.0 as usize),*];
+        assert!(numbers.len() == $enum::$count.0 as usize);
+        let mut at = 0;
+        while at < numbers.len() {
+            assert!(numbers[at] == at);
+            at += 1;
+        }
+        [$($meaning),*]
+    }};
+}
+pub(crate) use meanings;

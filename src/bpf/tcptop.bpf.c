@@ -16,7 +16,4 @@
 #include "sockmap.h"
 #include "tracepoint.h"
 
-/* For the skeleton generator, which describes what an object has variables of: the record of holders.bpf.c. */
-const volatile struct tt_holder shape_of_holder = {};
-
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

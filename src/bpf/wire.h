@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What goes from the kernel to the library: the only description of these records. The skeleton generator
- * turns it into the Rust types that src/decode.rs reads. Widest fields first, padding named, ports in host
- * order, addresses in network order with IPv4 in the first four bytes.
+ * What goes from the kernel to the library: the only description of these records and numbers. The skeleton generator
+ * turns it into the Rust types that src/decode.rs reads, by way of wire.bpf.c. Widest fields first, padding named, ports in
+ * host order, addresses in network order with IPv4 in the first four bytes.
  */
 #ifndef TCPTOP_WIRE_H
 #define TCPTOP_WIRE_H
 
-/* The first field of every record. The values number the rows of struct tt_counters and Rust's EventKind. */
+/* The first field of every record. The values number the rows of struct tt_counters. */
 enum tt_kind {
 	TT_TCP_SEND,
 	TT_TCP_RECV,
@@ -24,6 +24,7 @@ enum tt_provenance {
 	TT_INHERITED, /* from the listening socket */
 	TT_SEEN,      /* in a call on this socket */
 	TT_CLOSER,    /* it closed the socket, and nobody was seen to use it */
+	TT_PROVENANCES,
 };
 
 /* Why more may have moved than totals say. */
@@ -45,6 +46,7 @@ enum tt_end {
 	TT_RESET,
 	TT_TIMED_OUT,
 	TT_ABORTED,
+	TT_ENDS,
 };
 
 /* Flags of struct tt_state. */

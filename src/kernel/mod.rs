@@ -15,7 +15,6 @@ pub(crate) use facts::collect as collect_facts;
 pub(crate) use holders::Holders;
 pub(crate) use load::{LoadError, start};
 pub(crate) use session::{Barrier, ReaderState, Ring, Session};
-pub(crate) use skel::types;
 
 use libbpf_rs::{PrintCallback, PrintLevel, set_print};
 use std::sync::{Mutex, MutexGuard, PoisonError};

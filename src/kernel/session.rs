@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::event::{EventKind, LossPlace};
 use crate::model::KernelTime;
 use crate::stats::LossTable;
-use crate::wire::tt_state;
+use crate::wire::{tt_reader, tt_state};
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
 use rustix::thread::{MembarrierCommand, membarrier};
@@ -40,13 +40,14 @@ pub(crate) struct Session {
     pub(crate) kernel_memory_bytes: u64,
 }
 
-/// What the kernel side may expect of the reader (`enum tt_reader`).
+/// What the kernel side may expect of the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum ReaderState {
     /// It waits for a wake-up.
-    Asleep = 0,
+    Asleep = tt_reader::TT_ASLEEP.0,
     /// It comes back by itself within milliseconds.
-    Looking = 1,
+    Looking = tt_reader::TT_LOOKING.0,
 }
 
 /// How long a stop waits for the kernel to detach the programs.
