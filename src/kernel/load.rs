@@ -62,11 +62,10 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
     };
     let links = hold_all(&skel, &mut plan)?;
     let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
-    let running: Vec<&str> = plan.programs.iter().map(|p| p.name).collect();
     let capabilities = Capabilities {
         backend: plan.backend,
         kernel: host::kernel_release(),
-        features: plan::features(&plan, &running),
+        features: plan::features(&plan),
         steps_down: Vec::new(),
         // Told by `Finding::tell`.
         bootstrap: Bootstrap::default(),
@@ -84,7 +83,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
 fn hooks(skel: &TcptopSkel<'_>, plan: &Plan) -> io::Result<Vec<Hook>> {
     let mut hooks: Vec<(Target, Hook)> = Vec::new();
     for planned in &plan.programs {
-        let Some(kind) = planned.target.reports() else { continue };
+        let Some(kind) = planned.reports else { continue };
         let Some(program) = skel.object().progs().find(|p| p.name() == planned.name) else { continue };
         let fd = program.as_fd().try_clone_to_owned()?;
         match hooks.iter_mut().find(|(target, _)| *target == planned.target) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 use super::*;
+use std::collections::BTreeSet;
+use std::fs;
 
 const FUNCTIONS: [(&str, usize); 18] = [
     ("tcp_sendmsg", 3),
@@ -51,7 +53,7 @@ fn everything() -> Facts {
 }
 
 #[test]
-fn understudies_come_last_and_those_of_calls_only_where_tasks_are_preempted() {
+fn backup_programs_come_last_and_those_of_calls_only_where_tasks_are_preempted() {
     let second = |facts: &Facts, backend| {
         let plan = plan(backend, facts).unwrap();
         let names = names(&plan);
@@ -64,6 +66,28 @@ fn understudies_come_last_and_those_of_calls_only_where_tasks_are_preempted() {
     assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(2, false); 3]);
     facts.preemptible = true;
     assert_eq!(Backend::ALL.map(|b| second(&facts, b)), [(10, true), (3, false), (5, true)]);
+}
+
+/// The names in C: each follows a line with its section.
+fn in_c() -> BTreeSet<String> {
+    let sources = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf")).unwrap();
+    let headers = sources.map(|file| file.unwrap().path()).filter(|path| path.extension().unwrap() == "h");
+    let text: String = headers.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let lines: Vec<_> = text.lines().collect();
+    let programs = lines.windows(2).filter(|pair| pair[0].starts_with("SEC(\"?"));
+    let name = |line: &str| {
+        let words = line.strip_prefix("int ").unwrap().trim_start_matches("BPF_PROG(");
+        let words = words.trim_start_matches("BPF_KPROBE(");
+        words.split([',', '(']).next().unwrap().to_owned()
+    };
+    programs.map(|pair| name(pair[1])).collect()
+}
+
+#[test]
+fn each_program_has_its_row_and_each_row_its_program() {
+    let rows = Backend::ALL.into_iter().flat_map(|backend| programs(backend, true));
+    let rows: BTreeSet<_> = rows.map(|program| program.name.to_owned()).collect();
+    assert_eq!(rows, in_c());
 }
 
 fn names(plan: &Plan) -> Vec<&'static str> {
@@ -142,7 +166,7 @@ fn no_program_runs_where_the_arguments_are_others_than_it_reads() {
 fn what_fails_at_once_is_seen_at_the_exit_of_connect_alone() {
     let seen = |backend, facts: &Facts| {
         let plan = plan(backend, facts).unwrap();
-        let all = features(&plan, &names(&plan));
+        let all = features(&plan);
         all.into_iter().find(|(feature, _)| *feature == Feature::ConnectFailure).unwrap().1
     };
     let mut facts = everything();
@@ -185,7 +209,7 @@ fn one_missing_place_costs_one_feature_and_not_the_backend() {
     facts.functions.remove("skb_consume_udp");
     let plan = plan(Backend::Fentry, &facts).unwrap();
     assert_eq!(plan.missing.len(), 1);
-    let features = features(&plan, &names(&plan));
+    let features = features(&plan);
     let of = |feature| features.iter().find(|(f, _)| *f == feature).unwrap().1.clone();
     assert_eq!(of(Feature::UdpRecv), Visibility::Unseen);
     assert_eq!(of(Feature::UdpSend), Visibility::Exact);
@@ -199,7 +223,7 @@ fn without_hooks_of_ipv6_datagrams_of_ipv4_are_seen() {
     let v4 = || Visibility::Limited("IPv4 only".into());
     let of = |backend| {
         let plan = plan(backend, &facts).unwrap();
-        let features = features(&plan, &names(&plan));
+        let features = features(&plan);
         [Feature::UdpSend, Feature::UdpSendPeer, Feature::UdpClose]
             .map(|feature| features.iter().find(|(f, _)| *f == feature).unwrap().1.clone())
     };
@@ -212,7 +236,7 @@ fn without_hooks_of_ipv6_datagrams_of_ipv4_are_seen() {
 fn without_cgroup2_only_the_peers_of_unconnected_udp_sockets_are_unseen() {
     let facts = Facts { cgroup: Err("no cgroup2 hierarchy is mounted".into()), ..everything() };
     let plan = plan(Backend::Tracepoint, &facts).unwrap();
-    let features = features(&plan, &names(&plan));
+    let features = features(&plan);
     let of = |feature| features.iter().find(|(f, _)| *f == feature).unwrap().1.clone();
     assert_eq!(of(Feature::UdpSendPeer), Visibility::Unseen);
     assert_eq!(of(Feature::UdpRecvPeer), Visibility::Unseen);
@@ -227,7 +251,7 @@ fn in_a_cgroup_namespace_what_cgroup_programs_see_is_limited() {
     let facts = Facts { all_cgroups: false, ..everything() };
     let plan = plan(Backend::Tracepoint, &facts).unwrap();
     assert!(!plan.all_sends_are_noted());
-    let features = features(&plan, &names(&plan));
+    let features = features(&plan);
     for feature in [Feature::UdpSendPeer, Feature::UdpRecvPeer, Feature::UdpClose] {
         let (_, visibility) = features.iter().find(|(f, _)| *f == feature).unwrap();
         assert!(
@@ -243,7 +267,7 @@ fn what_others_make_of_addresses_is_told_where_programs_cannot_come_first() {
     assert!(plan.all_sends_are_noted());
     for comes_first in [true, false] {
         plan.comes_first = comes_first;
-        let features = features(&plan, &names(&plan));
+        let features = features(&plan);
         let (_, peer) = features.iter().find(|(f, _)| *f == Feature::UdpRecvPeer).unwrap();
         assert_eq!(peer.to_string().contains("rewrites"), !comes_first, "{peer}");
     }
@@ -254,7 +278,7 @@ fn older_kernels_do_without_what_they_have_not() {
     let old = Facts { cookie: false, task_btf: false, cast: false, ..everything() };
     let plan_old = plan(Backend::Fentry, &old).unwrap();
     assert!(!plan_old.use_cookie && !plan_old.use_task_btf && !plan_old.use_cast);
-    let features = features(&plan_old, &names(&plan_old));
+    let features = features(&plan_old);
     assert!(features.contains(&(Feature::SocketCookie, Visibility::Unseen)));
 }
 
@@ -262,11 +286,11 @@ fn older_kernels_do_without_what_they_have_not() {
 fn every_feature_of_every_backend_has_an_answer() {
     for backend in Backend::ALL {
         let plan = plan(backend, &everything()).unwrap();
-        let all = features(&plan, &names(&plan));
+        let all = features(&plan);
         assert_eq!(all.len(), Feature::ALL.len());
         let unseen: Vec<_> = all.iter().filter(|(_, v)| *v == Visibility::Unseen).map(|(f, _)| *f).collect();
         assert_eq!(unseen, [Feature::Existing], "{backend}");
-        let none = features(&plan, &[]);
+        let none = features(&Plan { programs: Vec::new(), ..plan });
         assert!(none.contains(&(Feature::UdpClose, Visibility::Unseen)));
     }
 }

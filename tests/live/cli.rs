@@ -166,7 +166,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 /// SIGKILL leaves no program and no link in the kernel. Where debugfs is not mounted, as in a container, there were as many
-/// of them: whether the kernel preempts tasks, and programs need understudies, is found out all the same.
+/// of them: whether the kernel preempts tasks, and programs need backup programs, is found out all the same.
 #[test]
 fn killed_it_leaves_nothing_in_the_kernel() {
     let programs = |command: &mut Command| {
