@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{cmp::Reverse, error::Error, iter, process, thread};
 use tcptop::{
     Backend, Capabilities, CgroupId, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Feature,
-    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetNs, NetworkCollector, Process,
-    Protocol, Provenance, Stats, Survey, TcpState, Visibility,
+    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetNs, Process, Protocol, Provenance,
+    Stats, Survey, TcpState, Visibility,
 };
 
 /// How often it is looked whether ends were lost.
@@ -68,7 +68,9 @@ fn main() -> process::ExitCode {
         // A reader that has seen enough, as in `| head`, is no error.
         Err(e) if e.downcast_ref().map(io::Error::kind) != Some(ErrorKind::BrokenPipe) => {
             // If stderr is gone too, there is nobody to tell.
-            let _ = writeln!(stderr(), "tcptop: {e}");
+            let causes =
+                iter::successors(e.source(), |&cause| cause.source()).map(|cause| format!(": {cause}"));
+            let _ = writeln!(stderr(), "tcptop: {e}{}", causes.collect::<String>());
             process::ExitCode::FAILURE
         }
         _ => process::ExitCode::SUCCESS,
@@ -91,7 +93,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
                 all.shrink_to(all.len().next_multiple_of(8192));
                 all.pop()
             })),
-            Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e}")?,
+            Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e:?}")?,
         }
     }
     // After the search: only now it is known how much it has found.
@@ -142,7 +144,7 @@ fn watch(
                 }
                 Err(e) if !is_told => {
                     is_told = true;
-                    writeln!(stderr(), "tcptop: ends that get lost are not found out: {e}")?;
+                    writeln!(stderr(), "tcptop: ends that get lost are not found out: {e:?}")?;
                 }
                 Err(_) => {}
             },
@@ -167,9 +169,9 @@ fn nobody_reads() -> bool {
 
 fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
     if !options.json {
-        writeln!(stdout(), "tracing with {} on Linux {}", can.backend, can.kernel)?;
-        can.self_test.iter().filter(|c| c.has_failed()).try_for_each(|c| writeln!(stdout(), "  {c}"))?;
-        can.steps_down.iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"))?;
+        writeln!(stdout(), "tracing with {} on Linux {}", can.backend(), can.kernel())?;
+        can.self_test().iter().filter(|c| c.has_failed()).try_for_each(|c| writeln!(stdout(), "  {c}"))?;
+        can.rejected_backends().iter().try_for_each(|step| writeln!(stdout(), "  not with {step}"))?;
         return match can.visibility(Feature::Existing) {
             Visibility::Limited(how) if !options.no_bootstrap => {
                 writeln!(stderr(), "tcptop: existing connections are shown with limits: {how}")
@@ -179,10 +181,11 @@ fn start(options: &Options, can: &Capabilities) -> io::Result<()> {
     }
     let (now, wall) = (KernelTime::now(), UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64));
     let start = json!({"type": "start", "time_ns": now.as_nanos(), "unix_time_ns": wall,
-        "backend": can.backend.as_str(), "kernel": can.kernel, "capabilities": {
-        "features": can.features.iter().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
-        "bootstrap": can.bootstrap.as_str(), "self_test": texts(&can.self_test), "steps_down": texts(&can.steps_down),
-        "missing_programs": texts(&can.missing_programs)}});
+        "backend": can.backend().as_str(), "kernel": can.kernel(), "capabilities": {
+        "features": can.features().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
+        "bootstrap": can.bootstrap().as_str(), "self_test": texts(can.self_test()),
+        "rejected_backends": texts(can.rejected_backends()),
+        "missing_programs": texts(can.missing_programs())}});
     writeln!(stdout(), "{}", json_line(&start))
 }
 

@@ -172,7 +172,7 @@ fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<Found>, Finding)> {
         if !have_looked {
             return Err(e);
         }
-        limits.push(format!("network namespaces that cannot be read: {unreadable} ({e})"));
+        limits.push(format!("network namespaces that cannot be read: {unreadable} ({e:?})"));
     }
     Ok((found, Finding { way, limits }))
 }
@@ -205,7 +205,7 @@ pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
         }
     }
     match refusal {
-        Some(reason) if !has_listed => Err(Error::Kernel { what: "list its sockets", reason: reason.into() }),
+        Some(reason) if !has_listed => Err(Error::Kernel { what: "list its sockets", source: reason.into() }),
         _ => Ok(survey),
     }
 }
@@ -217,7 +217,7 @@ pub(crate) fn forget_ids(records: &mut [ConnectionRecord], of: impl Fn(Protocol)
 }
 
 fn unreadable(path: &str, reason: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Proc { path: path.into(), reason: Box::new(reason) }
+    Error::Proc { path: path.into(), source: Box::new(reason) }
 }
 
 #[cfg(test)]

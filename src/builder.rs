@@ -2,11 +2,11 @@
 //! What users choose before they start a collector.
 
 use crate::capabilities::{Backend, Bootstrap};
-use crate::collector::{LinuxCollector, NetworkCollector};
+use crate::collector::LinuxCollector;
 use crate::config::{Config, Granularity, WhenFull};
 use crate::error::Result;
-use crate::event::CollectorEvent;
 use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
+use crate::output::EventHandler;
 use crate::poller::Poller;
 use crate::run::Events;
 use crossbeam_channel::bounded;
@@ -30,11 +30,14 @@ pub struct LinuxCollectorBuilder {
     config: Config,
 }
 
-impl LinuxCollectorBuilder {
-    pub(crate) fn new() -> Self {
-        Self { config: Config::default() }
+impl LinuxCollector {
+    /// A builder with the default configuration.
+    pub fn builder() -> LinuxCollectorBuilder {
+        LinuxCollectorBuilder { config: Config::default() }
     }
+}
 
+impl LinuxCollectorBuilder {
     /// How often transfers are reported: with each call, or at intervals of 1 ms to 1 h. Default: every 100 ms.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.config.granularity = granularity;
@@ -42,7 +45,7 @@ impl LinuxCollectorBuilder {
     }
 
     /// What happens when the channel is full. Default: the event is dropped and counted. Of no effect with
-    /// [`open`](Self::open) and [`spawn_batches`](Self::spawn_batches).
+    /// [`open`](Self::open), and where the handler is a function.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.config.when_full = when_full;
         self
@@ -159,46 +162,45 @@ impl LinuxCollectorBuilder {
         Ok(LinuxCollector::new(self.config))
     }
 
-    /// Builds and starts a collector that hands out events many at once: see [`LinuxCollector::start_batches`].
+    /// Builds and starts a collector that hands its events to this handler: the sender of a channel of yours, or a
+    /// function that takes them in batches. See [`EventHandler`].
     ///
     /// # Errors
-    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
     ///
     /// # Examples
     /// ```no_run
     /// use std::sync::{Arc, Mutex};
-    /// use tcptop::{ConnectionTable, LinuxCollector};
+    /// use tcptop::{CollectorEvent, ConnectionTable, LinuxCollector};
     ///
     /// let table = Arc::new(Mutex::new(ConnectionTable::new()));
     /// let shared = Arc::clone(&table);
-    /// let collector = LinuxCollector::builder().spawn_batches(move |events| {
+    /// let collector = LinuxCollector::builder().spawn_with(move |events: &[CollectorEvent]| {
     ///     let mut table = shared.lock().unwrap();
     ///     events.iter().for_each(|event| table.apply(event));
     /// })?;
     /// # Ok::<(), tcptop::Error>(())
     /// ```
-    pub fn spawn_batches(
-        self,
-        handler: impl FnMut(&[CollectorEvent]) + Send + 'static,
-    ) -> Result<LinuxCollector> {
+    pub fn spawn_with(self, handler: impl EventHandler) -> Result<LinuxCollector> {
         let mut collector = self.build()?;
-        collector.start_batches(handler)?;
+        collector.start_with(handler)?;
         Ok(collector)
     }
 
     /// Builds and starts a collector for programs with a loop of their own: see [`Poller`].
     ///
     /// # Errors
-    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
     pub fn open(self) -> Result<Poller> {
-        Poller::new(self.build()?)
+        self.config.check()?;
+        Poller::new(self.config)
     }
 
     /// Builds and starts a collector with a channel of its own. Tracing goes on while one of the two lives, and until
-    /// [`stop`](NetworkCollector::stop): see [`Events`].
+    /// [`stop`](LinuxCollector::stop): see [`Events`].
     ///
     /// # Errors
-    /// Those of [`build`](Self::build) and [`NetworkCollector::start`].
+    /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
     pub fn spawn(self) -> Result<(LinuxCollector, Events)> {
         let capacity = self.config.channel_capacity;
         let mut collector = self.build()?;

@@ -65,63 +65,101 @@ impl Bootstrap {
 /// What the running backend sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
 pub struct Capabilities {
-    /// The backend that runs.
-    pub backend: Backend,
-    /// Kernel release (`uname -r`).
-    pub kernel: String,
-    /// What is seen of each feature.
-    pub features: Vec<(Feature, Visibility)>,
-    /// Better backends that were tried first, and why each of them does not run.
-    pub steps_down: Vec<StepDown>,
-    /// Single programs of the running backend that could not be loaded or attached.
-    pub missing_programs: Vec<MissingProgram>,
-    /// How connections that are older than the tracer are found; once
-    /// [`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing) was called, how it has found them the last
-    /// time. Why it is not a better way is among the limits of [`Feature::Existing`].
-    pub bootstrap: Bootstrap,
-    /// What the self-test has found; empty if it was not asked for
-    /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
-    pub self_test: Vec<SelfCheck>,
+    backend: Backend,
+    kernel: String,
+    features: Vec<(Feature, Visibility)>,
+    rejected_backends: Vec<Unavailable<Backend>>,
+    missing_programs: Vec<Unavailable<String>>,
+    bootstrap: Bootstrap,
+    self_test: Vec<SelfCheck>,
 }
 
 impl Capabilities {
-    /// Some that say nothing.
-    #[cfg(test)]
-    pub(crate) fn of_nothing() -> Self {
-        Self {
-            backend: Backend::Kprobe,
-            kernel: "6.1.0".into(),
-            features: Vec::new(),
-            steps_down: Vec::new(),
-            missing_programs: Vec::new(),
-            bootstrap: Bootstrap::default(),
-            self_test: Vec::new(),
-        }
+    /// What is known once the programs run.
+    pub(crate) fn new(
+        backend: Backend,
+        kernel: String,
+        features: Vec<(Feature, Visibility)>,
+        rejected_backends: Vec<Unavailable<Backend>>,
+        missing_programs: Vec<Unavailable<String>>,
+    ) -> Self {
+        let (bootstrap, self_test) = (Bootstrap::default(), Vec::new());
+        Self { backend, kernel, features, rejected_backends, missing_programs, bootstrap, self_test }
     }
 
-    /// How well this feature is seen.
-    pub fn visibility(&self, feature: Feature) -> Visibility {
-        self.features.iter().find(|(f, _)| *f == feature).map_or(Visibility::Unseen, |(_, v)| v.clone())
-    }
-
-    /// Takes note of the self-test. What it did not see is no longer called exact, and no better than it was.
-    pub(crate) fn learn(&mut self, checks: Vec<SelfCheck>) {
+    /// The same after this self-test. A feature that it did not see is no longer called exact, and no better than before.
+    pub(crate) fn with_self_test(mut self, checks: Vec<SelfCheck>) -> Self {
         for check in &checks {
             let SelfTestResult::Failed(why) = &check.result else { continue };
             log::error!("{check}");
             let finding = format!("the self-test over {}: {why}", check.address);
-            self.set(check.feature, self.visibility(check.feature).within(&finding));
+            self.set(check.feature, self.visibility(check.feature).clone().within(&finding));
         }
-        self.self_test = checks;
+        Self { self_test: checks, ..self }
     }
 
-    pub(crate) fn set(&mut self, feature: Feature, visibility: Visibility) {
+    /// The same with what is known of existing connections.
+    pub(crate) fn with_existing(mut self, way: Bootstrap, visibility: Visibility) -> Self {
+        self.set_existing(way, visibility);
+        self
+    }
+
+    /// Existing connections were found in this way.
+    pub(crate) fn set_existing(&mut self, way: Bootstrap, visibility: Visibility) {
+        self.bootstrap = way;
+        self.set(Feature::Existing, visibility);
+    }
+
+    fn set(&mut self, feature: Feature, visibility: Visibility) {
         match self.features.iter_mut().find(|(known, _)| *known == feature) {
-            Some((_, of_it)) => *of_it = visibility,
+            Some((_, known)) => *known = visibility,
             None => self.features.push((feature, visibility)),
         }
+    }
+
+    /// The backend that runs.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Kernel release (`uname -r`).
+    pub fn kernel(&self) -> &str {
+        &self.kernel
+    }
+
+    /// How well this feature is seen.
+    pub fn visibility(&self, feature: Feature) -> &Visibility {
+        self.features().find(|(known, _)| *known == feature).map_or(&Visibility::Unseen, |(_, v)| v)
+    }
+
+    /// Every feature, and how well it is seen.
+    pub fn features(&self) -> impl Iterator<Item = (Feature, &Visibility)> {
+        self.features.iter().map(|(feature, visibility)| (*feature, visibility))
+    }
+
+    /// Better backends that were tried first, and why each of them does not run.
+    pub fn rejected_backends(&self) -> &[Unavailable<Backend>] {
+        &self.rejected_backends
+    }
+
+    /// Single programs of the running backend that could not be loaded or attached, by their names in `src/bpf`, and
+    /// why.
+    pub fn missing_programs(&self) -> &[Unavailable<String>] {
+        &self.missing_programs
+    }
+
+    /// How connections that are older than the tracer are found; once
+    /// [`bootstrap_existing`](crate::LinuxCollector::bootstrap_existing) was called, how it has found them the last
+    /// time. The limit of [`Feature::Existing`] says why it is not a better way.
+    pub fn bootstrap(&self) -> Bootstrap {
+        self.bootstrap
+    }
+
+    /// The results of the self-test. Empty if it was not asked for
+    /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
+    pub fn self_test(&self) -> &[SelfCheck] {
+        &self.self_test
     }
 }
 
@@ -277,37 +315,26 @@ impl fmt::Display for Visibility {
     }
 }
 
-/// A backend that does not run here.
+/// A part that is not to be had here, and why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
-pub struct StepDown {
-    /// Which one.
-    pub backend: Backend,
-    /// Why not, in words.
+pub struct Unavailable<T> {
+    /// The part: a [`Backend`], or the name of a program.
+    pub what: T,
+    /// Why it is not to be had, in words.
     pub reason: String,
 }
 
-impl fmt::Display for StepDown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.backend, self.reason)
+impl<T> Unavailable<T> {
+    pub(crate) fn new(what: T, reason: String) -> Self {
+        Self { what, reason }
     }
 }
 
-/// A program that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct MissingProgram {
-    /// Its name in `src/bpf`.
-    pub program: String,
-    /// Why not, in words.
-    pub reason: String,
-}
-
-impl fmt::Display for MissingProgram {
+impl<T: fmt::Display> fmt::Display for Unavailable<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.program, self.reason)
+        write!(f, "{}: {}", self.what, self.reason)
     }
 }
 
@@ -316,7 +343,7 @@ mod tests {
     use super::*;
 
     fn capabilities(features: &[(Feature, Visibility)]) -> Capabilities {
-        Capabilities { features: features.to_vec(), ..Capabilities::of_nothing() }
+        Capabilities::new(Backend::Kprobe, "6.1.0".into(), features.to_vec(), Vec::new(), Vec::new())
     }
 
     fn failed(feature: Feature, address: [u8; 4], why: &str) -> SelfCheck {
@@ -328,22 +355,20 @@ mod tests {
         use Visibility::{Exact, Limited, Unseen};
         let known = || Limited("counted at the start of the call".into());
         let before = [(Feature::TcpSend, Exact), (Feature::UdpSend, known()), (Feature::UdpRecv, Unseen)];
-        let mut can = capabilities(&before);
         let missed = before.each_ref().map(|(feature, _)| failed(*feature, [127, 0, 0, 1], "no bytes"));
-        can.learn(missed.to_vec());
-        let after: Vec<_> = before.iter().map(|(feature, _)| can.visibility(*feature)).collect();
+        let can = capabilities(&before).with_self_test(missed.to_vec());
+        let after: Vec<_> = before.iter().map(|(feature, _)| can.visibility(*feature).clone()).collect();
         let finding = "the self-test over 127.0.0.1: no bytes";
         let both = format!("counted at the start of the call; {finding}");
         assert_eq!(after, [Limited(finding.into()), Limited(both), Unseen]);
         assert_eq!(can.self_test, missed);
-        let order: Vec<_> = can.features.iter().map(|(feature, _)| *feature).collect();
+        let order: Vec<_> = can.features().map(|(feature, _)| feature).collect();
         assert_eq!(order, [Feature::TcpSend, Feature::UdpSend, Feature::UdpRecv], "each stays in its place");
     }
 
     #[test]
     fn each_address_that_was_missed_is_told() {
-        let mut can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]);
-        can.learn(vec![
+        let can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]).with_self_test(vec![
             failed(Feature::UdpSend, [127, 0, 0, 1], "a"),
             failed(Feature::UdpSend, [127, 0, 0, 2], "b"),
         ]);
@@ -353,10 +378,10 @@ mod tests {
 
     #[test]
     fn what_passes_or_cannot_be_tried_changes_nothing() {
-        let mut can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]);
         let results = [SelfTestResult::Passed, SelfTestResult::Skipped("no IPv6".into())];
         let check = |result| SelfCheck { feature: Feature::UdpSend, address: [127, 0, 0, 1].into(), result };
-        can.learn(results.map(check).to_vec());
-        assert_eq!(can.visibility(Feature::UdpSend), Visibility::Exact);
+        let can = capabilities(&[(Feature::UdpSend, Visibility::Exact)])
+            .with_self_test(results.map(check).to_vec());
+        assert_eq!(can.visibility(Feature::UdpSend), &Visibility::Exact);
     }
 }

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One variant per thing that a user can do about it. Each says in its text all there is to say, and so has no
-//! [`source`](std::error::Error::source).
+//! One variant per thing that a user can do about it. Each says in its text what is wrong and what to do.
 
-use crate::capabilities::Backend;
+use crate::capabilities::{Backend, Unavailable};
+use std::error::Error as StdError;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a collector could not start or stop, or /proc not be read.
-#[derive(Debug, thiserror::Error)]
+/// Why a collector could not start, or existing connections not be listed.
+///
+/// `Display` says what is wrong and what to do. What the kernel or libbpf said is the
+/// [`source`](std::error::Error::source). `Debug` shows both, so that a `main` that returns this error prints something
+/// to read.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Run as root, or give the program the capabilities that are named.
@@ -68,10 +73,10 @@ pub enum Error {
     },
 
     /// No backend works: the reasons say what forbids each.
-    #[error("no way to trace works on this kernel: {}", .reasons.join("; "))]
+    #[error("no way to trace works on this kernel: {}", .rejected.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoBackend {
-        /// One reason for each backend, best first.
-        reasons: Vec<String>,
+        /// Each backend, best first, and why it does not run.
+        rejected: Vec<Unavailable<Backend>>,
     },
 
     /// Mend the configuration.
@@ -85,25 +90,50 @@ pub enum Error {
     #[error("the collector runs already: stop it before you start it again")]
     AlreadyRunning,
 
-    /// The kernel refused something that should work: the reason says what; worth a bug report.
-    #[error("the kernel refused to {what}: {reason}")]
+    /// The kernel refused something that should work. The source says why; worth a bug report.
+    #[error("the kernel refused to {what}")]
     Kernel {
         /// What was tried.
         what: &'static str,
         /// The kernel's or libbpf's answer.
-        reason: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<dyn StdError + Send + Sync>,
     },
 
     /// /proc could not be read (is it mounted?), or is not understood.
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {}", .path.display())]
     Proc {
         /// Which file.
-        path: String,
+        path: PathBuf,
         /// Why not.
-        reason: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<dyn StdError + Send + Sync>,
     },
 
     /// The system is out of threads.
-    #[error("cannot start the reader thread: {0}")]
-    Thread(std::io::Error),
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut source = self.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_the_message_and_its_causes() {
+        let source = std::io::Error::from_raw_os_error(13).into();
+        let error = Error::Proc { path: "/proc/net/tcp".into(), source };
+        assert_eq!(error.to_string(), "cannot read /proc/net/tcp");
+        assert_eq!(format!("{error:?}"), "cannot read /proc/net/tcp: Permission denied (os error 13)");
+    }
 }

@@ -70,7 +70,7 @@ fn missing(effective: u64, needed: &[Capability]) -> Vec<&'static str> {
 /// Of the calling thread: capabilities are not shared between threads.
 fn effective_capabilities() -> Result<u64> {
     const PATH: &str = "/proc/thread-self/status";
-    let unreadable = |reason| Error::Proc { path: PATH.into(), reason };
+    let unreadable = |source| Error::Proc { path: PATH.into(), source };
     let bytes = fs::read(PATH).map_err(|e| unreadable(Box::new(e)))?;
     // The name in it need not be UTF-8.
     let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());

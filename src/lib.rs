@@ -4,7 +4,7 @@
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
-//! use tcptop::{ConnectionTable, KernelTime, LinuxCollector, NetworkCollector};
+//! use tcptop::{ConnectionTable, KernelTime, LinuxCollector};
 //!
 //! let (mut collector, events) = LinuxCollector::builder().spawn()?;
 //! let mut table = ConnectionTable::new().linger(Duration::from_secs(60));
@@ -63,17 +63,20 @@ mod forks;
 mod host;
 mod kernel;
 mod model;
+mod output;
 mod plan;
 mod poller;
 mod reader;
 mod record;
 mod run;
 mod self_test;
+mod shared;
 mod sink;
 mod stats;
 mod survey;
 mod table;
 mod threads;
+mod tracer;
 mod wire;
 
 /// The channels in which events come.
@@ -81,8 +84,7 @@ pub use crossbeam_channel;
 
 pub use builder::LinuxCollectorBuilder;
 pub use capabilities::{
-    Backend, Bootstrap, Capabilities, Feature, MissingProgram, SelfCheck, SelfTestResult, StepDown,
-    Visibility,
+    Backend, Bootstrap, Capabilities, Feature, SelfCheck, SelfTestResult, Unavailable, Visibility,
 };
 pub use collector::{LinuxCollector, NetworkCollector};
 pub use config::{Granularity, WhenFull};
@@ -95,6 +97,7 @@ pub use model::{
     AddressFamily, CgroupId, ConnectionKey, Direction, KernelTime, NetNs, ParseError, Process, ProcessName,
     Protocol, Provenance, Role, TcpState,
 };
+pub use output::EventHandler;
 pub use poller::Poller;
 pub use record::ConnectionRecord;
 pub use run::Events;

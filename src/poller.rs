@@ -2,14 +2,15 @@
 //! A collector for programs that have a loop of their own.
 
 use crate::capabilities::Capabilities;
-use crate::collector::{LinuxCollector, NetworkCollector};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::event::CollectorEvent;
+use crate::output::Output;
 use crate::reader::Reader;
 use crate::record::ConnectionRecord;
 use crate::stats::Stats;
 use crate::survey::Survey;
-use crossbeam_channel::Receiver;
+use crate::tracer::Tracer;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::io::Errno;
 use rustix::time::{
@@ -19,14 +20,13 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// A collector without a thread that reads: for programs that wait for many things at once and want to be called when
-/// there is something to do. Made by [`LinuxCollectorBuilder::open`](crate::LinuxCollectorBuilder::open); everything else
-/// is as with [`LinuxCollector`].
+/// A collector without a thread that reads: for programs with a loop of their own. Made by
+/// [`LinuxCollectorBuilder::open`](crate::LinuxCollectorBuilder::open). Everything else is as with
+/// [`LinuxCollector`](crate::LinuxCollector).
 ///
 /// Its descriptor ([`AsFd`]) is readable when [`poll`](Self::poll) has something to do: under load every 2 milliseconds,
-/// and on an idle machine some twenty times per second. Who polls later finds the events in the ring buffer, as far as it
-/// has room for them. It stays on the thread that has made it. (One thread of its own remains, which waits for the kernel
-/// where that takes milliseconds and reads nothing.)
+/// and on an idle machine some twenty times per second. Events of a late poll are in the ring buffer, as far as it has
+/// room for them. (One thread remains: it waits for the kernel where that takes milliseconds, and reads nothing.)
 ///
 /// Dropping it detaches every program, within 200 ms.
 ///
@@ -46,11 +46,12 @@ use std::time::{Duration, Instant};
 /// }
 /// # Ok::<(), tcptop::Error>(())
 /// ```
+#[must_use = "dropping a poller stops it"]
 pub struct Poller {
-    collector: LinuxCollector,
-    capabilities: Capabilities,
+    tracer: Tracer,
     reader: Option<Reader>,
-    events: Receiver<CollectorEvent>,
+    /// Events of the stop.
+    last: Vec<CollectorEvent>,
     alarm: Alarm,
 }
 
@@ -61,26 +62,32 @@ impl fmt::Debug for Poller {
 }
 
 impl Poller {
-    pub(crate) fn new(mut collector: LinuxCollector) -> Result<Self> {
-        let (reader, events, capabilities) = collector.start_here()?;
-        let refused = |e| Error::Kernel { what: "make a descriptor to wait for", reason: Box::new(e) };
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let mut tracer = Tracer::new(config);
+        let mut reader = tracer.start(|start| start.reader(Output::polled()))?;
+        reader.deliver_early();
+        let refused = |e: Errno| Error::Kernel { what: "make a descriptor to wait for", source: e.into() };
         let alarm = Alarm::new(reader.ring_fd()).map_err(refused)?;
         alarm.set(reader.pause());
-        Ok(Self { collector, capabilities, reader: Some(reader), events, alarm })
+        Ok(Self { tracer, reader: Some(reader), last: Vec::new(), alarm })
     }
 
-    /// Waits until there are events, or for this long, or until a signal comes, and hands them out. Those that are left in
-    /// the iterator come with the next call, which then reads no further.
-    pub fn poll(&mut self, timeout: Duration) -> impl Iterator<Item = CollectorEvent> {
+    /// Waits until there are events, or for this long, or until a signal comes, and hands the events out. Those are
+    /// some 256, or more at the end of an interval; none if there are none.
+    pub fn poll(&mut self, timeout: Duration) -> Vec<CollectorEvent> {
         let begin = Instant::now();
         let mut left = timeout;
-        while self.events.is_empty() && self.collector.is_ours() && self.alarm.wait(left) && self.look() {
+        while !self.has_events() && self.tracer.is_ours() && self.alarm.wait(left) && self.look() {
             left = timeout.saturating_sub(begin.elapsed());
             if left.is_zero() {
                 break;
             }
         }
-        self.events.try_iter()
+        self.reader.as_mut().map_or_else(|| std::mem::take(&mut self.last), Reader::take)
+    }
+
+    fn has_events(&self) -> bool {
+        self.reader.as_ref().map_or(!self.last.is_empty(), Reader::has_events)
     }
 
     /// False if there is nothing more to come.
@@ -91,12 +98,12 @@ impl Poller {
         true
     }
 
-    /// Detaches every program, within 200 ms. What is in the ring buffer by then comes with the next
+    /// Detaches every program, within 200 ms. The events that are in the ring buffer by then come with the next
     /// [`poll`](Self::poll), the last one that has anything to hand out.
     pub fn stop(&mut self) {
         match self.reader.take() {
-            Some(reader) if self.collector.is_ours() => {
-                reader.finish();
+            Some(reader) if self.tracer.is_ours() => {
+                self.last = reader.finish();
                 self.alarm.set(Duration::ZERO);
             }
             // In a process that was forked from ours: the programs are not its own.
@@ -104,30 +111,31 @@ impl Poller {
         }
     }
 
-    /// See [`LinuxCollector::capabilities`].
+    /// What the backend can see. See [`LinuxCollector::capabilities`](crate::LinuxCollector::capabilities).
+    #[expect(clippy::expect_used, reason = "there is no poller whose start has failed")]
     pub fn capabilities(&self) -> Capabilities {
-        self.collector.as_found(self.capabilities.clone())
+        self.tracer.capabilities().expect("a poller has started")
     }
 
-    /// See [`LinuxCollector::stats`].
+    /// See [`LinuxCollector::stats`](crate::LinuxCollector::stats).
     pub fn stats(&self) -> Stats {
-        self.collector.stats()
+        self.tracer.stats()
     }
 
-    /// See [`NetworkCollector::bootstrap_existing`].
+    /// See [`LinuxCollector::bootstrap_existing`](crate::LinuxCollector::bootstrap_existing).
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
     pub fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
-        self.collector.bootstrap_existing()
+        self.tracer.bootstrap_existing()
     }
 
-    /// See [`LinuxCollector::survey`].
+    /// See [`LinuxCollector::survey`](crate::LinuxCollector::survey).
     ///
     /// # Errors
     /// [`Error::Kernel`] if the kernel lists its sockets nowhere.
     pub fn survey(&self) -> Result<Survey> {
-        self.collector.survey()
+        self.tracer.survey()
     }
 }
 

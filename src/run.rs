@@ -2,7 +2,7 @@
 //! A run of the reader's thread, and who keeps it going.
 
 use crate::event::CollectorEvent;
-use crate::reader::Shared;
+use crate::shared::Shared;
 use crossbeam_channel::{Iter, Receiver};
 use std::ops::Deref;
 use std::sync::atomic::Ordering;
@@ -56,7 +56,7 @@ impl Drop for Run {
 
 /// Where the events of a collector arrive that [`spawn`](crate::LinuxCollectorBuilder::spawn) has started: a
 /// [`Receiver`], whose methods it has, that keeps the tracing going. So tracing ends with
-/// [`stop`](crate::NetworkCollector::stop), or when both the collector and this, with all its clones, are dropped. Who
+/// [`stop`](crate::LinuxCollector::stop), or when both the collector and this, with all its clones, are dropped. Who
 /// drops only this gets no more events, and the collector ends by itself with the next one.
 ///
 /// As an iterator it waits for each event, and ends when the collector has.

@@ -7,11 +7,9 @@ use crate::decode;
 use crate::event::CollectorEvent;
 use crate::kernel::{Ring, Session};
 use crate::model::Protocol;
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,21 +46,15 @@ const EXPECTED: Seen =
 /// Runs the test on a session whose ring nobody reads yet. Returns the results, and the records that were in the ring
 /// and are not of the test.
 pub(crate) fn run(session: &Session) -> crate::error::Result<(Vec<SelfCheck>, Vec<Vec<u8>>)> {
-    let records = Rc::new(RefCell::new(Vec::new()));
-    let kept = Rc::clone(&records);
-    let ring = Ring::new(session, move |record| {
-        let mut kept = kept.borrow_mut();
-        kept.push(record.to_vec());
-        kept.len() < MOST_KEPT
-    })?;
+    let (mut ring, mut records) = (session.ring()?, Vec::new());
     let mut checks = Vec::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             checks.extend(match exchange(protocol, address) {
                 Ok(exchange) => {
-                    let seen = observe(&ring, &records, &exchange);
-                    let is_full = records.borrow().len() >= MOST_KEPT;
-                    forget(&exchange, &mut records.borrow_mut());
+                    let seen = observe(&mut ring, &mut records, &exchange);
+                    let is_full = records.len() >= MOST_KEPT;
+                    forget(&exchange, &mut records);
                     judge(&exchange, seen, is_full)
                 }
                 Err(e) => features(protocol).map(|(feature, _)| SelfCheck {
@@ -73,8 +65,7 @@ pub(crate) fn run(session: &Session) -> crate::error::Result<(Vec<SelfCheck>, Ve
             });
         }
     }
-    drop(ring);
-    Ok((checks, records.take()))
+    Ok((checks, records))
 }
 
 fn features(protocol: Protocol) -> [(Feature, usize); 2] {
@@ -117,13 +108,13 @@ fn exchange(protocol: Protocol, address: IpAddr) -> io::Result<Exchange> {
 }
 
 /// Reads the ring until everything was seen, or the patience is at its end.
-fn observe(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, exchange: &Exchange) -> Seen {
+fn observe(ring: &mut Ring, records: &mut Vec<Vec<u8>>, exchange: &Exchange) -> Seen {
     let deadline = Instant::now() + PATIENCE;
-    let (mut seen, mut judged) = (Seen::default(), records.borrow().len());
+    let (mut seen, mut judged) = (Seen::default(), records.len());
     loop {
         take_all(ring, records, deadline);
-        add(exchange, records.borrow().iter().skip(judged).map(Vec::as_slice), &mut seen);
-        judged = records.borrow().len();
+        add(exchange, records[judged..].iter().map(Vec::as_slice), &mut seen);
+        judged = records.len();
         if seen == EXPECTED || judged >= MOST_KEPT || Instant::now() >= deadline {
             // The ends of the sockets follow what they have moved.
             thread::sleep(LOOK_EVERY);
@@ -135,10 +126,10 @@ fn observe(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, exchange: &Exchange
 }
 
 /// All that is in the ring: on a busy machine what belongs to the test is behind much else.
-fn take_all(ring: &Ring<'_>, records: &RefCell<Vec<Vec<u8>>>, deadline: Instant) {
+fn take_all(ring: &mut Ring, records: &mut Vec<Vec<u8>>, deadline: Instant) {
     loop {
-        ring.look();
-        if !ring.is_behind() || records.borrow().len() >= MOST_KEPT || Instant::now() >= deadline {
+        ring.look(|record| records.push(record.to_vec()));
+        if !ring.is_behind() || records.len() >= MOST_KEPT || Instant::now() >= deadline {
             return;
         }
     }
@@ -202,7 +193,7 @@ fn judge(exchange: &Exchange, seen: Seen, is_full: bool) -> [SelfCheck; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capabilities::{Capabilities, Visibility};
+    use crate::capabilities::{Backend, Capabilities, Visibility};
 
     fn exchange() -> Exchange {
         Exchange { protocol: Protocol::Udp, address: Ipv4Addr::LOCALHOST.into(), client: 7, server: 8 }
@@ -232,16 +223,14 @@ mod tests {
 
     #[test]
     fn a_hook_that_never_fires_is_a_limit_that_says_so() {
-        let mut can = Capabilities::of_nothing();
-        for feature in [Feature::UdpSend, Feature::UdpRecv] {
-            can.set(feature, Visibility::Exact);
-        }
+        let seen = [Feature::UdpSend, Feature::UdpRecv].map(|feature| (feature, Visibility::Exact));
+        let can = Capabilities::new(Backend::Kprobe, String::new(), seen.to_vec(), Vec::new(), Vec::new());
         let without_sends = Seen { client: [0, 803], server: [0, 1201] };
-        can.learn(judge(&exchange(), without_sends, false).to_vec());
+        let can = can.with_self_test(judge(&exchange(), without_sends, false).to_vec());
         let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event told of them";
-        assert_eq!(can.visibility(Feature::UdpSend), Visibility::Limited(limit.into()));
-        assert_eq!(can.visibility(Feature::UdpRecv), Visibility::Exact);
-        assert!(can.self_test[0].has_failed() && !can.self_test[1].has_failed());
+        assert_eq!(*can.visibility(Feature::UdpSend), Visibility::Limited(limit.into()));
+        assert_eq!(*can.visibility(Feature::UdpRecv), Visibility::Exact);
+        assert!(can.self_test()[0].has_failed() && !can.self_test()[1].has_failed());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{ConnectionRecord, LinuxCollector, NetworkCollector};
+use tcptop::{ConnectionRecord, LinuxCollector};
 
 /// No process may have open as many files as there are sockets here, not even root's everywhere.
 const HOLDERS: usize = 6;

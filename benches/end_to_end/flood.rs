@@ -16,9 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{
-    CollectorEvent, ConnectionTable, LinuxCollector, LinuxCollectorBuilder, NetworkCollector, WhenFull,
-};
+use tcptop::{CollectorEvent, ConnectionTable, LinuxCollector, LinuxCollectorBuilder, WhenFull};
 
 const EVENTS: u64 = 20_000_000;
 /// How many records a run of the program writes.
@@ -64,7 +62,7 @@ pub(crate) fn single() -> Flood {
 pub(crate) fn batches() -> Flood {
     let folded = Arc::new(AtomicU64::new(0));
     let (mut table, count) = (ConnectionTable::new(), Arc::clone(&folded));
-    let collector = builder().spawn_batches(move |events| {
+    let collector = builder().spawn_with(move |events: &[CollectorEvent]| {
         events.iter().for_each(|event| fold(&mut table, event, &count));
     });
     measure(collector.expect("tracing needs root"), &folded)
@@ -74,7 +72,7 @@ pub(crate) fn batches() -> Flood {
 pub(crate) fn handed_out() -> Flood {
     let folded = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&folded);
-    let collector = builder().spawn_batches(move |events| {
+    let collector = builder().spawn_with(move |events: &[CollectorEvent]| {
         let sent =
             black_box(events).iter().filter(|event| matches!(event, CollectorEvent::TcpSend(_))).count();
         count.store(count.load(Ordering::Relaxed) + sent as u64, Ordering::Relaxed);

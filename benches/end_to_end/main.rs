@@ -61,7 +61,7 @@ fn main() {
     let is_wanted = |name: &str| wanted.as_ref().is_none_or(|part| name.contains(part.as_str()));
     loads::pin(loads::FIRST);
     let (collector, _) = LinuxCollector::builder().spawn().expect("tracing needs root");
-    let backend = collector.capabilities().expect("it runs").backend;
+    let backend = collector.capabilities().expect("it runs").backend();
     drop(collector);
     println!("backend {backend}\n{:<60} {:>22}   must reach", "what", "measured");
     for (name, load, by_default, per_call) in LOADS {

@@ -2,7 +2,7 @@
 //! How long the programs are that a backend runs at its hooks.
 
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions, ProgramInfo};
-use tcptop::{Backend, LinuxCollector, NetworkCollector};
+use tcptop::{Backend, LinuxCollector};
 
 const BYTES_PER_INSTRUCTION: usize = 8;
 

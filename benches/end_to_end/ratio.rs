@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tcptop::{Backend, Granularity, LinuxCollector, NetworkCollector, Stats};
+use tcptop::{Backend, Granularity, LinuxCollector, Stats};
 
 const PAIRS: usize = 30;
 const SLICE: Duration = Duration::from_millis(60);

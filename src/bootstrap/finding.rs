@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is told about the way in which connections were found.
 
-use crate::capabilities::{Bootstrap, Capabilities, Feature, Visibility};
+use crate::capabilities::{Bootstrap, Visibility};
 
 /// How connections are found, and what stands in the way of more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,13 +16,15 @@ impl Finding {
         Self { way, limits: limits.into_iter().collect() }
     }
 
-    pub(crate) fn tell(&self, capabilities: &mut Capabilities) {
+    pub(crate) fn way(&self) -> Bootstrap {
+        self.way
+    }
+
+    /// How well existing connections are seen.
+    pub(crate) fn visibility(&self) -> Visibility {
         let by_proc = (self.way == Bootstrap::Procfs).then_some("out of /proc, without totals");
         let limits: Vec<&str> = by_proc.into_iter().chain(self.limits.iter().map(String::as_str)).collect();
-        let visibility =
-            if limits.is_empty() { Visibility::Exact } else { Visibility::Limited(limits.join("; ")) };
-        capabilities.bootstrap = self.way;
-        capabilities.set(Feature::Existing, visibility);
+        if limits.is_empty() { Visibility::Exact } else { Visibility::Limited(limits.join("; ")) }
     }
 }
 
@@ -30,18 +32,16 @@ impl Finding {
 mod tests {
     use super::*;
 
-    fn told(way: Bootstrap, limits: &[&str]) -> (Bootstrap, String) {
-        let mut can = Capabilities::of_nothing();
-        Finding::new(way, limits.iter().map(|&limit| limit.into())).tell(&mut can);
-        (can.bootstrap, can.visibility(Feature::Existing).to_string())
+    fn seen(way: Bootstrap, limits: &[&str]) -> String {
+        Finding::new(way, limits.iter().map(|&limit| limit.into())).visibility().to_string()
     }
 
     #[test]
     fn only_sock_diag_without_limits_is_exact() {
         use Bootstrap::{Procfs, SockDiag};
-        assert_eq!(told(SockDiag, &[]), (SockDiag, "exact".into()));
-        assert_eq!(told(SockDiag, &["a", "b"]), (SockDiag, "limited: a; b".into()));
-        assert_eq!(told(Procfs, &[]), (Procfs, "limited: out of /proc, without totals".into()));
-        assert_eq!(told(Procfs, &["a"]), (Procfs, "limited: out of /proc, without totals; a".into()));
+        assert_eq!(seen(SockDiag, &[]), "exact");
+        assert_eq!(seen(SockDiag, &["a", "b"]), "limited: a; b");
+        assert_eq!(seen(Procfs, &[]), "limited: out of /proc, without totals");
+        assert_eq!(seen(Procfs, &["a"]), "limited: out of /proc, without totals; a");
     }
 }

@@ -5,7 +5,7 @@ use super::links::Links;
 use super::session::{FIRST_EPOCH, Hook, Session};
 use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
 use super::{Quiet, in_words};
-use crate::capabilities::{Backend, Bootstrap, Capabilities, MissingProgram, StepDown};
+use crate::capabilities::{Backend, Capabilities, Unavailable};
 use crate::config::{Config, DEFAULT_FLOWS, Filter};
 use crate::host;
 use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
@@ -23,34 +23,31 @@ use std::ptr::NonNull;
 #[derive(Debug)]
 pub(crate) enum LoadError {
     /// The backend that was asked for cannot run here.
-    Unavailable(StepDown),
+    Unavailable(Unavailable<Backend>),
     /// None can.
-    Nothing(Vec<StepDown>),
+    Nothing(Vec<Unavailable<Backend>>),
 }
 
 /// Loads and attaches the best backend, or the one that is asked for.
-pub(crate) fn start(config: &Config, facts: &Facts) -> Result<Session, LoadError> {
+pub(crate) fn start(config: &Config, facts: &Facts) -> Result<(Session, Capabilities), LoadError> {
     let _quiet = Quiet::new();
-    let mut steps_down = Vec::new();
+    let mut rejected = Vec::new();
     for backend in Backend::ALL.into_iter().filter(|&b| config.backend.is_none_or(|wanted| wanted == b)) {
         match plan::plan(backend, facts).and_then(|plan| start_backend(config, plan)) {
-            Ok(mut session) => {
-                session.capabilities.steps_down = steps_down;
-                return Ok(session);
-            }
+            Ok((session, plan)) => return Ok((session, capabilities(plan, rejected))),
             Err(reason) => {
                 log::info!("backend {backend} does not run: {reason}");
-                steps_down.push(StepDown { backend, reason });
+                rejected.push(Unavailable::new(backend, reason));
             }
         }
     }
-    match (config.backend, steps_down.pop()) {
+    match (config.backend, rejected.pop()) {
         (Some(_), Some(only)) => Err(LoadError::Unavailable(only)),
-        (_, last) => Err(LoadError::Nothing(steps_down.into_iter().chain(last).collect())),
+        (_, last) => Err(LoadError::Nothing(rejected.into_iter().chain(last).collect())),
     }
 }
 
-fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
+fn start_backend(config: &Config, mut plan: Plan) -> Result<(Session, Plan), String> {
     let (mut first_try, mut second_try) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let skel = match load(config, &plan, &plan.programs, &mut first_try) {
         Ok(skel) => skel,
@@ -62,21 +59,14 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<Session, String> {
     };
     let links = hold_all(&skel, &mut plan)?;
     let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
-    let capabilities = Capabilities {
-        backend: plan.backend,
-        kernel: host::kernel_release(),
-        features: plan::features(&plan),
-        steps_down: Vec::new(),
-        // Told by `Finding::tell`.
-        bootstrap: Bootstrap::default(),
-        self_test: Vec::new(),
-        missing_programs: plan
-            .missing
-            .into_iter()
-            .map(|(program, reason)| MissingProgram { program: program.into(), reason })
-            .collect(),
-    };
-    Session::new(&skel, links, hooks, capabilities).map_err(|e| format!("{e:#}"))
+    let session = Session::new(&skel, links, hooks).map_err(|e| format!("{e:#}"))?;
+    Ok((session, plan))
+}
+
+fn capabilities(plan: Plan, rejected: Vec<Unavailable<Backend>>) -> Capabilities {
+    let features = plan::features(&plan);
+    let missing = plan.missing.into_iter().map(|(program, reason)| Unavailable::new(program.into(), reason));
+    Capabilities::new(plan.backend, host::kernel_release(), features, rejected, missing.collect())
 }
 
 /// The places where programs may be skipped, each with all programs that are there.

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`], [`links`]) and
-//! talking to their maps ([`session`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is
+//! talking to their maps ([`session`], [`ring`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is
 //! bytes, and counts of losses.
 
 mod facts;
 mod holders;
 mod links;
 mod load;
+mod ring;
 mod session;
 mod shared;
 mod skel;
@@ -14,7 +15,8 @@ mod skel;
 pub(crate) use facts::collect as collect_facts;
 pub(crate) use holders::Holders;
 pub(crate) use load::{LoadError, start};
-pub(crate) use session::{Barrier, ReaderState, Ring, Session};
+pub(crate) use ring::Ring;
+pub(crate) use session::{Barrier, ReaderState, Session};
 
 use libbpf_rs::{PrintCallback, PrintLevel, set_print};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loaded and attached programs, and the maps through which the library talks to them.
 
-use super::Quiet;
 use super::links::Links;
+use super::ring::Ring;
 use super::shared::{Bank, Control, Slots};
 use super::skel::TcptopSkel;
-use crate::capabilities::Capabilities;
 use crate::decode;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::{EventKind, LossPlace};
 use crate::model::KernelTime;
 use crate::stats::LossTable;
 use crate::wire::{tt_reader, tt_state};
 use libbpf_rs::skel::Skel;
-use libbpf_rs::{MapCore, MapFlags, MapHandle, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use rustix::thread::{MembarrierCommand, membarrier};
-use std::cell::Cell;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,7 +33,6 @@ pub(crate) struct Session {
     barrier: Barrier,
     epoch: u32,
     epoch_began: KernelTime,
-    pub(crate) capabilities: Capabilities,
     pub(crate) kernel_memory_bytes: u64,
 }
 
@@ -59,12 +55,7 @@ pub(super) const FIRST_EPOCH: u32 = 1;
 const FIRST: [u8; 4] = 0_u32.to_ne_bytes();
 
 impl Session {
-    pub(super) fn new(
-        skel: &TcptopSkel<'_>,
-        links: Links,
-        hooks: Vec<Hook>,
-        capabilities: Capabilities,
-    ) -> libbpf_rs::Result<Self> {
+    pub(super) fn new(skel: &TcptopSkel<'_>, links: Links, hooks: Vec<Hook>) -> libbpf_rs::Result<Self> {
         let maps = &skel.maps;
         Ok(Self {
             links,
@@ -79,7 +70,6 @@ impl Session {
             },
             epoch: FIRST_EPOCH,
             epoch_began: KernelTime::now(),
-            capabilities,
             kernel_memory_bytes: skel
                 .object()
                 .maps()
@@ -116,6 +106,14 @@ impl Session {
         self.epoch = self.epoch.checked_add(1).unwrap_or(2);
         self.control.epoch().store(self.epoch, Ordering::Release);
         self.epoch_began = KernelTime::now();
+    }
+
+    /// The reading end of the ring buffer. There is one reader at a time.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`](crate::Error::Kernel) if the kernel refuses the memory.
+    pub(crate) fn ring(&self) -> Result<Ring> {
+        Ring::new(&self.events)
     }
 
     /// Readable while there is something in the ring; who waits for that is told only by a wake-up.
@@ -215,60 +213,6 @@ impl Barrier {
 fn log_failure(what: &str, result: libbpf_rs::Result<()>) {
     if let Err(e) = result {
         log::warn!("cannot {what}: {e}");
-    }
-}
-
-/// The reading end of the ring buffer.
-pub(crate) struct Ring<'cb> {
-    ring: RingBuffer<'cb>,
-    seen: Rc<Cell<usize>>,
-}
-
-/// So many records are taken at one look: a ring that fills as fast as it is read must not keep the reader from its
-/// other work, and batches of events shall stay in the processor's cache.
-const RECORDS_PER_LOOK: usize = 256;
-const EAGAIN: i32 = 11;
-
-impl<'cb> Ring<'cb> {
-    /// Each look passes records to `record`, which returns false when no more are wanted for now.
-    pub(crate) fn new(session: &Session, mut record: impl FnMut(&[u8]) -> bool + 'cb) -> Result<Self> {
-        let _quiet = Quiet::new();
-        let seen = Rc::new(Cell::new(0));
-        let count = Rc::clone(&seen);
-        let mut builder = RingBufferBuilder::new();
-        let refused = |e: libbpf_rs::Error| Error::Kernel {
-            what: "map the ring buffer",
-            reason: format!("{e:#}").into(),
-        };
-        builder
-            .add(&session.events, move |bytes| {
-                count.set(count.get() + 1);
-                if record(bytes) && count.get() < RECORDS_PER_LOOK { 0 } else { -EAGAIN }
-            })
-            .map_err(refused)?;
-        Ok(Self { ring: builder.build().map_err(refused)?, seen })
-    }
-
-    /// Waits until the kernel side wakes the reader or the time is over, and takes what is there. Returns how many
-    /// records it was.
-    pub(crate) fn wait(&self, timeout: Duration) -> usize {
-        self.seen.set(0);
-        // epoll_wait(2) counts in milliseconds. One that has begun counts, or the caller would wake up twice.
-        let milliseconds = timeout.as_micros().div_ceil(1000) as u64;
-        self.ring.poll_raw(Duration::from_millis(milliseconds));
-        self.seen.get()
-    }
-
-    /// Takes what is there.
-    pub(crate) fn look(&self) -> usize {
-        self.seen.set(0);
-        self.ring.consume_raw();
-        self.seen.get()
-    }
-
-    /// No more was taken than one look may take.
-    pub(crate) fn is_behind(&self) -> bool {
-        self.seen.get() >= RECORDS_PER_LOOK
     }
 }
 

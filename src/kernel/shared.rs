@@ -8,14 +8,21 @@ use libbpf_rs::{MapCore, MapHandle};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A map's elements in this process's memory.
-struct Mapping<T> {
+pub(super) struct Mapping<T> {
     first: NonNull<T>,
     elements: usize,
+}
+
+/// What this process does with a mapping. The kernel refuses to let a ring's data be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
 }
 
 // SAFETY: plain memory, which stays where it is until it is dropped.
@@ -25,16 +32,53 @@ impl<T> Mapping<T> {
     /// The map is an array of `T` with the flag BPF_F_MMAPABLE.
     fn new(map: &MapHandle) -> io::Result<Self> {
         let elements = map.max_entries() as usize;
-        if map.value_size() as usize != size_of::<T>() || !size_of::<T>().is_multiple_of(8) || elements == 0 {
+        if map.value_size() as usize != size_of::<T>() {
             return Err(io::Error::other("the map has another layout"));
         }
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: new memory at an address of the kernel's choice; the kernel checks the length.
-        let start = unsafe {
-            mmap(ptr::null_mut(), elements * size_of::<T>(), access, MapFlags::SHARED, map.as_fd(), 0)?
+        Self::at(map.as_fd(), 0, elements, Access::Write)
+    }
+
+    /// So many elements from this offset of the map on.
+    pub(super) fn at(
+        map: BorrowedFd<'_>,
+        offset: usize,
+        elements: usize,
+        access: Access,
+    ) -> io::Result<Self> {
+        if !size_of::<T>().is_multiple_of(8) || elements == 0 {
+            return Err(io::Error::other("the map has another layout"));
+        }
+        let access = match access {
+            Access::Read => ProtFlags::READ,
+            Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
+        let bytes = elements * size_of::<T>();
+        // SAFETY: new memory at an address of the kernel's choice; the kernel checks the length.
+        let start = unsafe { mmap(ptr::null_mut(), bytes, access, MapFlags::SHARED, map, offset as u64)? };
         let first = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
         Ok(Self { first, elements })
+    }
+}
+
+/// Words that the kernel writes meanwhile.
+impl Mapping<AtomicU64> {
+    pub(super) fn first(&self) -> &AtomicU64 {
+        // SAFETY: inside of the mapping, and on this side only ever accessed as an atomic.
+        unsafe { self.first.as_ref() }
+    }
+
+    /// The four bytes at this offset, which is a multiple of four.
+    pub(super) fn half_word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.elements * 8);
+        // SAFETY: inside of the mapping and aligned; on this side only ever accessed as an atomic.
+        unsafe { AtomicU32::from_ptr(self.first.as_ptr().byte_add(offset).cast()) }
+    }
+
+    /// A record that no program writes any more, until it counts as read.
+    pub(super) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset + len <= self.elements * 8);
+        // SAFETY: inside of the mapping; the ring's reader lends it only while the kernel leaves it alone.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr().byte_add(offset).cast(), len) }
     }
 }
 

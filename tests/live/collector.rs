@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, CollectorEvent, ConnectionKey, ConnectionTable, Error, EventKind, Granularity, KernelTime,
-    LossPlace, NetworkCollector, Protocol, SelfCheck, WhenFull,
+    LossPlace, Protocol, SelfCheck, WhenFull,
 };
 
 /// Ids of all BPF programs and links in the kernel, by bpf(2).
@@ -199,7 +199,7 @@ fn batches_carry_the_same_events() {
     let all = Arc::clone(&received);
     let mut collector = builder()
         .granularity(Granularity::PerCall)
-        .spawn_batches(move |events| all.lock().unwrap().push(events.to_vec()))
+        .spawn_with(move |events: &[CollectorEvent]| all.lock().unwrap().push(events.to_vec()))
         .unwrap();
     let (client, server) = tcp_pair();
     let pair = (port(&server), port(&client));
@@ -226,7 +226,7 @@ fn batches_carry_the_same_events() {
 #[test]
 fn a_function_that_panics_ends_the_collector() {
     let before = bpf_objects();
-    let mut collector = builder().spawn_batches(|_| panic!("as the test wants it")).unwrap();
+    let mut collector = builder().spawn_with(|_: &[CollectorEvent]| panic!("as the test wants it")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     while collector.is_running() {
         assert!(Instant::now() < deadline, "still running");
@@ -406,7 +406,7 @@ fn a_forced_backend_runs_or_says_why_not() {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     for backend in Backend::ALL {
         match builder().backend(backend).spawn() {
-            Ok((collector, _events)) => assert_eq!(collector.capabilities().unwrap().backend, backend),
+            Ok((collector, _events)) => assert_eq!(collector.capabilities().unwrap().backend(), backend),
             Err(Error::BackendUnavailable { backend: named, reason }) => {
                 assert_eq!(named, backend);
                 let no_tracepoints = release.starts_with("5.") || release.starts_with("6.1.");
@@ -425,7 +425,7 @@ fn a_forced_backend_runs_or_says_why_not() {
 /// The self-test moves bytes that events must tell of: on this kernel it passes, or says that there is no IPv6.
 #[test]
 fn the_self_test_passes() {
-    check_self_test(&Trace::start().capabilities().self_test);
+    check_self_test(&Trace::start().capabilities().self_test());
 }
 
 fn check_self_test(checks: &[SelfCheck]) {
@@ -451,7 +451,7 @@ fn check_self_test(checks: &[SelfCheck]) {
 #[test]
 fn the_self_test_leaves_no_trace() {
     let mut trace = Trace::with(builder().self_test(true));
-    check_self_test(&trace.capabilities().self_test);
+    check_self_test(&trace.capabilities().self_test());
     trace.listen(Duration::from_millis(300));
     let me = Some(std::process::id());
     let ours = trace.seen.iter().filter(|e| e.connection().is_some_and(|c| c.owner.map(|o| o.pid) == me));
@@ -466,5 +466,5 @@ fn the_self_test_leaves_no_trace() {
 #[test]
 fn with_a_filter_there_is_no_self_test() {
     let trace = Trace::with(builder().self_test(true).port(9));
-    assert_eq!(trace.capabilities().self_test, []);
+    assert_eq!(trace.capabilities().self_test(), []);
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::net::{TcpListener, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
-use tcptop::{ConnectionRecord, Feature, NetworkCollector, Protocol, Visibility};
+use tcptop::{ConnectionRecord, Feature, Protocol, Visibility};
 
 const NOBODY: u32 = 65_534;
 /// In two processes, because each may have so many files only.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, Error, LinuxCollector, NetworkCollector, Stats};
+use tcptop::{CollectorEvent, Error, LinuxCollector, Stats};
 
 /// Moves some bytes over a connection that then ends.
 fn traffic() {
@@ -163,9 +163,9 @@ fn a_collector_in_a_forked_process_is_without_life() {
             started.stop().unwrap();
             assert!(!trace.collector.is_running());
             trace.collector.stop().unwrap();
-            poller.poll(Duration::from_secs(100)).for_each(drop);
+            poller.poll(Duration::from_secs(100));
             poller.stop();
-            poller.poll(Duration::from_secs(100)).for_each(drop);
+            poller.poll(Duration::from_secs(100));
             // SAFETY: all of them are forgotten or dropped in the parent; here this process ends after that.
             unsafe {
                 std::ptr::drop_in_place(&raw mut poller);
@@ -191,7 +191,7 @@ fn a_collector_in_a_forked_process_is_without_life() {
     assert!(trace.collector.is_running() && started.is_running());
     let is_end =
         |event: &CollectorEvent| matches!(event, CollectorEvent::Closed(_)) && ports(event) == (c, s);
-    until("the end in the poller", || poller.poll(PATIENCE).any(|event| is_end(&event)));
+    until("the end in the poller", || poller.poll(PATIENCE).iter().any(is_end));
     started.stop().unwrap();
     assert!(rx.iter().any(|event| is_end(&event)));
 }
@@ -237,7 +237,7 @@ fn in_a_handler<T: Send + 'static>(
             drop(tell.try_send(work(&mut collector)));
         }
     };
-    let collector = builder().spawn_batches(handler).unwrap();
+    let collector = builder().spawn_with(handler).unwrap();
     *place.lock().unwrap() = Some(collector);
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -312,7 +312,7 @@ fn a_collector_that_its_handler_owns_ends_with_it() {
     let (owned, calls) = (Arc::clone(&place), Arc::new(()));
     let (held, weak) = (Arc::clone(&calls), Arc::downgrade(&calls));
     let collector = builder()
-        .spawn_batches(move |_| {
+        .spawn_with(move |_: &[CollectorEvent]| {
             let _held = &held;
             if let Some(collector) = owned.lock().unwrap().as_mut() {
                 collector.stop().unwrap();
@@ -334,7 +334,7 @@ fn what_was_handed_out_before_a_panic_counts() {
     let handed = Arc::new(Mutex::new((0, Vec::new())));
     let all = Arc::clone(&handed);
     let mut collector = builder()
-        .spawn_batches(move |events| {
+        .spawn_with(move |events: &[CollectorEvent]| {
             let mut handed = all.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             handed.0 += events.iter().filter(|event| event.kind().is_some()).count() as u64;
             handed.1.extend_from_slice(events);

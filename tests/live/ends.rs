@@ -12,8 +12,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 use tcptop::{
-    CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord, LinuxCollector, NetworkCollector,
-    Protocol, Role, TcpState,
+    CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord, LinuxCollector, Protocol, Role, TcpState,
 };
 
 /// 26: nobody at that address of the own network answers to ARP.

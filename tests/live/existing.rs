@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tcptop::{
     AddressFamily, Bootstrap, CollectorEvent, ConnectionRecord, Feature, LinuxCollector,
-    LinuxCollectorBuilder, NetNs, NetworkCollector, Protocol, Provenance, TcpState, Visibility,
+    LinuxCollectorBuilder, NetNs, Protocol, Provenance, TcpState, Visibility,
 };
 
 fn tcp(records: &[ConnectionRecord], local: u16, remote: u16) -> Vec<&ConnectionRecord> {
@@ -39,7 +39,7 @@ fn older_than_the_tracer(way: Bootstrap) {
     client.write_all(&[1; 1000]).unwrap();
     server.read_exact(&mut [0; 600]).unwrap();
     let mut trace = Trace::with(builder().bootstrap(way));
-    assert_eq!(trace.capabilities().bootstrap, way);
+    assert_eq!(trace.capabilities().bootstrap(), way);
     let limits = |trace: &Trace| trace.sees(Feature::Existing).to_string();
     assert!(limits(&trace).contains("not searched for yet"), "nobody has looked");
     let existing = trace.collector.bootstrap_existing().unwrap();

@@ -9,8 +9,7 @@ use crate::net::{
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use tcptop::{
-    AddressFamily, CollectorEvent, ConnectionInfo, ConnectionRecord, LinuxCollectorBuilder, NetworkCollector,
-    Protocol,
+    AddressFamily, CollectorEvent, ConnectionInfo, ConnectionRecord, LinuxCollectorBuilder, Protocol,
 };
 
 /// Any user can be as many processes as it likes, by name. Of those the kernel side remembers so many only, but never forgets who

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
-use tcptop::{CollectorEvent, NetworkCollector};
+use tcptop::CollectorEvent;
 
 const NOBODY: u32 = 65534;
 const SOCKETS: usize = 64;

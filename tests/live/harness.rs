@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
     Backend, Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, EventKind, Events, Feature,
-    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, LossPlace, NetworkCollector, Protocol,
-    StateChange, Stats, Transfer, Visibility,
+    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, LossPlace, Protocol, StateChange, Stats,
+    Transfer, Visibility,
 };
 
 /// Generous: guests without hardware virtualization are slow.
@@ -166,11 +166,11 @@ impl Trace {
     }
 
     pub(crate) fn backend(&self) -> Backend {
-        self.capabilities().backend
+        self.capabilities().backend()
     }
 
     pub(crate) fn sees(&self, feature: Feature) -> Visibility {
-        self.capabilities().visibility(feature)
+        self.capabilities().visibility(feature).clone()
     }
 
     fn take(&mut self, event: CollectorEvent) {

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tcptop::{
-    CgroupId, CollectorEvent, EventKind, Granularity, LinuxCollectorBuilder, NetworkCollector, Process,
-    Protocol, Provenance, Transfer,
+    CgroupId, CollectorEvent, EventKind, Granularity, LinuxCollectorBuilder, Process, Protocol, Provenance,
+    Transfer,
 };
 
 /// What tells one process from another in an event.
@@ -53,7 +53,7 @@ fn never_mixed(configured: LinuxCollectorBuilder, socket: OwnedFd, local_port: u
     let sink = Arc::clone(&heard);
     let configured = configured.port(local_port).ring_bytes(64 << 20);
     let mut collector = configured.build().unwrap();
-    collector.start_batches(move |events| sink.take(events, local_port)).unwrap();
+    collector.start_with(move |events: &[CollectorEvent]| sink.take(events, local_port)).unwrap();
     let cgroups = [Cgroup::named("a"), Cgroup::named("b")];
     let mut children: Vec<_> = [("AAAAAAAAAAAAAAA", 1111), ("BBBBBBBBBBBBBBB", 2222)]
         .iter()

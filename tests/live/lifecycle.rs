@@ -13,9 +13,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
-use tcptop::{
-    CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, NetworkCollector, Protocol, TcpState,
-};
+use tcptop::{CollectorEvent, ConnectFailure, ConnectionRecord, EventKind, Protocol, TcpState};
 
 /// A port of 127.0.0.1 on which nobody listens.
 pub(crate) fn closed_port() -> u16 {
@@ -451,7 +449,7 @@ fn a_slow_receiver_gets_events_in_order() {
     let pause = Duration::from_millis(if is_slow() { 150 } else { 100 });
     let seen = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::clone(&seen);
-    let collector = crate::harness::builder().spawn_batches(move |events| {
+    let collector = crate::harness::builder().spawn_with(move |events: &[CollectorEvent]| {
         all.lock().unwrap().extend_from_slice(events);
         thread::sleep(pause);
     });

@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tcptop::{Bootstrap, Feature, LinuxCollector, NetworkCollector, Visibility};
+use tcptop::{Bootstrap, Feature, LinuxCollector, Visibility};
 
 fn unshare(what: i32) {
     // SAFETY: moves this process, or its children, and touches no memory.
@@ -87,7 +87,7 @@ fn in_a_cgroup_namespace_the_hosts_hierarchy_shows_all() {
         assert!(mounts.lines().any(|line| line.contains(" /.. ") && line.contains("cgroup2")), "{mounts}");
         let mut trace = Trace::with(builder());
         for feature in [Feature::UdpSendPeer, Feature::UdpRecvPeer, Feature::UdpClose] {
-            assert_eq!(trace.sees(feature), usual.visibility(feature), "{feature}");
+            assert_eq!(trace.sees(feature), *usual.visibility(feature), "{feature}");
         }
         // It asks the process outside to send.
         tell(&mut tx, 1);

@@ -187,14 +187,14 @@ fn the_backend_that_runs_is_the_one_that_was_asked_for() {
     let trace = Trace::start();
     let capabilities = trace.capabilities();
     match crate::harness::wanted_backend() {
-        Some(wanted) => assert_eq!(capabilities.backend, wanted),
+        Some(wanted) => assert_eq!(capabilities.backend(), wanted),
         None => {
-            let better = Backend::ALL.into_iter().take_while(|b| *b != capabilities.backend);
-            assert!(better.eq(capabilities.steps_down.iter().map(|s| s.backend)), "{capabilities:?}");
-            assert!(capabilities.steps_down.iter().all(|s| !s.reason.is_empty()));
+            let better = Backend::ALL.into_iter().take_while(|b| *b != capabilities.backend());
+            assert!(better.eq(capabilities.rejected_backends().iter().map(|s| s.what)), "{capabilities:?}");
+            assert!(capabilities.rejected_backends().iter().all(|s| !s.reason.is_empty()));
         }
     }
-    assert!(capabilities.missing_programs.is_empty(), "{:?}", capabilities.missing_programs);
+    assert!(capabilities.missing_programs().is_empty(), "{:?}", capabilities.missing_programs());
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    assert_eq!(capabilities.kernel, release.trim());
+    assert_eq!(capabilities.kernel(), release.trim());
 }

@@ -26,7 +26,7 @@ fn until(poller: &mut Poller, mut is_over: impl FnMut(Vec<CollectorEvent>) -> bo
     let deadline = Instant::now() + PATIENCE;
     let mut turn = |poller: &mut Poller| {
         assert!(Instant::now() < deadline && is_readable(poller, PATIENCE));
-        is_over(poller.poll(Duration::ZERO).collect())
+        is_over(poller.poll(Duration::ZERO))
     };
     while !turn(poller) {}
 }
@@ -49,7 +49,7 @@ fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let s = listener.local_addr().unwrap().port();
     let mut poller = builder().port(s).open().unwrap();
-    assert_eq!(poller.capabilities().visibility(Feature::TcpTotals), Visibility::Exact);
+    assert_eq!(poller.capabilities().visibility(Feature::TcpTotals), &Visibility::Exact);
     let mut table = ConnectionTable::new().linger(Duration::MAX);
     for round in 1..=2 {
         let (client, server) = pair_by(&listener);
@@ -67,16 +67,16 @@ fn a_loop_of_ones_own_gets_everything_and_sleeps_in_between() {
         let (begin, mut turns) = (Instant::now(), 0);
         while begin.elapsed() < Duration::from_secs(1) {
             turns += usize::from(is_readable(&poller, Duration::from_millis(100)));
-            assert_eq!(poller.poll(Duration::ZERO).filter(|event| event.kind().is_some()).count(), 0);
+            assert!(poller.poll(Duration::ZERO).iter().all(|event| event.kind().is_none()));
         }
         assert!((5..200).contains(&turns), "{turns} turns in a second");
     }
     let begin = Instant::now();
-    poller.poll(Duration::from_millis(300)).for_each(drop);
+    poller.poll(Duration::from_millis(300));
     assert!(begin.elapsed() >= Duration::from_millis(300), "{:?}", begin.elapsed());
 }
 
-/// Events that were not taken, and those that were in the ring at the stop, come after it, and then no more.
+/// Events that were in the ring at the stop come after it, and then no more.
 #[test]
 fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
     let before = bpf_objects();
@@ -85,14 +85,14 @@ fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
     let (client, server) = tcp_pair();
     let (c, s) = (port(&client), port(&server));
     exchange(&client, &server, 1000);
-    let mut events: Vec<_> = poller.poll(PATIENCE).take(1).collect();
-    assert_eq!(events.len(), 1);
+    let mut events = poller.poll(PATIENCE);
+    assert!(!events.is_empty());
     exchange(&client, &server, 1000);
     poller.stop();
     nothing_left_but(&before);
     assert!(is_readable(&poller, PATIENCE));
     events.extend(poller.poll(PATIENCE));
-    assert_eq!(poller.poll(Duration::from_millis(1)).count(), 0);
+    assert_eq!(poller.poll(Duration::from_millis(1)), []);
     let of = |local: u16| {
         let transfers = events.iter().filter_map(CollectorEvent::transfer);
         let bytes: Vec<_> =
@@ -102,7 +102,7 @@ fn a_stop_in_a_loop_of_ones_own_loses_nothing() {
     assert_eq!(of(s), (20_000, 2000));
     assert_eq!(of(c).0, 20_000);
     // kprobes report sends with acknowledgements, which may cover several.
-    let is_kprobe = poller.capabilities().backend == Backend::Kprobe;
+    let is_kprobe = poller.capabilities().backend() == Backend::Kprobe;
     assert!(is_kprobe || of(c).1 == 2000);
     assert_eq!(lost_by_us(&poller.stats()), 0);
 }
@@ -123,10 +123,10 @@ fn what_a_burst_loses_counts_once_and_raises_no_alarm() {
         // The last ones end where there is room for the end.
         for pair in pairs {
             drop(pair);
-            poller.poll(Duration::from_millis(20)).for_each(drop);
+            poller.poll(Duration::from_millis(20));
         }
         poller.stop();
-        poller.poll(Duration::ZERO).for_each(drop);
+        poller.poll(Duration::ZERO);
         let stats = poller.stats();
         assert_eq!(stats.audit_mismatches, 0, "{stats:?}");
         assert!(clients.len() == 20 && stats.lost(EventKind::TcpSend, LossPlace::Ring) > 0, "{stats:?}");

@@ -10,7 +10,7 @@ use crate::refusal::{
 use std::net::UdpSocket;
 use tcptop::{
     Backend, Bootstrap, Capabilities, ConnectionRecord, EventKind, Feature, Granularity,
-    LinuxCollectorBuilder, NetworkCollector, Visibility,
+    LinuxCollectorBuilder, Visibility,
 };
 
 /// The row of a TCP connection, if it was found.
@@ -27,7 +27,7 @@ fn told(trace: &Trace) -> (Bootstrap, Vec<String>) {
         other => panic!("{other:?}"),
     };
     let hidden = |limit: &String| limit.starts_with("processes whose network namespace is not shown: ");
-    (trace.capabilities().bootstrap, limits.into_iter().filter(|limit| !hidden(limit)).collect())
+    (trace.capabilities().bootstrap(), limits.into_iter().filter(|limit| !hidden(limit)).collect())
 }
 
 /// Existing connections are found without sock_diag, their owners without an iterator; which way it was is told, and why.
@@ -132,7 +132,7 @@ fn the_documented_capabilities_are_enough() {
     // include/uapi/linux/capability.h
     let [bpf, perfmon, net_admin] = [39, 38, 12].map(|bit| 1 << bit);
     let usual = Trace::start().capabilities();
-    let _paranoid = (usual.backend == Backend::Kprobe).then(Paranoid::lower);
+    let _paranoid = (usual.backend() == Backend::Kprobe).then(Paranoid::lower);
     let peers = [Feature::UdpSendPeer, Feature::UdpRecvPeer, Feature::UdpClose];
     for (which, has_peers) in [(bpf | perfmon | net_admin, true), (bpf | perfmon, false)] {
         with_capabilities(
@@ -140,17 +140,17 @@ fn the_documented_capabilities_are_enough() {
             || {
                 let mut trace = Trace::with(builder());
                 let can = trace.capabilities();
-                assert_eq!(can.backend, usual.backend);
+                assert_eq!(can.backend(), usual.backend());
                 for feature in Feature::ALL.into_iter().filter(|&feature| feature != Feature::Existing) {
                     let is_lost =
-                        !has_peers && peers.contains(&feature) && can.backend == Backend::Tracepoint;
+                        !has_peers && peers.contains(&feature) && can.backend() == Backend::Tracepoint;
                     match can.visibility(feature) {
                         seen if !is_lost => assert_eq!(seen, usual.visibility(feature), "{feature:?}"),
                         seen => assert_ne!(seen, usual.visibility(feature), "{feature:?}"),
                     }
                 }
-                let says_why = can.missing_programs.iter().any(|m| m.reason.contains("CAP_NET_ADMIN"));
-                assert_eq!(says_why, !has_peers && can.backend == Backend::Tracepoint, "{can:?}");
+                let says_why = can.missing_programs().iter().any(|m| m.reason.contains("CAP_NET_ADMIN"));
+                assert_eq!(says_why, !has_peers && can.backend() == Backend::Tracepoint, "{can:?}");
                 let (client, server) = tcp_pair();
                 let (c, s) = (port(&client), port(&server));
                 assert_eq!((send(&client, &[1; 60], 0), recv(&server, 60, 0)), (60, 60));
@@ -223,16 +223,16 @@ fn one_failing_program_never_sinks_the_others() {
     let usual = Trace::start().capabilities();
     // What was found of existing connections may have been told since.
     let seen = |can: &Capabilities| {
-        Feature::ALL.map(|feature| (feature != Feature::Existing).then(|| can.visibility(feature)))
+        Feature::ALL.map(|feature| (feature != Feature::Existing).then(|| can.visibility(feature).clone()))
     };
     for (what, reason) in [(Refused::Load, "cannot be loaded"), (Refused::Attach, "cannot be attached")] {
         let mut trace = without_program(what, "tcp_destroy_2", || Trace::with(builder()));
         let can = trace.capabilities();
-        assert_eq!((can.backend, seen(&can)), (usual.backend, seen(&usual)), "{what:?}");
+        assert_eq!((can.backend(), seen(&can)), (usual.backend(), seen(&usual)), "{what:?}");
         let missing: Vec<_> =
-            can.missing_programs.iter().filter(|m| !usual.missing_programs.contains(m)).collect();
+            can.missing_programs().iter().filter(|m| !usual.missing_programs().contains(m)).collect();
         assert_eq!(missing.len(), 1, "{missing:?}");
-        assert_eq!(missing[0].program, "tcp_destroy_2");
+        assert_eq!(missing[0].what, "tcp_destroy_2");
         assert!(missing[0].reason.contains(reason), "{}", missing[0]);
         let (client, server) = tcp_pair();
         let (c, s) = (port(&client), port(&server));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tcptop::{CollectorEvent, ConnectionKey, EventKind, LossPlace, NetworkCollector};
+use tcptop::{CollectorEvent, ConnectionKey, EventKind, LossPlace};
 
 /// The ring must have room for what happens while the reader has no processor, which it shares with the storm, the search
 /// and whatever else runs here: 4 MiB, the default, are full after a tenth of a second.

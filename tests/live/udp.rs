@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 use tcptop::{
-    CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, KernelTime, LossPlace,
-    NetworkCollector, Protocol, Transfer, Visibility,
+    CollectorEvent, ConnectionTable, EventKind, Feature, Granularity, KernelTime, LossPlace, Protocol,
+    Transfer, Visibility,
 };
 
 pub(crate) fn bound(addr: &str) -> (UdpSocket, u16) {

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tcptop::{
-    CollectorEvent, ConnectionRecord, ConnectionTable, Feature, NetworkCollector, Protocol, Survey, TcpState,
-    Visibility,
+    CollectorEvent, ConnectionRecord, ConnectionTable, Feature, Protocol, Survey, TcpState, Visibility,
 };
 
 /// An event that tells of an end.

@@ -180,7 +180,7 @@ impl Lines {
 
     fn check_start(&self) {
         let (start, can) = (&self.start, &self.start["capabilities"]);
-        check_keys(can, "features bootstrap self_test steps_down missing_programs");
+        check_keys(can, "features bootstrap self_test rejected_backends missing_programs");
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         assert_eq!((&start["type"], &start["kernel"]), (&json!("start"), &json!(release.trim())));
         // With both clocks of the same moment the times of events can be dated.

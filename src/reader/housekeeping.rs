@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the reader does from time to time: collecting reports that wait, losses, statistics.
+//! What the reader does from time to time: collecting pending reports, losses, statistics.
 
-use super::{LOOK_EVERY, collect};
 use crate::config::{Config, Granularity};
 use crate::error::{Error, Result};
 use crate::kernel::{Barrier, Session};
@@ -11,21 +10,23 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long it sleeps at most, and so how soon it sees that it shall stop.
 const SLEEP: Duration = Duration::from_millis(50);
 /// Losses, statistics, and whether state records wait: at least so often, however long the interval is.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// With an event per call only what no call reports (splice) and what found no room in the ring waits.
-const PER_CALL_SWEEP: Duration = Duration::from_millis(100);
+const PER_CALL_COLLECT: Duration = Duration::from_millis(100);
 /// Programs that the kernel has skipped are no news that could not wait.
 const LOOK_AT_HOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the reader does from time to time.
-pub(super) struct Sweeps {
+pub(super) struct Housekeeping {
     /// Reports that wait.
     collect: Timer,
     /// Everything else, which must not wait for a long interval.
-    housekeeping: Timer,
+    counters: Timer,
     look_at_hooks: Timer,
     grace: Grace,
     /// The bank that was left can be collected when what is in the ring by then has been read: so many records at most.
@@ -39,16 +40,16 @@ pub(super) struct Sweeps {
     states_wait: bool,
 }
 
-impl Sweeps {
+impl Housekeeping {
     pub(super) fn new(config: &Config, session: &Session) -> Result<Self> {
         let interval = match config.granularity {
-            Granularity::PerCall => PER_CALL_SWEEP,
+            Granularity::PerCall => PER_CALL_COLLECT,
             Granularity::Interval(every) => every,
         };
         let now = Instant::now();
         Ok(Self {
             collect: Timer::new(interval, now),
-            housekeeping: Timer::new(interval.min(HOUSEKEEPING), now),
+            counters: Timer::new(interval.min(HOUSEKEEPING), now),
             look_at_hooks: Timer::new(LOOK_AT_HOOKS_EVERY, now),
             grace: Grace::new(session.barrier())?,
             backlog: None,
@@ -63,7 +64,7 @@ impl Sweeps {
         if self.is_collecting() {
             return LOOK_EVERY;
         }
-        let next = self.collect.next.min(self.housekeeping.next);
+        let next = self.collect.next.min(self.counters.next);
         next.saturating_duration_since(Instant::now()).min(SLEEP)
     }
 
@@ -96,8 +97,8 @@ impl Sweeps {
             self.backlog = Some(self.ring_records);
         }
         let now = Instant::now();
-        if self.housekeeping.is_due(now) {
-            self.keep_house(now, session, sink);
+        if self.counters.is_due(now) {
+            self.look_at_counters(now, session, sink);
         }
         if !self.is_collecting() && (self.states_wait || self.collect.is_due(now)) {
             self.leave_bank(now, session, sink);
@@ -109,7 +110,7 @@ impl Sweeps {
         self.grace.end();
     }
 
-    fn keep_house(&mut self, now: Instant, session: &mut Session, sink: &mut Sink) {
+    fn look_at_counters(&mut self, now: Instant, session: &mut Session, sink: &mut Sink) {
         if self.look_at_hooks.is_due(now) {
             session.look_at_hooks();
         }
@@ -133,6 +134,12 @@ impl Sweeps {
             }
         }
     }
+}
+
+/// Takes the pending reports of the bank that the programs have left.
+pub(super) fn collect(session: &mut Session, sink: &mut Sink) {
+    session.collect_waiting(|record| sink.collected(record));
+    sink.release_ends();
 }
 
 /// Something that is due again and again.

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A channel as an output, with everything that can happen to an event on its way there.
+
+use crate::config::WhenFull;
+use crate::event::{CollectorEvent, LossPlace};
+use crate::model::TcpState;
+use crate::stats::LossTable;
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long to wait for room in the channel before looking whether to stop.
+const SEND_SLICE: Duration = Duration::from_millis(10);
+/// A receiver that has taken nothing for so long takes no more.
+const RECEIVER_PATIENCE: Duration = Duration::from_millis(25);
+/// So many ends wait for room in the channel.
+const MAX_LATE: usize = 65_536;
+
+/// What became of events: a part of the statistics.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Delivered to the handler.
+    pub(crate) delivered: u64,
+    /// Lost in the channel, and by decoding.
+    pub(crate) lost: LossTable,
+}
+
+impl Tally {
+    fn lose(&mut self, event: &CollectorEvent) {
+        if let Some(kind) = event.kind() {
+            self.lost.add(kind, LossPlace::Channel, 1);
+        }
+    }
+}
+
+/// The sending end.
+pub(crate) struct Channel {
+    tx: Sender<CollectorEvent>,
+    when_full: WhenFull,
+    /// Ends for which the channel had no room. No later event would tell the same.
+    late: VecDeque<CollectorEvent>,
+    is_receiver_gone: bool,
+}
+
+impl Channel {
+    pub(crate) fn new(tx: Sender<CollectorEvent>, when_full: WhenFull) -> Self {
+        Self { tx, when_full, late: VecDeque::new(), is_receiver_gone: false }
+    }
+
+    pub(crate) fn is_receiver_gone(&self) -> bool {
+        self.is_receiver_gone
+    }
+
+    /// Ends wait for room.
+    pub(crate) fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Sends an event; while there is no room, as the user has chosen.
+    pub(crate) fn send(&mut self, event: CollectorEvent, tally: &mut Tally, is_stopping: impl Fn() -> bool) {
+        // Late ends come first: a new event takes no room from them, and the ends of one connection keep their order.
+        self.send_late(None, tally);
+        if self.has_late() {
+            return if is_end(&event) { self.put_off(event, tally) } else { tally.lose(&event) };
+        }
+        match self.tx.try_send(event) {
+            Ok(()) => tally.delivered += 1,
+            Err(refused) => self.refused(refused, tally, is_stopping),
+        }
+    }
+
+    /// Sends a report of losses. False if there is no room: then the next report tells it.
+    pub(crate) fn report(&mut self, report: CollectorEvent) -> bool {
+        let sent = self.tx.try_send(report);
+        self.is_receiver_gone |= matches!(sent, Err(TrySendError::Disconnected(_)));
+        sent.is_ok()
+    }
+
+    #[cold]
+    fn refused(
+        &mut self,
+        refused: TrySendError<CollectorEvent>,
+        tally: &mut Tally,
+        is_stopping: impl Fn() -> bool,
+    ) {
+        match self.wait_for_room(refused, is_stopping) {
+            Ok(()) => tally.delivered += 1,
+            Err(TrySendError::Full(event)) if is_end(&event) => self.put_off(event, tally),
+            Err(TrySendError::Full(event)) => tally.lose(&event),
+            Err(TrySendError::Disconnected(_)) => self.is_receiver_gone = true,
+        }
+    }
+
+    /// As long as the user wants to wait.
+    #[expect(clippy::result_large_err, reason = "the event goes back to the caller")]
+    fn wait_for_room(
+        &self,
+        refused: TrySendError<CollectorEvent>,
+        is_stopping: impl Fn() -> bool,
+    ) -> Result<(), TrySendError<CollectorEvent>> {
+        let mut refused = refused;
+        loop {
+            let event = match refused {
+                TrySendError::Full(event) if self.when_full == WhenFull::Wait && !is_stopping() => event,
+                refused => return Err(refused),
+            };
+            match self.tx.send_timeout(event, SEND_SLICE) {
+                Ok(()) => return Ok(()),
+                Err(e) => refused = no_room(e),
+            }
+        }
+    }
+
+    fn put_off(&mut self, event: CollectorEvent, tally: &mut Tally) {
+        if self.late.len() < MAX_LATE { self.late.push_back(event) } else { tally.lose(&event) }
+    }
+
+    /// Sends the late ends as far as there is room, now or within this time.
+    pub(crate) fn send_late(&mut self, patience: Option<Duration>, tally: &mut Tally) {
+        if self.late.is_empty() {
+            return;
+        }
+        let deadline = patience.map(|time| Instant::now() + time);
+        while let Some(event) = self.late.pop_front() {
+            let sent = match deadline {
+                Some(deadline) => self.tx.send_deadline(event, deadline).map_err(no_room),
+                None => self.tx.try_send(event),
+            };
+            match sent {
+                Ok(()) => tally.delivered += 1,
+                Err(TrySendError::Full(event)) => return self.late.push_front(event),
+                Err(TrySendError::Disconnected(_)) => return self.is_receiver_gone = true,
+            }
+            // A receiver that takes them one by one would keep the reader from the ring.
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return;
+            }
+        }
+    }
+
+    /// At the stop: sends late ends until `end`, as long as the receiver takes some. Then the rest is lost.
+    pub(crate) fn finish(&mut self, end: Instant, tally: &mut Tally) {
+        let mut left = usize::MAX;
+        while self.late.len() < left && !self.is_receiver_gone {
+            left = self.late.len();
+            let time = end.saturating_duration_since(Instant::now());
+            self.send_late(Some(time.clamp(RECEIVER_PATIENCE, 2 * RECEIVER_PATIENCE)), tally);
+            if left == 0 || time.is_zero() {
+                break;
+            }
+        }
+        std::mem::take(&mut self.late).iter().for_each(|event| tally.lose(event));
+    }
+}
+
+/// To have waited in vain is to have found no room.
+fn no_room(after: SendTimeoutError<CollectorEvent>) -> TrySendError<CollectorEvent> {
+    match after {
+        SendTimeoutError::Timeout(event) => TrySendError::Full(event),
+        SendTimeoutError::Disconnected(event) => TrySendError::Disconnected(event),
+    }
+}
+
+/// Is there no later event that would tell the same?
+fn is_end(event: &CollectorEvent) -> bool {
+    match event {
+        CollectorEvent::Closed(_) | CollectorEvent::ConnectFailed(_) => true,
+        CollectorEvent::TcpStateChange(change) => change.new_state == TcpState::Close,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Closed, ConnectionInfo, EventKind, StateChange, Totals, Transfer};
+    use crate::model::{ConnectionKey, Direction, KernelTime, Protocol};
+    use crossbeam_channel::bounded;
+
+    #[test]
+    fn ends_wait_for_room() {
+        let key = ConnectionKey::new(Protocol::Tcp, [127, 0, 0, 1].into(), 1, [127, 0, 0, 1].into(), 2);
+        let info = ConnectionInfo::new(key, 1, KernelTime(1));
+        let moved = || CollectorEvent::TcpSend(Transfer::new(info, Direction::Out, 5, 5));
+        let change = StateChange::new(info, TcpState::LastAck, TcpState::Close);
+        let ends = [
+            CollectorEvent::TcpStateChange(change),
+            CollectorEvent::Closed(Closed::new(info, Totals::default())),
+        ];
+        let (tx, rx) = bounded(1);
+        let (mut channel, mut tally) = (Channel::new(tx, WhenFull::Drop), Tally::default());
+        for event in [moved(), moved()].into_iter().chain(ends.clone()) {
+            channel.send(event, &mut tally, || false);
+        }
+        assert_eq!(rx.try_iter().collect::<Vec<_>>(), [moved()]);
+        for end in &ends {
+            channel.send_late(None, &mut tally);
+            assert_eq!(rx.try_iter().collect::<Vec<_>>(), std::slice::from_ref(end));
+        }
+        // Nobody makes room any more.
+        [moved(), ends[1].clone()].into_iter().for_each(|event| channel.send(event, &mut tally, || false));
+        channel.finish(Instant::now(), &mut tally);
+        let lost = [EventKind::TcpSend, EventKind::Closed].map(|k| tally.lost.get(k, LossPlace::Channel));
+        assert_eq!((tally.delivered, lost), (4, [1, 1]));
+    }
+}
