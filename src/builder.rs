@@ -51,19 +51,22 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections that this process owns. Of one that has changed hands since, the end is reported, if
-    /// something of it was. The pid is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid).
+    /// Reports only connections that this process owns. Called several times: that any of these processes owns.
+    ///
+    /// The pid is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid). If a connection of which
+    /// something was reported passes to another process, its end is still reported.
     pub fn pid(mut self, pid: u32) -> Self {
-        self.config.filter.pid = Some(pid);
+        self.config.filter.pids.push(pid);
         self
     }
 
-    /// Reports only connections with this local or remote port, and datagrams of which the remote one is not known.
+    /// Reports only connections with this local or remote port, and datagrams whose remote port is not known. Called
+    /// several times: with any of these ports.
     ///
     /// A UDP socket that has been there before, without a peer and at another port, is none of those that are found to
     /// exist. Its flows with this port are reported, but not marked as partial.
     pub fn port(mut self, port: u16) -> Self {
-        self.config.filter.port = Some(port);
+        self.config.filter.ports.push(port);
         self
     }
 
@@ -95,9 +98,21 @@ impl LinuxCollectorBuilder {
     }
 
     /// Reports only connections owned by a process of this cgroup, as in
-    /// [`Process::cgroup_id`](crate::Process::cgroup_id). Those below it are others.
+    /// [`Process::cgroup_id`](crate::Process::cgroup_id). Cgroups below it are others: see
+    /// [`cgroup_tree`](Self::cgroup_tree). Called several times: of any of these cgroups.
     pub fn cgroup(mut self, id: CgroupId) -> Self {
-        self.config.filter.cgroup = Some(id);
+        self.config.filter.cgroups.push(id);
+        self
+    }
+
+    /// The same with all cgroups below this one, also those that are made later. It may be called several times, and
+    /// together with [`cgroup`](Self::cgroup).
+    ///
+    /// Which cgroups are below it the kernel knows, up to 63 levels below the root of the hierarchy. For
+    /// [existing connections](LinuxCollector::bootstrap_existing) it is looked up where the hierarchy is mounted: of a
+    /// cgroup that this process does not see there, none is found.
+    pub fn cgroup_tree(mut self, id: CgroupId) -> Self {
+        self.config.filter.cgroup_trees.push(id);
         self
     }
 

@@ -3,8 +3,10 @@
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
+use crate::host;
 use crate::model::{AddressFamily, CgroupId, ConnectionKey, NetNs, ParseError, Protocol};
 use crate::record::ConnectionRecord;
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -65,10 +67,10 @@ pub enum WhenFull {
 /// Which connections to report; the choice is made in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Filter {
-    /// Only connections owned by this process.
-    pub(crate) pid: Option<u32>,
-    /// Only connections with this local or remote port.
-    pub(crate) port: Option<u16>,
+    /// Only connections owned by one of these processes.
+    pub(crate) pids: Vec<u32>,
+    /// Only connections with one of these ports, local or remote.
+    pub(crate) ports: Vec<u16>,
     /// Only this protocol.
     pub(crate) protocol: Option<Protocol>,
     /// Only connections whose peer has such an address.
@@ -77,23 +79,57 @@ pub(crate) struct Filter {
     pub(crate) no_loopback: bool,
     /// Only connections in this network namespace.
     pub(crate) netns: Option<NetNs>,
-    /// Only connections owned by a process of this cgroup.
-    pub(crate) cgroup: Option<CgroupId>,
+    /// Only connections owned by a process of one of these cgroups, or of one of `cgroup_trees`.
+    pub(crate) cgroups: Vec<CgroupId>,
+    /// Those with all below them.
+    pub(crate) cgroup_trees: Vec<CgroupId>,
 }
 
 impl Filter {
-    /// Whether a connection that exists already is one of these.
-    pub(crate) fn wants(&self, record: &ConnectionRecord) -> bool {
+    /// Keeps what is wanted of the connections that exist already.
+    ///
+    /// A cgroup's id does not tell which cgroups it is below, so this looks into the directories of the wanted ones.
+    pub(crate) fn retain_wanted(&self, found: &mut Vec<ConnectionRecord>) {
+        let mut cgroups = host::cgroups_below(&self.cgroup_trees);
+        cgroups.extend(&self.cgroups);
+        found.retain(|record| self.wants(record, &cgroups));
+    }
+
+    fn wants(&self, record: &ConnectionRecord, cgroups: &HashSet<CgroupId>) -> bool {
         let ConnectionKey { protocol, local_addr, local_port, remote_addr, remote_port } = record.key;
-        self.pid.is_none_or(|pid| record.pid() == Some(pid))
-            && self.port.is_none_or(|port| [local_port, remote_port].contains(&port))
+        (self.pids.is_empty() || record.pid().is_some_and(|pid| self.pids.contains(&pid)))
+            && (self.ports.is_empty()
+                || [local_port, remote_port].iter().any(|port| self.ports.contains(port)))
             && self.protocol.is_none_or(|wanted| protocol == wanted)
             && self.family.is_none_or(|wanted| AddressFamily::of(remote_addr) == wanted)
             && !(self.no_loopback && (local_addr.is_loopback() || remote_addr.is_loopback()))
             && (self.netns.is_none() || record.netns == self.netns)
-            && (self.cgroup.is_none() || record.owner.is_some_and(|owner| owner.cgroup_id == self.cgroup))
+            && (!self.is_by_cgroup()
+                || record.owner.and_then(|owner| owner.cgroup_id).is_some_and(|id| cgroups.contains(&id)))
+    }
+
+    fn check(&self) -> Result<()> {
+        let invalid = |what: &'static str| Err(Error::InvalidConfig { what });
+        if self.pids.contains(&0) {
+            return invalid("pid 0 is not a process");
+        }
+        if self.ports.contains(&0) {
+            return invalid("port 0 is no port of a connection");
+        }
+        if self.pids.len() > MOST_NAMED || self.cgroups.len() + self.cgroup_trees.len() > MOST_NAMED {
+            return invalid("a filter names at most 65,536 processes, and as many cgroups");
+        }
+        Ok(())
+    }
+
+    /// Whether it asks for cgroups.
+    pub(crate) fn is_by_cgroup(&self) -> bool {
+        !self.cgroups.is_empty() || !self.cgroup_trees.is_empty()
     }
 }
+
+/// So many processes and cgroups a filter may name: more than that takes the kernel's maps much memory.
+const MOST_NAMED: usize = 65_536;
 
 /// For how many UDP flows and reports there is room where the user does not say.
 pub(crate) const DEFAULT_FLOWS: u32 = 16_384;
@@ -146,13 +182,7 @@ impl Config {
                 return invalid("the interval must be between 1 ms and 1 h, if events do not come per call");
             }
         }
-        if self.filter.pid == Some(0) {
-            return invalid("pid 0 is not a process");
-        }
-        if self.filter.port == Some(0) {
-            return invalid("port 0 is no port of a connection");
-        }
-        Ok(())
+        self.filter.check()
     }
 
     /// The interval in nanoseconds; 0 for each call.
@@ -167,6 +197,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{KernelTime, Process};
 
     #[test]
     fn configurations_that_cannot_work_are_refused_with_the_field_that_is_wrong() {
@@ -174,10 +205,11 @@ mod tests {
             Config { ring_bytes: 0, ..Config::default() },
             Config { max_sockets: Some(0), ..Config::default() },
             Config { granularity: Granularity::Interval(Duration::from_micros(1)), ..Config::default() },
-            Config { filter: Filter { pid: Some(0), ..Filter::default() }, ..Config::default() },
+            Config { filter: Filter { pids: vec![7, 0], ..Filter::default() }, ..Config::default() },
             Config { channel_capacity: 0, ..Config::default() },
             Config { channel_capacity: usize::MAX, ..Config::default() },
-            Config { filter: Filter { port: Some(0), ..Filter::default() }, ..Config::default() },
+            Config { filter: Filter { ports: vec![0], ..Filter::default() }, ..Config::default() },
+            Config { filter: Filter { pids: vec![1; 65_537], ..Filter::default() }, ..Config::default() },
         ];
         let words = [
             "ring_bytes",
@@ -187,6 +219,7 @@ mod tests {
             "channel_capacity",
             "channel_capacity",
             "port 0",
+            "65,536",
         ];
         assert_eq!(bad.len(), words.len());
         for (config, word) in bad.iter().zip(words) {
@@ -204,6 +237,35 @@ mod tests {
         for wrong in ["", "100", "ms", "s", "-1s", "1.5s", "1 s", "calls"] {
             assert!(wrong.parse::<Granularity>().is_err_and(|e| e.to_string().contains("100ms")), "{wrong}");
         }
+    }
+
+    #[test]
+    fn any_of_several_processes_ports_or_cgroups_is_wanted() {
+        let row = |pid, cgroup, local_port, remote_port| {
+            let [local, remote] = ["192.0.2.1", "192.0.2.2"].map(|addr| addr.parse().unwrap());
+            let key = ConnectionKey::new(Protocol::Tcp, local, local_port, remote, remote_port);
+            let mut record = ConnectionRecord::new(key, KernelTime(1));
+            let cgroup_id = CgroupId::new(cgroup);
+            record.owner = Some(Process { pid, cgroup_id, ..Process::default() });
+            record
+        };
+        let of = |filter: Filter, rows: &[ConnectionRecord]| {
+            let mut rows = rows.to_vec();
+            filter.retain_wanted(&mut rows);
+            rows.iter().map(|row| row.pid().unwrap()).collect::<Vec<_>>()
+        };
+        let of_cgroups = |ids: &[u64]| Filter {
+            cgroups: ids.iter().filter_map(|&id| CgroupId::new(id)).collect(),
+            ..Filter::default()
+        };
+        let rows = [row(1, 11, 80, 50), row(2, 12, 60, 443), row(3, 13, 60, 50)];
+        assert_eq!(of(Filter { pids: vec![3, 1], ..Filter::default() }, &rows), [1, 3]);
+        assert_eq!(of(Filter { ports: vec![443, 80], ..Filter::default() }, &rows), [1, 2]);
+        assert_eq!(of(of_cgroups(&[12, 13]), &rows), [2, 3]);
+        let both = Filter { pids: vec![1, 3], ports: vec![60], ..Filter::default() };
+        assert_eq!(of(both, &rows), [3], "different filters must all let it pass");
+        let unowned = ConnectionRecord::new(rows[0].key, KernelTime(1));
+        assert_eq!(of(of_cgroups(&[11]), &[unowned]), [0_u32; 0]);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, preemption, cgroup2.
 
 use crate::error::{Error, Result};
+use crate::model::CgroupId;
 use crate::threads;
 use procfs::process::{MountInfo, Status};
 use procfs::{Current, FromBufRead, FromRead};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::time::ClockId;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -324,6 +326,24 @@ fn roots_of_cgroup2(mountinfo: &[u8]) -> impl Iterator<Item = MountInfo> {
         Path::new(root).components().all(|c| matches!(c, Component::RootDir | Component::ParentDir))
     };
     mounts(mountinfo, "cgroup2").filter(move |mount| is_root(&mount.root))
+}
+
+/// The ids of these cgroups and of all below them, as far as this process sees their directories.
+pub(crate) fn cgroups_below(trees: &[CgroupId]) -> HashSet<CgroupId> {
+    let mut below = HashSet::new();
+    let top = if trees.is_empty() { None } else { cgroup2_top() };
+    let mut pending: Vec<_> = top.into_iter().map(|(path, _)| (path, false)).collect();
+    while let Some((path, parent_is_in)) = pending.pop() {
+        // It may just have been removed.
+        let Ok(directory) = fs::metadata(&path) else { continue };
+        let id = CgroupId::new(directory.ino());
+        let is_in = parent_is_in || id.is_some_and(|id| trees.contains(&id));
+        below.extend(id.filter(|_| is_in));
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        pending.extend(directories.map(|entry| (entry.path(), is_in)));
+    }
+    below
 }
 
 /// Where network namespaces are kept alive by name, as `ip netns` does.

@@ -80,7 +80,7 @@ impl Tracer {
             known.set_existing(existing.way(), existing.visibility());
         }
         bootstrap::forget_ids(&mut found, |protocol| !self.events_have_cookies(protocol));
-        found.retain(|record| self.config.filter.wants(record));
+        self.config.filter.retain_wanted(&mut found);
         Ok(found)
     }
 

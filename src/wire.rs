@@ -9,7 +9,7 @@ mod generated {
 }
 
 pub(crate) use generated::types::{
-    tt_bank, tt_conn, tt_control, tt_counters, tt_end, tt_flags, tt_holder, tt_kind, tt_process,
+    tt_bank, tt_cgroup, tt_conn, tt_control, tt_counters, tt_end, tt_flags, tt_holder, tt_kind, tt_process,
     tt_provenance, tt_reader, tt_state, tt_transfer,
 };
 

@@ -82,6 +82,32 @@ static __always_inline void put_v4(__u8 *to, __u32 addr)
 	__builtin_memcpy(to, &addr, 4);
 }
 
+/* Up to Linux 6.0. Since then a cgroup has pointers to those above it, which a helper follows. */
+struct cgroup___with_ids {
+	int level;
+	__u64 ancestor_ids[];
+} __attribute__((preserve_access_index));
+
+/*
+ * The id of the cgroup at this level above the current task, or of its own: level 0 is the root. 0 where there is none so
+ * deep.
+ */
+static __always_inline __u64 cgroup_at_level(struct task_struct *task, __u32 level)
+{
+	struct cgroup___with_ids *cgroup;
+	__u64 id = 0;
+
+	if (!bpf_core_field_exists(struct cgroup___with_ids, ancestor_ids))
+		return bpf_get_current_ancestor_cgroup_id(level);
+	cgroup = (void *)BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	if (level <= (__u32)BPF_CORE_READ(cgroup, level))
+		bpf_probe_read_kernel(&id, sizeof(id),
+				      (void *)cgroup +
+					      bpf_core_field_offset(struct cgroup___with_ids, ancestor_ids) +
+					      level * sizeof(id));
+	return id;
+}
+
 /* The four words of an IPv6 address in a socket: loads from arrays of a typed pointer must have a constant
  * index. */
 #define READ_IN6(typed, to, sk, field)                                                                       \

@@ -9,18 +9,20 @@
  * Set by the library before loading. The verifier knows these values: code behind a test that fails is
  * removed, and with it what this kernel could not load.
  */
-const volatile __u64 interval_ns = 0;	   /* 0: an event per call */
-const volatile __u32 bank_slots = 24576;   /* in each of the two banks */
-const volatile __u32 common_slots = 16384; /* of these, for what is no end of a connection */
-const volatile __u32 cookie_mask = 16383;  /* the bits that cached_states is indexed by */
-const volatile bool filters = false;	   /* any of these is set */
-const volatile __u32 filter_pid = 0;
-const volatile __u16 filter_port = 0;
+const volatile __u64 interval_ns = 0;	      /* 0: an event per call */
+const volatile __u32 bank_slots = 24576;      /* in each of the two banks */
+const volatile __u32 common_slots = 16384;    /* of these, for what is no end of a connection */
+const volatile __u32 cookie_mask = 16383;     /* the bits that cached_states is indexed by */
+const volatile bool filters = false;	      /* any of these is set */
+const volatile bool filter_pids = false;      /* by wanted_pids */
+const volatile bool filter_cgroups = false;   /* by wanted_cgroups */
+const volatile bool filter_trees = false;     /* some of these with all below them */
+const volatile bool filter_ports = false;     /* by wanted_ports */
+const volatile __u64 wanted_ports[1024] = {}; /* a bit for each port */
 const volatile __u8 filter_protocol = 0;
 const volatile __u8 filter_family = 0;	     /* 4 or 6 */
 const volatile bool filter_loopback = false; /* leaves it out */
 const volatile __u32 filter_netns = 0;
-const volatile __u64 filter_cgroup = 0;
 const volatile bool use_cookie = true;	      /* socket cookies in tracing programs: Linux 5.12 */
 const volatile bool use_task_btf = true;      /* bpf_get_current_task_btf(): Linux 5.11 */
 const volatile bool use_cast = true;	      /* bpf_rdonly_cast(): Linux 6.2 */
@@ -207,6 +209,26 @@ struct {
 	__type(key, __u64);
 	__type(value, struct known_process);
 } processes SEC(".maps");
+
+/* The pids that pass the filter. Written by the library before the programs are attached, and made only if there are any. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8);
+} wanted_pids SEC(".maps");
+
+/*
+ * Id of a cgroup -> does it pass the filter (enum tt_cgroup)? Those that the user names are written by the library before the programs are
+ * attached; the map is made only if there are any. Where trees are wanted the programs add what they have found out of
+ * others, which holds for good: a cgroup keeps its place, and its id is not used again. Full: it is found out anew.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u8);
+} wanted_cgroups SEC(".maps");
 
 struct flow_key {
 	__u64 socket;

@@ -313,6 +313,11 @@ static __always_inline bool is_loopback(const __u8 *addr, __u8 family)
 	return !a[0] && !a[1] && !a[2] && a[3] == bpf_htonl(1);
 }
 
+static __always_inline bool is_wanted_port(__u16 port)
+{
+	return wanted_ports[port >> 6] >> (port & 63) & 1;
+}
+
 /* What is not filtered by is not looked at: the verifier removes it. Who the peer is, and with it the family of an IPv6 socket's
  * peer, need not be known. */
 static __always_inline bool passes(const struct tt_conn *conn, __u64 owner, const bool peer_is_known)
@@ -328,10 +333,10 @@ static __always_inline bool passes(const struct tt_conn *conn, __u64 owner, cons
 		return false;
 	if (filter_netns && conn->netns != filter_netns)
 		return false;
-	if (filter_port && conn->local_port != filter_port && conn->remote_port != filter_port &&
+	if (filter_ports && !is_wanted_port(conn->local_port) && !is_wanted_port(conn->remote_port) &&
 	    peer_is_known)
 		return false;
-	return (!filter_pid && !filter_cgroup) || owner & PROCESS_PASSES;
+	return (!filter_pids && !filter_cgroups) || owner & PROCESS_PASSES;
 }
 
 static __always_inline bool is_wanted(const struct tt_conn *conn, __u64 owner)

@@ -126,11 +126,48 @@ static __always_inline bool is_kernel_thread(struct task_struct *task)
 	return FIELD(use_task_btf, task, flags) & PF_KTHREAD;
 }
 
-static __always_inline __u64 process_passes(const struct tt_process *p)
+#define CGROUP_LEVELS 64 /* so many from the root are looked at */
+
+/*
+ * Is the current task's cgroup below a wanted one? The task may be moved meanwhile. What was found out is kept only if the
+ * last of these cgroups is the task's own: those above belong to that one.
+ */
+static __always_inline bool is_below_wanted_cgroup(struct task_struct *task, __u64 own)
 {
-	return (!filter_pid || p->pid == filter_pid) && (!filter_cgroup || p->cgroup == filter_cgroup)
-		       ? PROCESS_PASSES
-		       : 0;
+	__u8 verdict = TT_UNWANTED, *known;
+	__u64 id, last = 0;
+
+	for (__u32 level = 0; level < CGROUP_LEVELS; level++) {
+		id = cgroup_at_level(task, level);
+		if (!id)
+			break;
+		last = id;
+		known = bpf_map_lookup_elem(&wanted_cgroups, &id);
+		if (known && *known == TT_TREE_WANTED)
+			verdict = TT_TREE_WANTED;
+	}
+	if (last == own)
+		bpf_map_update_elem(&wanted_cgroups, &own, &verdict, BPF_NOEXIST);
+	return verdict != TT_UNWANTED;
+}
+
+static __always_inline bool is_in_wanted_cgroup(struct task_struct *task, __u64 own)
+{
+	__u8 *known = bpf_map_lookup_elem(&wanted_cgroups, &own);
+
+	if (known)
+		return *known != TT_UNWANTED;
+	return filter_trees && is_below_wanted_cgroup(task, own);
+}
+
+/* Of the current task, which is in this process. */
+static __always_inline __u64 process_passes(struct task_struct *task, const struct tt_process *p)
+{
+	if (filter_pids && !bpf_map_lookup_elem(&wanted_pids, &p->pid))
+		return 0;
+	if (filter_cgroups && !is_in_wanted_cgroup(task, p->cgroup))
+		return 0;
+	return PROCESS_PASSES;
 }
 
 static __always_inline __u64 mixed(__u64 word, __u64 secret)
@@ -161,7 +198,7 @@ __noinline __u64 current_identity(void)
 	hash = mixed(hash, identity_secret[3]) + (mixed(w[2], identity_secret[4]) ^ w[3]);
 	hash = mixed(hash, identity_secret[5]) ^ w[4];
 	hash = mixed(hash, identity_secret[1]);
-	return ((hash & ~7ULL) ?: 2 * THE_KERNEL) | process_passes(&p);
+	return ((hash & ~7ULL) ?: 2 * THE_KERNEL) | process_passes(task, &p);
 }
 
 /* The kernel itself uses a socket: which of its threads happens to do so tells nobody anything. */

@@ -18,4 +18,5 @@ struct {
 	enum tt_end end;
 	enum tt_flags flags;
 	enum tt_reader reader;
+	enum tt_cgroup cgroup;
 } wire;

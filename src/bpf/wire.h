@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What goes from the kernel to the library: the only description of these records and numbers. The skeleton generator
+ * What goes between the kernel and the library: the only description of these records and numbers. The skeleton generator
  * turns it into the Rust types that src/decode.rs reads, by way of wire.bpf.c. Widest fields first, padding named, ports in
  * host order, addresses in network order with IPv4 in the first four bytes.
  */
@@ -54,6 +54,13 @@ enum tt_flags {
 	TT_HAS_TOTALS = 1,
 	TT_ACTIVE = 2,	   /* this end connected */
 	TT_UNBALANCED = 4, /* the totals are not what was reported: at the end (TT_CLOSED) an error of ours */
+};
+
+/* What the library writes of a cgroup into the map wanted_cgroups. */
+enum tt_cgroup {
+	TT_UNWANTED,
+	TT_WANTED,
+	TT_TREE_WANTED, /* with all below it */
 };
 
 struct tt_process {

@@ -2,18 +2,16 @@
 //! Gets the programs of a backend into the kernel: best backend first, each by really loading and attaching it.
 
 use super::links::Links;
-use super::session::{FIRST_EPOCH, Hook, Session};
-use super::skel::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
-use super::{Quiet, in_words};
+use super::session::{Hook, Session};
+use super::skel::{TcptopSkel, TcptopSkelBuilder};
+use super::{Quiet, configure, in_words};
 use crate::capabilities::{Backend, Capabilities, Unavailable};
-use crate::config::{Config, DEFAULT_FLOWS, Filter};
+use crate::config::Config;
 use crate::host;
-use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Link, Object, OpenObject, ProgramMut, libbpf_sys};
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
@@ -57,6 +55,7 @@ fn start_backend(config: &Config, mut plan: Plan) -> Result<(Session, Plan), Str
             load(config, &plan, &plan.programs, &mut second_try)?
         }
     };
+    configure::after_load(&skel, &config.filter).map_err(|e| format!("filters cannot be set: {e}"))?;
     let links = hold_all(&skel, &mut plan)?;
     let hooks = hooks(&skel, &plan).map_err(|e| format!("file descriptors: {e}"))?;
     let session = Session::new(&skel, links, hooks).map_err(|e| format!("{e:#}"))?;
@@ -116,90 +115,8 @@ fn load<'o>(
         let wanted = programs.iter().any(|p| program.name() == p.name);
         program.set_autoload(wanted);
     }
-    configure(&mut open, config, plan).map_err(|e| e.to_string())?;
+    configure::before_load(&mut open, config, plan).map_err(|e| e.to_string())?;
     open.load().map_err(|e| format!("cannot be loaded: {}", in_words(&e)))
-}
-
-fn configure(open: &mut OpenTcptopSkel<'_>, config: &Config, plan: &Plan) -> libbpf_rs::Result<()> {
-    let ring = u32::try_from(config.ring_bytes).unwrap_or(u32::MAX);
-    let Rooms { sockets, flows } = rooms(config);
-    let threads = THREADS.saturating_add(kept_back_by_processors());
-    let bank_slots = flows.saturating_add(flows.div_ceil(2));
-    if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-        rodata.interval_ns = config.interval_ns();
-        rodata.bank_slots = bank_slots;
-        rodata.common_slots = flows;
-        rodata.cookie_mask = sockets.next_power_of_two() - 1;
-        rodata.filters = config.filter != Filter::default();
-        rodata.filter_pid = config.filter.pid.unwrap_or(0);
-        rodata.filter_port = config.filter.port.unwrap_or(0);
-        rodata.filter_protocol = match config.filter.protocol {
-            None => 0,
-            Some(Protocol::Tcp) => 6,
-            Some(Protocol::Udp) => 17,
-        };
-        rodata.filter_family = match config.filter.family {
-            None => 0,
-            Some(AddressFamily::Ipv4) => 4,
-            Some(AddressFamily::Ipv6) => 6,
-        };
-        rodata.filter_loopback = config.filter.no_loopback;
-        rodata.filter_netns = config.filter.netns.map_or(0, NetNs::get);
-        rodata.filter_cgroup = config.filter.cgroup.map_or(0, CgroupId::get);
-        rodata.use_cookie = plan.use_cookie;
-        rodata.use_task_btf = plan.use_task_btf;
-        rodata.use_cast = plan.use_cast;
-        rodata.chunks_are_calls = plan.backend == Backend::Kprobe;
-        rodata.recvmsg_args = plan.recvmsg_args;
-        rodata.calls_run_twice = plan.calls_run_twice;
-        rodata.identity_secret = secret();
-        rodata.notes_are_complete = plan.all_sends_are_noted();
-    }
-    if let Some(bss) = open.maps.bss_data.as_deref_mut() {
-        // Zero is the epoch of slots that there never were.
-        bss.control.epoch = FIRST_EPOCH;
-    }
-    open.maps.events.set_max_entries(ring)?;
-    open.maps.udp_flows.set_max_entries(flows)?;
-    open.maps.slots.set_max_entries(bank_slots.saturating_mul(2))?;
-    open.maps.sockets.set_max_entries(sockets)?;
-    open.maps.states.set_max_entries(sockets)?;
-    open.maps.free_states.set_max_entries(sockets)?;
-    open.maps.cached_states.set_max_entries(sockets.next_power_of_two())?;
-    open.maps.thread_turns.set_autocreate(plan.calls_run_twice)?;
-    open.maps.thread_turns.set_max_entries(threads)?;
-    open.maps.noted_peers.set_max_entries(threads)?;
-    open.maps.noted_peers.set_autocreate(plan.backend == Backend::Tracepoint)
-}
-
-/// For how many sockets, and how many flows and reports, there is room in the maps.
-struct Rooms {
-    sockets: u32,
-    flows: u32,
-}
-
-/// Fewer are not worth saving: what has no room for its state is not counted at all.
-const LEAST_SOCKETS: u32 = 1024;
-
-fn rooms(config: &Config) -> Rooms {
-    let wanted = config.max_sockets.map(|sockets| u32::try_from(sockets).unwrap_or(u32::MAX));
-    let sockets = wanted.map_or_else(host::room_for_sockets, |sockets| sockets.max(LEAST_SOCKETS));
-    Rooms { sockets, flows: wanted.unwrap_or(DEFAULT_FLOWS) }
-}
-
-/// Numbers that no traced program knows, from the randomness that the standard library's hash tables have.
-fn secret<const N: usize>() -> [u64; N] {
-    std::array::from_fn(|i| RandomState::new().hash_one(i))
-}
-
-/// So many threads may be in a call on a UDP socket at once, see `thread_turns` and `noted_peers`.
-const THREADS: u32 = 8192;
-
-/// An LRU map gives each processor free entries to itself, up to 128: so many more it must have, or the processors of a large
-/// machine have them all, and take away from each other what is in use.
-fn kept_back_by_processors() -> u32 {
-    let processors = libbpf_rs::num_possible_cpus().unwrap_or(1);
-    u32::try_from(processors).unwrap_or(u32::MAX).saturating_mul(128)
 }
 
 /// Attaches the programs, and holds them apart.

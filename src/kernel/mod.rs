@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`load`], [`links`]) and
-//! talking to their maps ([`session`], [`ring`], [`shared`]), and who holds sockets already ([`holders`]). What goes out of here is
-//! bytes, and counts of losses.
+//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`configure`], [`load`],
+//! [`links`]) and talking to their maps ([`session`], [`ring`], [`shared`]), and who holds sockets already ([`holders`]). What
+//! goes out of here is bytes, and counts of losses.
 
+mod configure;
 mod facts;
 mod holders;
 mod links;

@@ -18,4 +18,4 @@ mod probe {
 
 pub(crate) use holders::HoldersSkelBuilder;
 pub(crate) use probe::{ProbeSkel, ProbeSkelBuilder};
-pub(crate) use tcptop::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder};
+pub(crate) use tcptop::{OpenTcptopSkel, TcptopSkel, TcptopSkelBuilder, types::rodata};

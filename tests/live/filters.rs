@@ -120,6 +120,59 @@ fn one_process_port_or_protocol() {
     );
 }
 
+/// Makes a connection to a server at this port; the ports of both.
+fn exchange_at(listener: &TcpListener) -> (u16, u16) {
+    exchange(listener, listener.local_addr().unwrap())
+}
+
+/// A process that has a connection, and makes another one when it is told so.
+fn worker() -> Child {
+    let mut child = Child::fork(|parent| {
+        let _existing = tcp_pair();
+        tell(parent, 0);
+        hear(parent);
+        let (c, s) = exchange_at(&TcpListener::bind("127.0.0.1:0").unwrap());
+        tell(parent, c.into());
+        tell(parent, s.into());
+        hear(parent);
+    });
+    child.hear();
+    child
+}
+
+#[test]
+fn any_of_several_processes() {
+    let mut workers = [worker(), worker(), worker()];
+    let [first, stranger, last] = workers.each_ref().map(|worker| worker.pid);
+    let mut trace = Trace::with(builder().pid(first).pid(last));
+    let made = workers.each_mut().map(|worker| {
+        worker.tell(1);
+        (worker.hear() as u16, worker.hear() as u16)
+    });
+    for (c, s) in [made[0], made[2]] {
+        assert_eq!(trace.closed(c, s).bytes_out, 10);
+    }
+    let existing = trace.collector.bootstrap_existing().unwrap();
+    let pids: Vec<_> = existing.iter().filter_map(ConnectionRecord::pid).collect();
+    assert!(pids.contains(&first) && pids.contains(&last), "{pids:?}");
+    check_all(&trace, |row| row.pid().is_some_and(|pid| pid != stranger && [first, last].contains(&pid)));
+}
+
+#[test]
+fn any_of_several_ports() {
+    let servers = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let _existing = servers.each_ref().map(pair_by);
+    let [first, _, last] = servers.each_ref().map(|server| server.local_addr().unwrap().port());
+    let mut trace = Trace::with(builder().port(first).port(last));
+    let made = servers.each_ref().map(exchange_at);
+    for (c, s) in [made[0], made[2]] {
+        assert_eq!(trace.closed(c, s).bytes_out, 10);
+        assert_eq!(trace.closed(s, c).bytes_in, 10);
+    }
+    let is_wanted = |port: u16| [first, last].contains(&port);
+    check_all(&trace, |row| is_wanted(row.key.local_port) || is_wanted(row.key.remote_port));
+}
+
 /// Who was told of a flow is told of its end: where it was not the first one of its UDP socket, and where the connection
 /// has changed hands since.
 #[test]

@@ -13,6 +13,7 @@
 )]
 
 mod audit;
+mod cgroups;
 mod cli;
 mod collector;
 mod connecting;

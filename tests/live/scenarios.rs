@@ -3,7 +3,8 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 24] = [
+const SOURCES: [&str; 25] = [
+    include_str!("cgroups.rs"),
     include_str!("collector.rs"),
     include_str!("connecting.rs"),
     include_str!("crowds.rs"),
