@@ -108,17 +108,20 @@ pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<Collect
     use TcpState::{Close, Established, SynRecv, SynSent};
     let CollectorEvent::TcpStateChange(change) = event else { return None };
     let StateChange { connection, old_state, new_state, error, rtt, .. } = *change;
-    match (old_state, new_state) {
+    let s: tt_state = wire::read(record)?;
+    let event = match (old_state, new_state) {
         (SynSent | SynRecv, Established) => {
-            let is_active = has(&wire::read(record)?, tt_flags::TT_ACTIVE);
-            let role = if is_active { Role::Client } else { Role::Server };
-            Some(CollectorEvent::Opened(Opened { connection, role, rtt }))
+            let role = if has(&s, tt_flags::TT_ACTIVE) { Role::Client } else { Role::Server };
+            CollectorEvent::Opened(Opened { connection, role, rtt })
         }
         (SynSent | SynRecv, Close) => {
-            Some(CollectorEvent::ConnectFailed(ConnectFailed::new(connection, error)))
+            // When a peer's SYN came is not known.
+            let duration = lasted(&s).filter(|_| old_state == SynSent);
+            CollectorEvent::ConnectFailed(ConnectFailed { duration, ..ConnectFailed::new(connection, error) })
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(event)
 }
 
 /// Is it a state record, and no transfer?
@@ -212,10 +215,14 @@ fn closed(record: &[u8]) -> Option<Closed> {
         rtt: rtt(s.rtt_us),
         min_rtt: rtt(s.min_rtt_us),
         retransmits: s.retransmits,
-        duration: (s.lasted_ns != 0).then(|| Duration::from_nanos(s.lasted_ns)),
+        duration: lasted(&s),
         reason: *ENDS.get(usize::from(s.end))?,
         error: (s.error != 0).then_some(s.error),
     })
+}
+
+fn lasted(s: &tt_state) -> Option<Duration> {
+    (s.lasted_ns != 0).then(|| Duration::from_nanos(s.lasted_ns))
 }
 
 fn totals(s: &tt_state) -> Totals {

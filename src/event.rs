@@ -239,7 +239,8 @@ pub struct ConnectFailed {
     /// `sk_err` of the socket, or what connect(2) returned where it failed at once: an errno. None if it was closed before
     /// there was an answer.
     pub error: Option<i32>,
-    /// From SYN_SENT to the failure; none where that is not known.
+    /// From SYN_SENT to the failure. None where connect(2) failed at once, for a connection that the peer began (TCP Fast
+    /// Open), and if the tracer started in between.
     #[cfg_attr(feature = "serde", serde(rename = "duration_us", with = "crate::model::micros", default))]
     pub duration: Option<Duration>,
 }

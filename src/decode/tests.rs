@@ -234,6 +234,14 @@ fn state_changes_make_milestones() {
         assert_eq!(failed(error), (reason, error as i32));
     }
     assert_eq!([of(0, 1, 7, 0), of(0, 7, 2, 0), of(0, 1, 8, 0)], [None, None, None]);
+    let duration = |old| {
+        let record = Bytes::end(4, 2, 111, [old, 7, 2, 4], 3_000).0;
+        match milestone(&event(&record).unwrap(), &record) {
+            Some(CollectorEvent::ConnectFailed(f)) => f.duration,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([duration(2), duration(3)], [Some(Duration::from_micros(3)), None]);
     // It has failed without a change.
     match event(&Bytes::state(4, 2, 101, 7, 7, 2).0) {
         Ok(CollectorEvent::ConnectFailed(f)) => {

@@ -9,7 +9,7 @@ use crate::net::{
 use crate::reasons::{failed, life};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tcptop::{CollectorEvent, ConnectFailed, ConnectFailure, Feature, Protocol, Visibility};
 
 fn connect_v6(socket: &OwnedFd, addr: Ipv6Addr, port: u16) -> isize {
@@ -90,7 +90,7 @@ fn a_connect_without_a_route_says_so() {
                 [[10, second, 3, 4].into(), v6_of(second).into(), [10, second, 3, 5].into()];
             assert_eq!(peers, all, "{kind}");
             for f in &failures {
-                assert_eq!((f.reason, f.error), (reason, Some(error)), "{kind}");
+                assert_eq!((f.reason, f.error, f.duration), (reason, Some(error), None), "{kind}");
                 assert_eq!(f.connection.owner.map(|owner| owner.pid), Some(pid));
                 assert_eq!(f.connection.key.local_port, 0);
             }
@@ -102,6 +102,20 @@ fn a_connect_without_a_route_says_so() {
         child.tell(1);
         child.wait();
     }
+}
+
+/// How long a refused connect took, by this test's own clock.
+#[test]
+fn a_refused_connect_says_how_long_it_took() {
+    let mut trace = Trace::start();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let begun = Instant::now();
+    assert!(TcpStream::connect(nobody).is_err());
+    let waited = begun.elapsed();
+    let failure = trace.until("the failure", |t| failed(t, nobody.port()).pop());
+    assert_eq!(failure.reason, ConnectFailure::Refused);
+    let lasted = failure.duration.expect("its begin was seen");
+    assert!(lasted > Duration::ZERO && lasted <= waited, "{lasted:?} {waited:?}");
 }
 
 /// The same socket once it has a route: a connection that opens, has its bytes and its end, once each; and a connection of

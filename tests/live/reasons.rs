@@ -171,15 +171,21 @@ fn silence_is_told_apart_from_giving_up() {
         assert_eq!(send(&client, &[1; 50], 0), 50);
         tell(parent, port(&client).into());
         let given_up = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK);
+        let begun = Instant::now();
         assert_eq!(connect(&given_up, &sockaddr([127, 0, 0, 1], NEW)), -(libc::EINPROGRESS as isize));
+        std::thread::sleep(Duration::from_millis(60));
         drop(given_up);
+        tell(parent, begun.elapsed().as_micros() as u64);
         let silent = socket(libc::AF_INET, libc::SOCK_STREAM);
+        let begun = Instant::now();
         assert_eq!(connect(&silent, &sockaddr([127, 0, 0, 1], NEW)), -(libc::ETIMEDOUT as isize));
+        tell(parent, begun.elapsed().as_micros() as u64);
         assert_eq!(recv(&client, 1, 0), -(libc::ETIMEDOUT as isize));
         tell(parent, u64::from(tcp_info(&client)[25]));
         hear(parent);
     });
     let c = child.hear() as u16;
+    let waits = [child.hear(), child.hear()].map(Duration::from_micros);
     let retransmits = child.hear();
     child.tell(1);
     let pid = child.pid;
@@ -195,7 +201,11 @@ fn silence_is_told_apart_from_giving_up() {
     let failures = trace.until("two failures", |t| Some(failed(t, NEW)).filter(|f| f.len() == 2));
     let reasons = failures.iter().map(|f| (f.reason, f.error)).collect::<Vec<_>>();
     assert_eq!(reasons, [(ConnectFailure::Aborted, None), (ConnectFailure::TimedOut, Some(libc::ETIMEDOUT))]);
-    for failure in failures {
+    // By the program's own clock; one second and two more are what the kernel waits for answers to two SYNs.
+    let least = [60, 2_900].map(Duration::from_millis);
+    for ((failure, waited), least) in failures.into_iter().zip(waits).zip(least) {
+        let lasted = failure.duration.expect("its begin was seen");
+        assert!(lasted >= least && lasted <= waited, "{least:?} {lasted:?} {waited:?}");
         let info = failure.connection;
         assert_eq!(info.owner.map(|o| o.pid), Some(pid));
         assert_ne!(info.key.local_port, 0);
