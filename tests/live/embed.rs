@@ -396,7 +396,7 @@ fn a_start_with_too_little_says_so_and_prints_nothing() {
             Ok(()) => 0,
             Err(e) => {
                 let (text, words) = (
-                    e.to_string(),
+                    format!("{e:?}"),
                     [
                         "RLIMIT_NOFILE",
                         "Too many open files",
