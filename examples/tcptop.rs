@@ -8,9 +8,9 @@ use std::io::{self, ErrorKind, Write, stderr, stdout};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{cmp::Reverse, error::Error, iter, process, thread};
 use tcptop::{
-    Backend, Capabilities, CgroupId, CloseReason, CollectorEvent, ConnectionRecord, ConnectionTable, Feature,
-    Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetNs, Process, Protocol, Provenance,
-    Stats, Survey, TcpState, Visibility,
+    Backend, Capabilities, CgroupId, CloseReason, CollectorEvent, ConnectFailure, ConnectionRecord,
+    ConnectionTable, Feature, Granularity, KernelTime, LinuxCollector, LinuxCollectorBuilder, NetNs, Process,
+    Protocol, Provenance, Role, Stats, Survey, TcpState, Visibility,
 };
 
 /// How often it is looked whether ends were lost.
@@ -266,9 +266,11 @@ fn object(name: &str, r: &ConnectionRecord, actor: Option<Process>, what: Value)
 
 fn end_lines(table: &mut ConnectionTable, stats: &Stats) -> io::Result<()> {
     for r in table.records_at(KernelTime::now()) {
-        let what = json!({"tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
+        let what = json!({"role": r.role.map(Role::as_str), "tcp_state": r.tcp_state.map(TcpState::as_str), "bytes_in": r.bytes_in,
             "bytes_out": r.bytes_out, "packets_in": r.packets_in, "packets_out": r.packets_out, "rtt_us": micros(r.rtt),
-            "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed,
+            "min_rtt_us": micros(r.min_rtt), "retransmits": r.retransmits, "duration_us": micros(Some(r.duration())),
+            "reason": r.close_reason.map(CloseReason::as_str).or(r.connect_failure.map(ConnectFailure::as_str)),
+            "error": r.error, "rate_in": r.rate_in, "rate_out": r.rate_out, "is_partial": r.is_partial, "is_closed": r.is_closed,
             "is_end_seen": r.is_end_seen});
         writeln!(stdout(), "{}", json_line(&object("connection", r, None, what)))?;
     }

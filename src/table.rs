@@ -14,7 +14,7 @@ mod slots;
 mod store;
 mod vanished;
 
-use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, StateChange, Transfer};
+use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, Opened, StateChange, Transfer};
 use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 use entry::Entry;
@@ -44,7 +44,7 @@ use vanished::Missing;
 /// - [`CollectorEvent::Lost`] changes nothing. If it was an end that got lost, [`reconcile`](Self::reconcile) finds that out.
 ///
 /// # Limits
-/// It holds at most [`max_connections`](Self::max_connections) records. One on which nothing happens takes some 300
+/// It holds at most [`max_connections`](Self::max_connections) records. One on which nothing happens takes some 400
 /// bytes, others up to a kilobyte; what is gone gives its memory back with the next [`records_at`](Self::records_at) or
 /// snapshot. Nothing here blocks or reads a clock. An event of a known connection costs a look-up and no allocation, and
 /// no look-up takes longer the more connections have a key or a socket in common.
@@ -155,8 +155,8 @@ impl ConnectionTable {
             CollectorEvent::TcpStateChange(change) => self.state_change(change),
             CollectorEvent::Closed(closed) => self.closed(closed),
             CollectorEvent::ConnectFailed(failed) => self.connect_failed(failed),
-            // Made of a state change, which comes just before.
-            CollectorEvent::Opened(_) | CollectorEvent::Lost(_) => {}
+            CollectorEvent::Opened(opened) => self.opened(opened),
+            CollectorEvent::Lost(_) => {}
         }
         if !self.misplaced.is_empty() {
             let rows = std::mem::take(&mut self.misplaced);
@@ -259,17 +259,24 @@ impl ConnectionTable {
         }
     }
 
+    /// As a rule a state change has told of it, but not which end this is.
+    fn opened(&mut self, opened: &Opened) {
+        let (info, window) = (&opened.connection, self.window);
+        self.fold(info, info.time, opened.rtt, |entry| entry.opened(opened, window));
+    }
+
     /// As a rule a state change has told of it; where connect() failed at once there was none.
     fn connect_failed(&mut self, failed: &ConnectFailed) {
-        self.state_change(&StateChange::new(failed.connection, TcpState::SynSent, TcpState::Close));
+        let info = &failed.connection;
+        let slot = self.fold(info, info.time, None, |entry| entry.connect_failed(failed));
+        self.end(slot, end_of(info, failed.duration));
     }
 
     fn closed(&mut self, closed: &Closed) {
         let (info, window) = (&closed.connection, self.window);
         if info.key.protocol == Protocol::Tcp {
-            let slot =
-                self.fold(info, info.time, closed.rtt, |entry| entry.totals(info, &closed.totals, window));
-            return self.end(slot, info.time);
+            let slot = self.fold(info, info.time, closed.rtt, |entry| entry.closed(closed, window));
+            return self.end(slot, end_of(info, closed.duration));
         }
         self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
         self.older.remove(&info.socket);
@@ -407,6 +414,13 @@ impl ConnectionTable {
         self.evicted += u64::from(is_gone);
         is_gone
     }
+}
+
+/// The event comes when the socket is released, which may be long after the connection has ended.
+fn end_of(info: &ConnectionInfo, duration: Option<Duration>) -> KernelTime {
+    let nanos = duration.and_then(|duration| u64::try_from(duration.as_nanos()).ok());
+    let end = nanos.map(|nanos| KernelTime(info.since.0.saturating_add(nanos)));
+    end.map_or(info.time, |end| end.min(info.time))
 }
 
 /// Not of a listening socket, nor of one that has done nothing but listen.

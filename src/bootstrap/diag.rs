@@ -164,10 +164,9 @@ fn connection(header: &InetResponseHeader, protocol: Protocol, netns: Option<Net
 /// comes in between counts as read, until an event or the end of the connection says better.
 fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     use TcpState::{CloseWait, Closing, FinWait1, LastAck};
-    let Some(TcpInfo { rtt, received, segs_out, segs_in, unsent, sent, retransmitted }) = TcpInfo::read(info)
-    else {
-        return;
-    };
+    let Some(info) = TcpInfo::read(info) else { return };
+    let TcpInfo { rtt, min_rtt, retransmits, received, segs_out, segs_in, unsent, sent, retransmitted } =
+        info;
     let state = record.tcp_state;
     // A FIN that is queued but not sent, and one that has come, take a number each and are no bytes.
     let waits = unsent > 0 && matches!(state, Some(FinWait1 | LastAck | Closing));
@@ -177,12 +176,17 @@ fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     let read = received.saturating_sub(unread.into());
     record.bytes_in = read.min(received.saturating_sub(has_come.into()));
     (record.packets_in, record.packets_out) = (segs_in.into(), segs_out.into());
-    record.rtt = (rtt != 0).then(|| Duration::from_micros(rtt.into()));
+    // The kernel's least one is all ones where there was no sample.
+    [record.rtt, record.min_rtt] =
+        [rtt, min_rtt].map(|us| (1..u32::MAX).contains(&us).then(|| Duration::from_micros(us.into())));
+    record.retransmits = Some(retransmits);
     record.is_partial = false;
 }
 
 struct TcpInfo {
     rtt: u32,
+    min_rtt: u32,
+    retransmits: u32,
     received: u64,
     segs_out: u32,
     segs_in: u32,
@@ -197,6 +201,8 @@ impl TcpInfo {
         let u64_at = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
         Some(Self {
             rtt: u32_at(68)?,
+            min_rtt: u32_at(148)?,
+            retransmits: u32_at(100)?,
             received: u64_at(128)?,
             segs_out: u32_at(136)?,
             segs_in: u32_at(140)?,
@@ -214,6 +220,8 @@ mod tests {
     fn info(received: u64, unsent: u32, sent: u64, retransmitted: u64) -> Vec<u8> {
         let mut info = vec![0; 232];
         info[68..72].copy_from_slice(&70_u32.to_ne_bytes());
+        info[100..104].copy_from_slice(&3_u32.to_ne_bytes());
+        info[148..152].copy_from_slice(&60_u32.to_ne_bytes());
         info[128..136].copy_from_slice(&received.to_ne_bytes());
         info[136..140].copy_from_slice(&5_u32.to_ne_bytes());
         info[140..144].copy_from_slice(&6_u32.to_ne_bytes());
@@ -303,6 +311,10 @@ mod tests {
         let row = told(TcpState::Established, &info(1000, 40, 5000, 300), 600);
         assert_eq!((row.bytes_in, row.bytes_out, row.is_partial), (400, 4740, false));
         assert_eq!((row.packets_in, row.packets_out, row.rtt), (6, 5, Some(Duration::from_micros(70))));
+        assert_eq!((row.min_rtt, row.retransmits), (Some(Duration::from_micros(60)), Some(3)));
+        let mut without_sample = info(0, 0, 0, 0);
+        without_sample[148..152].fill(0xff);
+        assert_eq!(told(TcpState::SynSent, &without_sample, 0).min_rtt, None);
         let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 0);
         assert_eq!(row.bytes_in, 500, "all but the FIN");
         let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 101);

@@ -6,8 +6,8 @@ use super::counter::Counter;
 use super::gone;
 use super::place::{Flow, completeness};
 use super::rate::Window;
-use crate::event::{ConnectionInfo, StateChange, Totals, Transfer};
-use crate::model::{ConnectionKey, Direction, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::event::{Closed, ConnectFailed, ConnectionInfo, Opened, StateChange, Totals, Transfer};
+use crate::model::{ConnectionKey, Direction, KernelTime, Process, Protocol, Provenance, Role, TcpState};
 use crate::record::ConnectionRecord;
 use std::time::Duration;
 
@@ -15,8 +15,6 @@ use std::time::Duration;
 pub(super) struct Entry {
     pub(super) record: ConnectionRecord,
     pub(super) since: KernelTime,
-    /// Of no meaning while it is open.
-    end: KernelTime,
     /// None for what was found at the start and has done nothing since: with many connections that is most of them.
     live: Option<Box<Live>>,
     /// Events have shown it; else it is a row that was found at the start.
@@ -32,6 +30,8 @@ pub(super) struct Entry {
 struct Live {
     out: Counter,
     r#in: Counter,
+    min_rtt: Option<Duration>,
+    retransmits: Option<u32>,
     owner_time: KernelTime,
     state_time: KernelTime,
     /// The walk that found its UDP socket: what moved before is missing.
@@ -55,15 +55,7 @@ impl Entry {
     }
 
     fn from_parts(record: ConnectionRecord, is_confirmed: bool) -> Self {
-        Self {
-            since: record.first_seen,
-            end: KernelTime(0),
-            live: None,
-            is_confirmed,
-            born: false,
-            is_bypassed: false,
-            record,
-        }
+        Self { since: record.first_seen, live: None, is_confirmed, born: false, is_bypassed: false, record }
     }
 
     /// What names it in events, if any have shown it.
@@ -101,7 +93,7 @@ impl Entry {
     }
 
     pub(super) fn closed_at(&self) -> Option<KernelTime> {
-        self.record.is_closed.then_some(self.end)
+        self.record.closed_at
     }
 
     /// Whether its socket cannot be one that a walk at this time has found.
@@ -130,7 +122,7 @@ impl Entry {
 
     /// It counts as ended from now on, although nothing has told of its end.
     pub(super) fn presume_ended(&mut self, now: KernelTime) {
-        (self.record.is_closed, self.end) = (true, now);
+        (self.record.is_closed, self.record.closed_at) = (true, Some(now));
     }
 
     /// What only counts as ended goes on with an event from after that. Returns whether it does.
@@ -138,7 +130,7 @@ impl Entry {
         if self.record.is_end_seen || self.closed_at().is_none_or(|end| time <= end) {
             return false;
         }
-        self.record.is_closed = false;
+        (self.record.is_closed, self.record.closed_at) = (false, None);
         true
     }
 
@@ -227,6 +219,12 @@ impl Entry {
 
     pub(super) fn state(&mut self, change: &StateChange, window: Window) {
         let (info, new) = (&change.connection, change.new_state);
+        if new == TcpState::SynSent {
+            self.record.role = Some(Role::Client);
+        }
+        if new == TcpState::Close {
+            self.record.error = self.record.error.or(change.error);
+        }
         self.born |= new == TcpState::SynSent || change.old_state == TcpState::SynRecv;
         if let Some(totals) = &change.totals {
             self.totals(info, totals, window);
@@ -239,13 +237,41 @@ impl Entry {
         self.publish();
     }
 
+    pub(super) fn opened(&mut self, opened: &Opened, window: Window) {
+        let Opened { connection, role, rtt } = *opened;
+        let before = if role == Role::Client { TcpState::SynSent } else { TcpState::SynRecv };
+        self.record.role = Some(role);
+        let live = self.live();
+        live.min_rtt = least(live.min_rtt, rtt);
+        self.state(&StateChange::new(connection, before, TcpState::Established), window);
+    }
+
+    /// Nothing has moved, before the tracer or since.
+    pub(super) fn connect_failed(&mut self, failed: &ConnectFailed) {
+        self.born = true;
+        self.record.connect_failure = Some(failed.reason);
+        self.record.error = failed.error.or(self.record.error);
+        self.publish();
+    }
+
+    /// What the kernel says at the end. It may come twice.
+    pub(super) fn closed(&mut self, closed: &Closed, window: Window) {
+        let Closed { connection, totals, rtt: _, min_rtt, retransmits, duration: _, reason, error } = closed;
+        self.record.close_reason = self.record.close_reason.or(*reason);
+        self.record.error = self.record.error.or(*error);
+        let live = self.live();
+        live.min_rtt = least(live.min_rtt, *min_rtt);
+        live.retransmits = live.retransmits.max(Some(*retransmits));
+        self.totals(connection, totals, window);
+    }
+
     /// It ended at this time, or earlier than was known. Returns the row that was taken for this connection
     /// and is from later: it belongs to another one, with the same addresses and ports.
     pub(super) fn end(&mut self, time: KernelTime) -> Option<Box<ConnectionRecord>> {
         // When it was presumed to have ended says nothing.
         let known = self.closed_at().filter(|_| self.record.is_end_seen);
         let end = known.map_or(time, |known| known.min(time));
-        self.end = end;
+        self.record.closed_at = Some(end);
         (self.record.is_closed, self.record.is_end_seen) = (true, true);
         if self.record.key.protocol == Protocol::Tcp {
             self.record.tcp_state = Some(TcpState::Close);
@@ -302,6 +328,8 @@ impl Entry {
         record.netns = record.netns.or(row.netns);
         record.first_seen = record.first_seen.min(row.first_seen);
         record.last_seen = record.last_seen.max(row.last_seen);
+        record.min_rtt = least(record.min_rtt, row.min_rtt);
+        record.retransmits = record.retransmits.max(row.retransmits);
     }
 
     /// Brings the rates of the record to this moment.
@@ -319,9 +347,11 @@ impl Entry {
 
     fn publish(&mut self) {
         let Self { record, live, .. } = self;
-        let Live { out, r#in, older, claimed, .. } = &**live.get_or_insert_default();
+        let Live { out, r#in, older, claimed, min_rtt, retransmits, .. } = &**live.get_or_insert_default();
         (record.bytes_out, record.packets_out) = (out.bytes(), out.packets());
         (record.bytes_in, record.packets_in) = (r#in.bytes(), r#in.packets());
+        record.min_rtt = least(*min_rtt, claimed.as_ref().and_then(|row| row.min_rtt));
+        record.retransmits = (*retransmits).max(claimed.as_ref().and_then(|row| row.retransmits));
         // What a walk has read may be from the middle of a change. It stands in until an event says how much it is.
         let row = claimed.as_ref().filter(|row| row.key.protocol == Protocol::Tcp && !row.is_partial);
         if let Some(row) = row.filter(|_| !out.is_known()) {
@@ -336,6 +366,10 @@ impl Entry {
             Protocol::Udp => older.is_some(),
         };
     }
+}
+
+fn least(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
 }
 
 /// See [`Entry::gone_id`].

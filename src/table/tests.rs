@@ -10,6 +10,7 @@ mod bounds;
 mod crowds;
 mod disorder;
 mod ends;
+mod outcome;
 mod vanished;
 
 const MS: u64 = 1_000_000;

@@ -197,9 +197,9 @@ impl Lines {
     /// Each of both ends has one row, with exact totals, and is closed.
     fn check_tcp_rows(&self) {
         let ((l, c), moved) = (self.exchange.tcp, [1_000_003_u64, 500_009]);
-        for (local, remote, who, out, incoming) in [
-            (c, l, &self.exchange.client, moved[0], moved[1]),
-            (l, c, &self.exchange.server, moved[1], moved[0]),
+        for (local, remote, who, role, out, incoming) in [
+            (c, l, &self.exchange.client, "client", moved[0], moved[1]),
+            (l, c, &self.exchange.server, "server", moved[1], moved[0]),
         ] {
             let row = self.only("connection", local, remote);
             says(row, who);
@@ -207,7 +207,7 @@ impl Lines {
                 row,
                 &json!({"protocol": "tcp", "local_addr": "127.0.0.1", "remote_addr": "127.0.0.1",
                 "actor_pid": null, "actor": null, "bytes_out": out, "bytes_in": incoming, "tcp_state": "close",
-                "is_partial": false, "is_closed": true}),
+                "is_partial": false, "is_closed": true, "role": role, "reason": "orderly", "error": null}),
             );
             let end = self.only("closed", local, remote);
             says(end, who);
@@ -217,10 +217,12 @@ impl Lines {
                 "reason": "orderly", "packets_in": row["packets_in"], "packets_out": row["packets_out"]}),
             );
             for line in [row, end] {
-                let positive = ["time_ns", "rtt_us", "packets_in", "packets_out"];
+                let positive =
+                    ["time_ns", "rtt_us", "min_rtt_us", "packets_in", "packets_out", "duration_us"];
                 assert!(positive.iter().all(|name| number(line, name) > 0), "{line}");
             }
-            assert!(number(end, "duration_us") > 0 && number(end, "min_rtt_us") > 0, "{end}");
+            let same = ["min_rtt_us", "retransmits", "duration_us"];
+            assert!(same.iter().all(|name| row[name] == end[name]), "{row} {end}");
             assert!(row["rate_in"].is_f64() && row["rate_out"].is_f64() && end["retransmits"].is_u64());
         }
     }
@@ -325,6 +327,11 @@ impl Lines {
         assert_eq!(failed.len(), 1);
         says(failed[0], client);
         says(failed[0], &json!({"reason": "refused", "error": libc::ECONNREFUSED}));
+        let row = self.of("connection").find(|row| row["socket"] == failed[0]["socket"]).expect("its row");
+        says(
+            row,
+            &json!({"role": "client", "reason": "refused", "error": libc::ECONNREFUSED, "is_closed": true}),
+        );
         assert!(number(failed[0], "local_port") > 0);
         let error = Some(libc::ECONNREFUSED.into());
         let changes = self.changes(&failed[0]["socket"], client);
