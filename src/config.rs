@@ -3,8 +3,8 @@
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
-use crate::host;
 use crate::model::{AddressFamily, CgroupId, ConnectionKey, NetNs, ParseError, Protocol};
+use crate::mounts;
 use crate::record::ConnectionRecord;
 use std::collections::HashSet;
 use std::str::FromStr;
@@ -90,7 +90,7 @@ impl Filter {
     ///
     /// A cgroup's id does not tell which cgroups it is below, so this looks into the directories of the wanted ones.
     pub(crate) fn retain_wanted(&self, found: &mut Vec<ConnectionRecord>) {
-        let mut cgroups = host::cgroups_below(&self.cgroup_trees);
+        let mut cgroups = mounts::cgroups_below(&self.cgroup_trees);
         cgroups.extend(&self.cgroups);
         found.retain(|record| self.wants(record, &cgroups));
     }

@@ -54,6 +54,7 @@
 mod bootstrap;
 mod builder;
 mod capabilities;
+mod clock;
 mod collector;
 mod config;
 mod decode;
@@ -61,8 +62,10 @@ mod error;
 mod event;
 mod forks;
 mod host;
+mod initial;
 mod kernel;
 mod model;
+mod mounts;
 mod output;
 mod plan;
 mod poller;

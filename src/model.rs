@@ -25,7 +25,7 @@ pub use parse::ParseError;
 pub(crate) use parse::from_str_by_name;
 pub use process::{Process, ProcessName, Provenance};
 
-use crate::host;
+use crate::clock;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -279,7 +279,7 @@ impl KernelTime {
     pub fn now() -> Self {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let shown = t.tv_sec.unsigned_abs() * 1_000_000_000 + t.tv_nsec.unsigned_abs();
-        Self(host::clock_offsets().kernel_monotonic(shown))
+        Self(clock::offsets().kernel_monotonic(shown))
     }
 
     /// Nanoseconds since the clock's start.

@@ -20,10 +20,10 @@ use crate::record::ConnectionRecord;
 use entry::Entry;
 use foldhash::HashMap;
 use gone::Gone;
-use place::{Flow, Place};
+use place::{CROWD, Flow, Place};
 use rate::Window;
 use std::time::Duration;
-use store::{CROWD, Store};
+use store::Store;
 use vanished::Missing;
 
 /// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`].

@@ -3,8 +3,8 @@
 //!
 //! Not found are namespaces in which no process lives and which have no name.
 
-use crate::host;
 use crate::threads;
+use crate::{initial, mounts};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ impl LeftOut {
             .chain(not_shown.map(|why| {
                 format!("processes whose network namespace is not shown: {} ({why})", self.processes)
             }))
-            .chain((!host::in_initial_pid_namespace()).then(|| {
+            .chain((!initial::in_initial_pid_namespace()).then(|| {
                 "network namespaces without a process of this pid namespace are out of sight".into()
             }))
     }
@@ -104,7 +104,7 @@ fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> 
 /// Every namespace but our own, once: by the paths of those who are in it, and its name.
 fn others() -> (Vec<Vec<PathBuf>>, LeftOut) {
     let (mut found, mut left_out) = (BTreeMap::<u64, Vec<PathBuf>>::new(), LeftOut::default());
-    for path in processes().into_iter().chain(host::named_network_namespaces()) {
+    for path in processes().into_iter().chain(mounts::named_network_namespaces()) {
         match inode(&path) {
             Ok(inode) => found.entry(inode).or_default().push(path),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_shown(e),

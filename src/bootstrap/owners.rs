@@ -7,8 +7,9 @@
 use super::sockets::NO_FILE;
 use super::unreadable;
 use crate::error::Result;
-use crate::host::{self, Cgroup2};
 use crate::model::{CgroupId, Process, ProcessName};
+use crate::mounts::{self, Cgroup2};
+use crate::{clock, initial};
 use foldhash::{HashMap, HashSet};
 use procfs::process::{self, Status};
 use procfs::{FromBufRead, ProcError, ProcResult, ProcessCGroups};
@@ -26,7 +27,7 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
     if inodes.is_empty() {
         return Ok(owners);
     }
-    let mut cgroups = Cgroups::new(host::own_cgroup2());
+    let mut cgroups = Cgroups::new(mounts::own_cgroup2());
     for process in process::all_processes().map_err(|e| unreadable("/proc", e))? {
         match process.and_then(|process| look_into(&process, inodes, &mut cgroups)) {
             Ok(Some((holder, sockets))) => sockets.iter().for_each(|&inode| owners.assign(inode, holder)),
@@ -80,7 +81,7 @@ impl Owners {
     /// kernel, and what is on its way from one process to another.)
     pub(super) fn limit(&self, inodes: impl Iterator<Item = u64>) -> Option<String> {
         let why = match self.hidden {
-            0 if host::in_initial_pid_namespace() => return None,
+            0 if initial::in_initial_pid_namespace() => return None,
             0 => "this process is in a pid namespace, which shows no others".into(),
             hidden => format!("the files of {hidden} processes may not be looked at"),
         };
@@ -162,8 +163,7 @@ fn describe(process: &process::Process, cgroups: &mut Cgroups) -> ProcResult<Pro
         name: name_from(&read(process, "comm")?),
         // The real one, as events have it. The owner of /proc/<pid> is root where the process cannot be dumped.
         uid: status.ruid,
-        start_time_ns: host::clock_offsets()
-            .kernel_start(nanoseconds(stat.starttime, procfs::ticks_per_second())),
+        start_time_ns: clock::offsets().kernel_start(nanoseconds(stat.starttime, procfs::ticks_per_second())),
         cgroup_id: cgroups.id_of(process),
         ..Process::new(pid, "")
     })

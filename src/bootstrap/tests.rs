@@ -2,7 +2,7 @@
 //! The whole way on this machine, with sockets of the test process. Needs no privilege.
 
 use super::*;
-use crate::host;
+use crate::initial;
 use crate::model::{ConnectionKey, NetNs, Process, Protocol, TcpState};
 use std::fs;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -278,7 +278,7 @@ fn sockets_whose_owner_is_hidden_are_counted() {
     let mut owners = Owners::default();
     owners.assign(7, Process::new(70, "seven"));
     let limit = |owners: &Owners| owners.limit([7, 8, 9].into_iter());
-    let in_a_namespace = (!host::in_initial_pid_namespace()).then(|| {
+    let in_a_namespace = (!initial::in_initial_pid_namespace()).then(|| {
         "sockets whose owner is out of sight: 2 (this process is in a pid namespace, which shows no others)".to_owned()
     });
     assert_eq!(limit(&owners), in_a_namespace);

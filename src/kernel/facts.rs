@@ -5,6 +5,7 @@ use super::skel::{ProbeSkel, ProbeSkelBuilder};
 use super::{Quiet, in_words};
 use crate::capabilities::Backend;
 use crate::host::{self, Lockdown};
+use crate::mounts;
 use crate::plan::{self, Facts, Target};
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::{Func, FuncProto, Ptr, Typedef};
@@ -43,7 +44,7 @@ pub(crate) fn collect() -> Facts {
         functions,
         tracepoints,
         cgroup: cgroup(),
-        all_cgroups: host::cgroup2_top().is_none_or(|(_, is_whole)| is_whole),
+        all_cgroups: mounts::cgroup2_top().is_none_or(|(_, is_whole)| is_whole),
         preemptible: host::is_preemptible(),
     }
 }
@@ -53,7 +54,7 @@ fn cgroup() -> Result<(), String> {
     if !missing.is_empty() {
         return Err(format!("this process lacks {}", missing.join(", ")));
     }
-    host::cgroup2_top().map(drop).ok_or_else(|| "no cgroup2 hierarchy is mounted".into())
+    mounts::cgroup2_top().map(drop).ok_or_else(|| "no cgroup2 hierarchy is mounted".into())
 }
 
 /// What BTF lists of the functions and tracepoints that programs attach to or call.

@@ -8,6 +8,7 @@ use super::{Quiet, configure, in_words};
 use crate::capabilities::{Backend, Capabilities, Unavailable};
 use crate::config::Config;
 use crate::host;
+use crate::mounts;
 use crate::plan::{self, Facts, Plan, Program, Target};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{AsRawLibbpf, Link, Object, OpenObject, ProgramMut, libbpf_sys};
@@ -129,7 +130,7 @@ fn hold_all(skel: &TcptopSkel<'_>, plan: &mut Plan) -> Result<Links, String> {
 
 /// Attaches program by program: the skeleton's own way leaks what was attached before a failure.
 fn attach_all(object: &Object, plan: &mut Plan) -> Result<Vec<Link>, String> {
-    let cgroup = host::cgroup2_top().and_then(|(path, _)| File::open(path).ok());
+    let cgroup = mounts::cgroup2_top().and_then(|(path, _)| File::open(path).ok());
     let mut links = Vec::new();
     for planned in plan.programs.clone() {
         let program = object.progs_mut().find(|p| p.name() == planned.name);

@@ -8,8 +8,8 @@
 use super::ConnectionTable;
 use super::entry::Entry;
 use super::older::Found;
+use super::place::CROWD;
 use super::place::{Flow, Place, is_unconnected, unconnected_keys};
-use super::store::CROWD;
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, NetNs, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;

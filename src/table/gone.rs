@@ -2,8 +2,7 @@
 //! What has ended lately, remembered beyond the record itself: an event that comes late must not bring a connection
 //! back to life, nor a walk over /proc that began before it ended.
 
-use super::place::Place;
-use super::store::CROWD;
+use super::place::{CROWD, Place};
 use crate::model::{ConnectionKey, KernelTime, NetNs};
 use foldhash::HashMap;
 use std::collections::VecDeque;

@@ -7,6 +7,10 @@ use crate::record::ConnectionRecord;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// How far a chain is followed where one candidate is as good as another. Machines have fewer processors, and so fewer
+/// workers that share an address.
+pub(super) const CROWD: usize = 256;
+
 /// What names a connection in events. The tuple of addresses and ports does not: it repeats in other network
 /// namespaces and at other times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 use super::entry::Entry;
 use super::index::Index;
 use super::order::{Order, Ticket};
-use super::place::{Flow, Place};
+use super::place::{CROWD, Flow, Place};
 use crate::model::ConnectionKey;
 use std::hash::Hash;
 use std::num::NonZeroU32;
@@ -85,10 +85,6 @@ enum Chain {
     Key,
     Socket,
 }
-
-/// How far a chain is followed where one candidate is as good as another. Machines have fewer processors, and so fewer
-/// workers that share an address.
-pub(super) const CROWD: usize = 256;
 
 /// Below this there is nothing worth giving back.
 const SMALL: usize = 1024;
