@@ -10,12 +10,12 @@
 //! at. Another user's files take root, or CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.
 
 mod diag;
-mod finding;
 mod namespaces;
+mod outcome;
 mod owners;
 mod sockets;
 
-pub(crate) use finding::Finding;
+pub(crate) use outcome::Outcome;
 
 use crate::capabilities::Bootstrap;
 use crate::decode;
@@ -30,22 +30,19 @@ use sockets::Socket;
 use std::thread::{self, ScopedJoinHandle};
 
 /// A connection and the number of its socket's inode, by which its owner is found.
-type Found = (u64, ConnectionRecord);
-
-/// This, or in words why not.
-type Told<T> = Result<T, String>;
+type ListedSocket = (u64, ConnectionRecord);
 
 /// Loads the iterator if it is wanted, and finds out which way there will be.
-pub(crate) fn prepare(wanted: Bootstrap) -> (Told<Holders>, Finding) {
+pub(crate) fn prepare(wanted: Bootstrap) -> (Result<Holders, String>, Outcome) {
     if wanted == Bootstrap::Procfs {
-        return (Err("it is not wanted".into()), Finding::new(wanted, not_yet()));
+        return (Err("it is not wanted".into()), Outcome::new(wanted, not_yet()));
     }
     let holders = Holders::load();
     let is_there = diag::is_there();
     let way = if is_there.is_ok() { Bootstrap::SockDiag } else { Bootstrap::Procfs };
     let limits = [is_there.err(), holders.as_ref().err().map(|reason| owners_by_proc(reason)), not_yet()];
-    let finding = Finding::new(way, limits.into_iter().flatten());
-    (holders, finding)
+    let outcome = Outcome::new(way, limits.into_iter().flatten());
+    (holders, outcome)
 }
 
 /// What nobody has looked at is not called exact.
@@ -59,23 +56,23 @@ fn not_yet() -> Option<String> {
 /// sockets with SO_REUSEPORT, namespaces).
 pub(crate) fn existing_connections(
     wanted: Bootstrap,
-    holders: &Told<Holders>,
-) -> Result<(Vec<ConnectionRecord>, Finding)> {
+    holders: &Result<Holders, String>,
+) -> Result<(Vec<ConnectionRecord>, Outcome)> {
     let began = KernelTime::now();
     let (found, owners) =
         at_once(|| find(wanted), || holders.as_ref().map_err(String::clone).and_then(owners_by_iterator));
-    let (found, mut finding) = found?;
+    let (found, mut outcome) = found?;
     let inodes = || found.iter().map(|&(inode, _)| inode).filter(|&inode| inode != sockets::NO_FILE);
     let owners = match owners {
         Ok(owners) => owners,
         Err(reason) => {
-            finding.limits.extend((wanted != Bootstrap::Procfs).then(|| owners_by_proc(&reason)));
+            outcome.limits.extend((wanted != Bootstrap::Procfs).then(|| owners_by_proc(&reason)));
             owners::find(&inodes().collect())?
         }
     };
-    finding.limits.extend(owners.limit(inodes()));
-    finding.limits.iter().for_each(|limit| log::info!("existing connections: {limit}"));
-    Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), finding))
+    outcome.limits.extend(owners.limit(inodes()));
+    outcome.limits.iter().for_each(|limit| log::info!("existing connections: {limit}"));
+    Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), outcome))
 }
 
 /// Both wait for memory most of the time: on two processors the shorter one costs no time.
@@ -88,14 +85,14 @@ fn at_once<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) 
     })
 }
 
-fn owned(found: Found, owners: &Owners, began: KernelTime) -> ConnectionRecord {
+fn owned(found: ListedSocket, owners: &Owners, began: KernelTime) -> ConnectionRecord {
     let (inode, record) = found;
     let owner = owners.of(inode);
     let provenance = if owner.is_some() { Provenance::Bootstrap } else { Provenance::Unknown };
     ConnectionRecord { owner, provenance, first_seen: began, last_seen: began, ..record }
 }
 
-fn owners_by_iterator(holders: &Holders) -> Told<Owners> {
+fn owners_by_iterator(holders: &Holders) -> Result<Owners, String> {
     let mut owners = Owners::default();
     holders.read(|record| {
         if let Some((inode, process)) = decode::holder(record) {
@@ -110,17 +107,17 @@ fn owners_by_proc(reason: &str) -> String {
 }
 
 /// The connections without their owners.
-fn find(wanted: Bootstrap) -> Result<(Vec<Found>, Finding)> {
+fn find(wanted: Bootstrap) -> Result<(Vec<ListedSocket>, Outcome)> {
     let (looks, left_out) = namespaces::in_each(|| look(wanted, diag::read, sockets::read));
-    let (found, mut finding) = gather(looks)?;
-    finding.limits.extend(left_out.limits());
-    Ok((found, finding))
+    let (found, mut outcome) = gather(looks)?;
+    outcome.limits.extend(left_out.limits());
+    Ok((found, outcome))
 }
 
 /// What a look into one network namespace has found, and in which way.
 struct Look {
     way: Bootstrap,
-    found: Vec<Found>,
+    found: Vec<ListedSocket>,
     /// Why it was not a better one.
     refusal: Option<String>,
 }
@@ -128,7 +125,7 @@ struct Look {
 /// Looks into the calling thread's network namespace.
 fn look(
     wanted: Bootstrap,
-    by_sock_diag: impl FnOnce(Option<NetNs>) -> Told<Vec<Found>>,
+    by_sock_diag: impl FnOnce(Option<NetNs>) -> Result<Vec<ListedSocket>, String>,
     by_proc: impl FnOnce() -> Result<Vec<Socket>>,
 ) -> Result<Look> {
     let netns = NetNs::current().ok();
@@ -145,7 +142,7 @@ fn look(
 
 /// All of them together. A namespace that cannot be looked into in one way, or at all, costs nothing but its own
 /// connections.
-fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<Found>, Finding)> {
+fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<ListedSocket>, Outcome)> {
     let (mut found, mut refusals, mut unread) = (Vec::new(), Vec::new(), Vec::new());
     let mut way = Bootstrap::Procfs;
     let mut have_looked = false;
@@ -174,10 +171,10 @@ fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<Found>, Finding)> {
         }
         limits.push(format!("network namespaces that cannot be read: {unreadable} ({e:?})"));
     }
-    Ok((found, Finding { way, limits }))
+    Ok((found, Outcome { way, limits }))
 }
 
-fn partial(socket: &Socket, netns: Option<NetNs>) -> Found {
+fn partial(socket: &Socket, netns: Option<NetNs>) -> ListedSocket {
     let record = ConnectionRecord {
         netns,
         tcp_state: socket.tcp_state,

@@ -104,7 +104,7 @@ fn failure_at_once(change: StateChange) -> CollectorEvent {
 }
 
 /// What a state change means in the life of its connection: that it has begun, or that it never will.
-pub(crate) fn milestone(event: &CollectorEvent, record: &[u8]) -> Option<CollectorEvent> {
+pub(crate) fn derived_event(event: &CollectorEvent, record: &[u8]) -> Option<CollectorEvent> {
     use TcpState::{Close, Established, SynRecv, SynSent};
     let CollectorEvent::TcpStateChange(change) = event else { return None };
     let StateChange { connection, old_state, new_state, error, rtt, .. } = *change;

@@ -62,10 +62,10 @@ impl Sink {
     fn any_record(&mut self, record: &[u8]) {
         match decode::any_event(record) {
             Ok(event) => {
-                let milestone = decode::milestone(&event, record);
+                let derived = decode::derived_event(&event, record);
                 self.stats.audit_mismatches += u64::from(decode::has_audit_mismatch(&event, record));
                 self.batch.push(event);
-                self.batch.extend(milestone);
+                self.batch.extend(derived);
             }
             Err(Undecodable::UnknownKind) => self.stats.unknown_records += 1,
             Err(Undecodable::Malformed(kind)) => self.tally.lost.add(kind, LossPlace::Decode, 1),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Sockets by sock_diag(7): it knows totals and cookies, and like /proc it needs no privilege. It does not know processes.
 
-use super::{Found, sockets};
+use super::{ListedSocket, sockets};
 use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol, TcpState};
 use crate::record::ConnectionRecord;
 use netlink_packet_core::{
@@ -32,7 +32,7 @@ pub(super) fn is_there() -> Result<(), String> {
 }
 
 /// The connections of the calling thread's network namespace.
-pub(super) fn read(netns: Option<NetNs>) -> Result<Vec<Found>, String> {
+pub(super) fn read(netns: Option<NetNs>) -> Result<Vec<ListedSocket>, String> {
     // A vector that grows is in memory twice, and leaves holes.
     let mut found = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
@@ -130,7 +130,7 @@ fn request(family: u8, protocol: u8, extensions: ExtensionFlags, states: StateFl
 
 /// None for what is not a socket: the rest of a connection that has reported its end, which the kernel shows in the state
 /// FIN_WAIT2, and a request to a listener. Neither has a struct tcp_info.
-fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: Option<NetNs>) -> Option<Found> {
+fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: Option<NetNs>) -> Option<ListedSocket> {
     let info =
         NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == INET_DIAG_INFO)?;
     let (inode, mut record) = connection(header, Protocol::Tcp, netns);
@@ -144,7 +144,7 @@ fn id(header: &InetResponseHeader) -> u64 {
     u64::from_ne_bytes(header.socket_id.cookie)
 }
 
-fn connection(header: &InetResponseHeader, protocol: Protocol, netns: Option<NetNs>) -> Found {
+fn connection(header: &InetResponseHeader, protocol: Protocol, netns: Option<NetNs>) -> ListedSocket {
     let id = &header.socket_id;
     let remote = (id.destination_address, id.destination_port);
     let key = ConnectionKey::new(protocol, id.source_address, id.source_port, remote.0, remote.1);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     /// The TCP connections in an answer, and how it ends.
-    fn taken(answer: &[u8]) -> Result<(Vec<Found>, Option<io::Result<()>>), DecodeError> {
+    fn taken(answer: &[u8]) -> Result<(Vec<ListedSocket>, Option<io::Result<()>>), DecodeError> {
         let mut found = Vec::new();
         let end = take_apart(answer, &mut |header, attributes| {
             found.extend(tcp(header, attributes, NetNs::new(9)))

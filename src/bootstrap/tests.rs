@@ -25,13 +25,13 @@ fn key_of(socket: &TcpStream) -> ConnectionKey {
     key(Protocol::Tcp, socket.local_addr().unwrap(), socket.peer_addr().unwrap())
 }
 
-fn no_iterator() -> Told<Holders> {
+fn no_iterator() -> Result<Holders, String> {
     Err("the test has none".into())
 }
 
 fn from_proc_alone() -> Vec<ConnectionRecord> {
-    let (found, finding) = existing_connections(Bootstrap::Procfs, &no_iterator()).unwrap();
-    assert_eq!(finding.way, Bootstrap::Procfs);
+    let (found, outcome) = existing_connections(Bootstrap::Procfs, &no_iterator()).unwrap();
+    assert_eq!(outcome.way, Bootstrap::Procfs);
     found
 }
 
@@ -196,18 +196,18 @@ fn one_look_at_many_sockets_finds_them_all() {
 #[test]
 fn without_an_iterator_owners_come_out_of_proc_and_the_reason_is_told() {
     let (client, _server) = tcp_pair("127.0.0.1", "127.0.0.1");
-    let (found, finding) = existing_connections(Bootstrap::SockDiag, &no_iterator()).unwrap();
+    let (found, outcome) = existing_connections(Bootstrap::SockDiag, &no_iterator()).unwrap();
     let row = found.iter().find(|record| record.key == key_of(&client)).unwrap();
     assert_eq!(row.pid(), Some(std::process::id()));
-    assert!(finding.limits.contains(&"owners out of /proc: the test has none".to_owned()), "{finding:?}");
+    assert!(outcome.limits.contains(&"owners out of /proc: the test has none".to_owned()), "{outcome:?}");
     // A kernel without INET_DIAG says so.
     assert_eq!(
-        finding.way == Bootstrap::Procfs,
-        finding.limits.iter().any(|limit| limit.starts_with("sock_diag"))
+        outcome.way == Bootstrap::Procfs,
+        outcome.limits.iter().any(|limit| limit.starts_with("sock_diag"))
     );
 }
 
-fn refused<T>(why: &str) -> Told<T> {
+fn refused<T>(why: &str) -> Result<T, String> {
     Err(why.into())
 }
 
@@ -230,21 +230,21 @@ fn a_network_namespace_that_cannot_be_read_costs_only_its_own_connections() {
         look(wanted, |_| refused("sock_diag: no memory"), unread),
         look(wanted, |_| known(4), unread),
     ];
-    let (found, finding) = gather(looks).unwrap();
+    let (found, outcome) = gather(looks).unwrap();
     let whole: Vec<_> =
         found.iter().filter(|(_, row)| !row.is_partial).map(|(_, row)| row.key.local_addr).collect();
     assert_eq!(whole, [[10, 0, 0, 1], [10, 0, 0, 4]].map(std::net::IpAddr::from));
     assert!(found.len() >= 4, "and both ends of the pair out of /proc");
-    assert_eq!(finding.way, Bootstrap::SockDiag);
+    assert_eq!(outcome.way, Bootstrap::SockDiag);
     let limits = [
         "network namespaces out of /proc, without totals: 1 (sock_diag: no memory)",
         "network namespaces that cannot be read: 1 (cannot read its tables: permission denied)",
     ];
-    assert_eq!(finding.limits, limits);
+    assert_eq!(outcome.limits, limits);
     // Where it is the same everywhere, it is said once; and where nothing can be read at all, it is an error.
     let looks = (0..3).map(|_| look(wanted, |_| refused("sock_diag: no"), || Ok(Vec::new()))).collect();
-    let (_, finding) = gather(looks).unwrap();
-    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, vec!["sock_diag: no".to_owned()]));
+    let (_, outcome) = gather(looks).unwrap();
+    assert_eq!((outcome.way, outcome.limits), (Bootstrap::Procfs, vec!["sock_diag: no".to_owned()]));
     assert!(gather(vec![look(wanted, |_| refused("no"), unread)]).is_err());
 }
 
@@ -292,10 +292,10 @@ fn sockets_whose_owner_is_hidden_are_counted() {
 
 #[test]
 fn what_is_prepared_is_what_was_wanted_or_less() {
-    let (holders, finding) = prepare(Bootstrap::Procfs);
+    let (holders, outcome) = prepare(Bootstrap::Procfs);
     assert!(holders.is_err());
-    assert_eq!((finding.way, finding.limits), (Bootstrap::Procfs, vec!["not searched for yet".into()]));
-    let (_, finding) = prepare(Bootstrap::SockDiag);
-    let refused = finding.limits.iter().any(|limit| limit.starts_with("sock_diag"));
-    assert_eq!(finding.way == Bootstrap::Procfs, refused);
+    assert_eq!((outcome.way, outcome.limits), (Bootstrap::Procfs, vec!["not searched for yet".into()]));
+    let (_, outcome) = prepare(Bootstrap::SockDiag);
+    let refused = outcome.limits.iter().any(|limit| limit.starts_with("sock_diag"));
+    assert_eq!(outcome.way == Bootstrap::Procfs, refused);
 }

@@ -205,10 +205,10 @@ fn bytes_that_are_in_no_report_are_noticed_at_the_end() {
 }
 
 #[test]
-fn state_changes_make_milestones() {
+fn state_changes_make_derived_events() {
     let of = |error, old, new, flags| {
         let record = Bytes::state(4, 2, error, old, new, flags).0;
-        milestone(&event(&record).unwrap(), &record)
+        derived_event(&event(&record).unwrap(), &record)
     };
     let opened = |old, flags| match of(0, old, 1, flags) {
         Some(CollectorEvent::Opened(o)) => (o.role, o.rtt),
@@ -236,7 +236,7 @@ fn state_changes_make_milestones() {
     assert_eq!([of(0, 1, 7, 0), of(0, 7, 2, 0), of(0, 1, 8, 0)], [None, None, None]);
     let duration = |old| {
         let record = Bytes::end(4, 2, 111, [old, 7, 2, 4], 3_000).0;
-        match milestone(&event(&record).unwrap(), &record) {
+        match derived_event(&event(&record).unwrap(), &record) {
             Some(CollectorEvent::ConnectFailed(f)) => f.duration,
             other => panic!("{other:?}"),
         }

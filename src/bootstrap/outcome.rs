@@ -5,13 +5,13 @@ use crate::capabilities::{Bootstrap, Visibility};
 
 /// How connections are found, and what stands in the way of more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Finding {
+pub(crate) struct Outcome {
     pub(super) way: Bootstrap,
     /// Why it is not a better way, and what was left out on this one.
     pub(super) limits: Vec<String>,
 }
 
-impl Finding {
+impl Outcome {
     pub(super) fn new(way: Bootstrap, limits: impl IntoIterator<Item = String>) -> Self {
         Self { way, limits: limits.into_iter().collect() }
     }
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     fn seen(way: Bootstrap, limits: &[&str]) -> String {
-        Finding::new(way, limits.iter().map(|&limit| limit.into())).visibility().to_string()
+        Outcome::new(way, limits.iter().map(|&limit| limit.into())).visibility().to_string()
     }
 
     #[test]
