@@ -51,6 +51,9 @@
 //!
 //! The library never prints: what it has to say beyond errors goes to the [`log`] façade.
 
+#[cfg(doc)]
+#[path = "docs.rs"]
+pub mod _docs;
 mod bootstrap;
 mod builder;
 mod capabilities;
