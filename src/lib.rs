@@ -50,6 +50,11 @@
 //! - `vendored`: builds libelf and zlib from source; `static`: links them statically.
 //!
 //! The library never prints: what it has to say beyond errors goes to the [`log`] façade.
+//!
+//! # Pages
+//! [Embedding](_docs::embedding), [numbers](_docs::numbers), [backends](_docs::backends), [limits](_docs::limits),
+//! [privileges](_docs::privileges), [JSON](_docs::json), [troubleshooting](_docs::troubleshooting),
+//! [design](_docs::design).
 
 #[cfg(doc)]
 #[path = "docs.rs"]
