@@ -15,29 +15,35 @@ use tcptop::KernelTime;
 
 const NOBODY: u32 = 65_534;
 
-const README: &str = include_str!("../../../README.md");
+const PAGE: &str = include_str!("../../../docs/json.md");
 
-/// What the README's table says that such a line carries: the names in backticks.
-fn documented(is_row: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let mut rows = README.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
-    let (_, carried) = rows.find(|(kinds, _)| is_row(kinds)).expect("the README documents each line");
-    let of_tcp = carried.split("; of UDP").next().unwrap_or(carried);
-    of_tcp.split('`').skip(1).step_by(2).collect()
+/// The names in backticks.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The rows of the table below this heading of the page.
+fn table(heading: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (_, section) = PAGE.split_once(&format!("## {heading}\n")).expect("the page has this section");
+    let section = section.split("\n## ").next().unwrap_or_default();
+    section.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | ")).skip(1)
 }
 
 /// All keys of a line, no more and no less: programs read them by name.
 fn keys(line: &Value) -> String {
     let kind = line["type"].as_str().unwrap();
-    let of_all = |kinds: &str| kinds.starts_with("all but");
-    let mut keys = documented(|kinds| !of_all(kinds) && kinds.contains(&format!("`{kind}`")));
-    // The totals of UDP belong to its flows, and a socket may have several.
-    if kind == "closed" && line["protocol"] == "udp" {
-        keys.clear();
-    }
-    if !["start", "lost", "stats"].contains(&kind) {
-        keys.extend(documented(of_all));
-    }
-    format!("type {}", keys.join(" "))
+    let transport = if line["protocol"] == "udp" { "UDP" } else { "TCP" };
+    let is_of = |kinds: &str| {
+        let (types, transports) =
+            kinds.split_once(", ").filter(|(_, t)| !t.contains('`')).unwrap_or((kinds, ""));
+        names(types).any(|name| name == kind) && (transports.is_empty() || transports == transport)
+    };
+    let (_, carried) = table("Lines").find(|(kinds, _)| is_of(kinds)).expect("the page documents each line");
+    let common = table("Common fields").flat_map(|(fields, _)| names(fields));
+    let own = names(carried);
+    let all: Vec<_> =
+        if carried.starts_with("common fields") { common.chain(own).collect() } else { own.collect() };
+    format!("type {}", all.join(" "))
 }
 
 fn check_keys(object: &Value, expected: &str) {
@@ -374,7 +380,7 @@ fn says(line: &Value, expected: &Value) {
     }
 }
 
-/// The promise of the README: both ends of every connection, to the byte, with the right processes; and each line says
+/// The promise of the page: both ends of every connection, to the byte, with the right processes; and each line says
 /// all that its type promises.
 #[test]
 fn both_ends_are_exact() {
