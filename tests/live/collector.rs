@@ -425,7 +425,7 @@ fn a_forced_backend_runs_or_says_why_not() {
 /// The self-test moves bytes that events must tell of: on this kernel it passes, or says that there is no IPv6.
 #[test]
 fn the_self_test_passes() {
-    check_self_test(&Trace::start().capabilities().self_test());
+    check_self_test(Trace::start().capabilities().self_test());
 }
 
 fn check_self_test(checks: &[SelfCheck]) {
@@ -451,7 +451,7 @@ fn check_self_test(checks: &[SelfCheck]) {
 #[test]
 fn the_self_test_leaves_no_trace() {
     let mut trace = Trace::with(builder().self_test(true));
-    check_self_test(&trace.capabilities().self_test());
+    check_self_test(trace.capabilities().self_test());
     trace.listen(Duration::from_millis(300));
     let me = Some(std::process::id());
     let ours = trace.seen.iter().filter(|e| e.connection().is_some_and(|c| c.owner.map(|o| o.pid) == me));
