@@ -13,7 +13,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::time::Duration;
-use tcptop::{CollectorEvent, ConnectionTable, KernelTime};
+use tcptop::{CollectorEvent, ConnectionTable, GroupBy, KernelTime};
 
 const CONNECTIONS: u64 = 100_000;
 const SECOND: u64 = 1_000_000_000;
@@ -77,6 +77,10 @@ fn benchmarks(criterion: &mut Criterion) {
             black_box(records.len())
         });
     });
+    // 50 processes; as many remote hosts as connections; one local port.
+    for by in [GroupBy::Process, GroupBy::RemoteHost, GroupBy::LocalPort] {
+        group.bench_function(format!("sums by {by}"), |b| b.iter(|| black_box(table.sums(by, now).len())));
+    }
     group.finish();
 
     let mut group = criterion.benchmark_group("channel");

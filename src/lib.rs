@@ -27,7 +27,8 @@
 //!   is what it implements. It is blocking and needs no async runtime. For programs with a loop of their own there is
 //!   [`Poller`], which has a descriptor to wait for instead of the thread.
 //! - [`CollectorEvent`] is what comes out of the channel: sends and receives, TCP state changes, ends, losses.
-//! - [`ConnectionTable`] folds events into one [`ConnectionRecord`] per connection, with rates.
+//! - [`ConnectionTable`] folds events into one [`ConnectionRecord`] per connection, with rates, and into one [`Sum`] per
+//!   process, remote host, cgroup or port.
 //! - [`Capabilities`] says what can be seen on this kernel and why not more; [`Stats`] counts what was delivered and
 //!   what was lost, and where.
 //!
@@ -84,6 +85,7 @@ mod self_test;
 mod shared;
 mod sink;
 mod stats;
+mod sums;
 mod survey;
 mod table;
 mod threads;
@@ -113,6 +115,7 @@ pub use poller::Poller;
 pub use record::ConnectionRecord;
 pub use run::Events;
 pub use stats::{LossTable, Stats};
+pub use sums::{Group, GroupBy, Sum};
 pub use survey::Survey;
 pub use table::ConnectionTable;
 

@@ -34,6 +34,13 @@ pub struct ConnectionRecord {
     pub packets_in: u64,
     /// TCP: segments sent; UDP: datagrams sent.
     pub packets_out: u64,
+    /// Bytes in since the look before ([`ConnectionTable::records_at`](crate::ConnectionTable::records_at) or `snapshot`).
+    /// What moved before the tracer started is not new.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub new_bytes_in: u64,
+    /// Bytes out since then.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub new_bytes_out: u64,
     /// Bytes per second in, over the table's window, at the time of the snapshot.
     pub rate_in: f64,
     /// Bytes per second out, likewise.
@@ -95,6 +102,8 @@ impl ConnectionRecord {
             bytes_out: 0,
             packets_in: 0,
             packets_out: 0,
+            new_bytes_in: 0,
+            new_bytes_out: 0,
             rate_in: 0.0,
             rate_out: 0.0,
             rtt: None,

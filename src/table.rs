@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Events folded into one record per connection. Pure: no kernel, no clock, no thread.
 
+mod apply;
 mod bootstrap;
 mod counter;
+mod dropped;
 mod entry;
 mod gone;
+mod groups;
 mod index;
 mod older;
 mod order;
@@ -12,21 +15,25 @@ mod place;
 mod rate;
 mod slots;
 mod store;
+mod sums;
 mod vanished;
 
-use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, Opened, StateChange, Transfer};
-use crate::model::{ConnectionKey, KernelTime, Process, Protocol, Provenance, TcpState};
+use crate::event::ConnectionInfo;
+use crate::model::{ConnectionKey, KernelTime, Process, Provenance};
 use crate::record::ConnectionRecord;
+use dropped::Dropped;
 use entry::Entry;
 use foldhash::HashMap;
 use gone::Gone;
-use place::{CROWD, Flow, Place};
+use groups::Groups;
+use place::{Flow, Place};
 use rate::Window;
 use std::time::Duration;
 use store::Store;
 use vanished::Missing;
 
-/// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`].
+/// The connections that events and bootstrap have shown, each as one [`ConnectionRecord`], and [sums](Self::sums) of them
+/// per process, remote host, cgroup and port.
 ///
 /// TCP connections are told apart by socket id and [`since`](ConnectionInfo::since), UDP flows by socket id and peer;
 /// never by their addresses alone, which repeat across network namespaces and over time.
@@ -41,31 +48,39 @@ use vanished::Missing;
 /// - Listening sockets are no connections.
 /// - A TCP record is partial until its handshake was seen, or the kernel's own totals of both directions. A UDP record
 ///   is if its socket, with a peer or without, is one that bootstrap has found: what it moved before is not known.
-/// - [`CollectorEvent::Lost`] changes nothing. If it was an end that got lost, [`reconcile`](Self::reconcile) finds that out.
+/// - [`CollectorEvent::Lost`](crate::CollectorEvent::Lost) changes nothing. If it was an end that got lost, [`reconcile`](Self::reconcile) finds that out.
 ///
 /// # Limits
 /// It holds at most [`max_connections`](Self::max_connections) records. One on which nothing happens takes some 400
 /// bytes, others up to a kilobyte; what is gone gives its memory back with the next [`records_at`](Self::records_at) or
 /// snapshot. Nothing here blocks or reads a clock. An event of a known connection costs a look-up and no allocation, and
-/// no look-up takes longer the more connections have a key or a socket in common.
+/// no look-up takes longer the more connections have a key or a socket in common. [Sums](Self::sums) keep
+/// [`max_groups`](Self::max_groups) groups whose connections have ended, of each kind, and 4,096 dropped connections, in at
+/// most some 14 MB.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tcptop::{
-///     ConnectionInfo, ConnectionKey, ConnectionRecord, ConnectionTable, Direction, KernelTime, Protocol, Transfer,
+///     ConnectionInfo, ConnectionKey, ConnectionRecord, ConnectionTable, Direction, GroupBy, KernelTime, Protocol,
+///     Transfer,
 /// };
 ///
 /// let mut table = ConnectionTable::new().linger(Duration::from_secs(30)).max_connections(1000);
 /// let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, 1].into(), 43210, [10, 0, 0, 2].into(), 443);
 /// let now = KernelTime::now();
 ///
-/// // What bootstrap_existing() has found, then each event of the collector.
+/// // First the connections that bootstrap_existing() has found, then each event of the collector.
 /// table.merge_bootstrap([ConnectionRecord::new(key, now)]);
 /// table.apply(&Transfer::new(ConnectionInfo::new(key, 1, now), Direction::In, 500, 500).into());
 /// for row in table.snapshot(now) {
 ///     println!("{}: {} bytes in, {:.0} per second", row.key, row.bytes_in, row.rate_in);
 /// }
 /// assert!(table.get(&key).is_some_and(|row| row.bytes_in == 500 && !row.is_closed));
+///
+/// // Per remote host, ended connections included.
+/// for sum in table.sums(GroupBy::RemoteHost, now) {
+///     println!("{}: {} bytes in, {} new, {} connections open", sum.group, sum.bytes_in, sum.new_bytes_in, sum.open);
+/// }
 /// ```
 #[derive(Clone, Debug)]
 pub struct ConnectionTable {
@@ -81,6 +96,8 @@ pub struct ConnectionTable {
     /// Open UDP sockets that are older than the tracer, and the first walk that has found each.
     older: HashMap<u64, KernelTime>,
     missing: Missing,
+    groups: Groups,
+    dropped: Dropped,
 }
 
 impl Default for ConnectionTable {
@@ -104,6 +121,8 @@ impl ConnectionTable {
             misplaced: Vec::new(),
             older: HashMap::default(),
             missing: Missing::default(),
+            groups: Groups::default(),
+            dropped: Dropped::default(),
         }
     }
 
@@ -145,23 +164,13 @@ impl ConnectionTable {
         self
     }
 
-    /// Takes note of an event. The order of events does not matter, but for owners and states of the same moment.
-    pub fn apply(&mut self, event: &CollectorEvent) {
-        match event {
-            CollectorEvent::TcpSend(t)
-            | CollectorEvent::TcpRecv(t)
-            | CollectorEvent::UdpSend(t)
-            | CollectorEvent::UdpRecv(t) => self.transfer(t),
-            CollectorEvent::TcpStateChange(change) => self.state_change(change),
-            CollectorEvent::Closed(closed) => self.closed(closed),
-            CollectorEvent::ConnectFailed(failed) => self.connect_failed(failed),
-            CollectorEvent::Opened(opened) => self.opened(opened),
-            CollectorEvent::Lost(_) => {}
-        }
-        if !self.misplaced.is_empty() {
-            let rows = std::mem::take(&mut self.misplaced);
-            self.merge_bootstrap(rows);
-        }
+    /// For how many groups without a connection [`sums`](Self::sums) are kept, of each kind; twice as many for a moment.
+    /// Of more, those that were seen least recently are added up in [`Group::Other`](crate::Group::Other). Default: 4,096.
+    #[must_use]
+    pub fn max_groups(mut self, max: usize) -> Self {
+        self.groups.set_limit(max);
+        self.trim_groups();
+        self
     }
 
     /// A copy of all records in no particular order, with their rates at `now`: see [`records_at`](Self::records_at).
@@ -172,6 +181,13 @@ impl ConnectionTable {
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
     /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
     pub fn records_at(&mut self, now: KernelTime) -> impl Iterator<Item = &ConnectionRecord> {
+        self.bring_to(now);
+        self.store.iter_mut().for_each(Entry::look);
+        self.records()
+    }
+
+    /// Ends and drops what has to, and brings the rates to this moment.
+    fn bring_to(&mut self, now: KernelTime) {
         self.end_idle(now);
         let is_over = |entry: &Entry| {
             entry.gone_since().is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger)
@@ -179,12 +195,13 @@ impl ConnectionTable {
         let over: Vec<u32> =
             self.store.iter().filter(|(_, entry)| is_over(entry)).map(|(slot, _)| slot).collect();
         for slot in over {
-            self.store.remove(slot);
+            if let Some(entry) = self.store.remove(slot) {
+                self.leave(&entry);
+            }
         }
         self.give_memory_back();
         let window = self.window;
         self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
-        self.records()
     }
 
     /// All records in no particular order. Their rates are those of the latest look at a moment
@@ -225,7 +242,8 @@ impl ConnectionTable {
     }
 
     /// How many records were dropped to keep the bound, open or before their linger was over. If an open one was, its
-    /// next event brings it back with the kernel's totals (UDP: those since the kernel began to count).
+    /// next event brings it back with the kernel's totals (UDP: where more than 4,096 others were dropped meanwhile, those
+    /// since the kernel began to count). [Sums](Self::sums) go on to count them.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -240,164 +258,6 @@ impl ConnectionTable {
         ended.into_iter().for_each(|slot| self.store.requeue(slot));
     }
 
-    fn transfer(&mut self, transfer: &Transfer) {
-        let window = self.window;
-        self.fold(&transfer.connection, transfer.until, transfer.rtt, |entry| {
-            entry.transfer(transfer, window);
-        });
-    }
-
-    fn state_change(&mut self, change: &StateChange) {
-        let (info, window) = (&change.connection, self.window);
-        if !is_of_connection(change) {
-            // A socket that listens now has no connection any more.
-            return self.end_earlier_lives(info.socket, info.since);
-        }
-        let slot = self.fold(info, info.time, change.rtt, |entry| entry.state(change, window));
-        if change.new_state == TcpState::Close {
-            self.end(slot, info.time);
-        }
-    }
-
-    /// As a rule a state change has told of it, but not which end this is.
-    fn opened(&mut self, opened: &Opened) {
-        let (info, window) = (&opened.connection, self.window);
-        self.fold(info, info.time, opened.rtt, |entry| entry.opened(opened, window));
-    }
-
-    /// As a rule a state change has told of it; where connect() failed at once there was none.
-    fn connect_failed(&mut self, failed: &ConnectFailed) {
-        let info = &failed.connection;
-        let slot = self.fold(info, info.time, None, |entry| entry.connect_failed(failed));
-        self.end(slot, end_of(info, failed.duration));
-    }
-
-    fn closed(&mut self, closed: &Closed) {
-        let (info, window) = (&closed.connection, self.window);
-        if info.key.protocol == Protocol::Tcp {
-            let slot = self.fold(info, info.time, closed.rtt, |entry| entry.closed(closed, window));
-            return self.end(slot, end_of(info, closed.duration));
-        }
-        self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
-        self.older.remove(&info.socket);
-        let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
-        for slot in flows {
-            if let Some(entry) = self.store.get_mut(slot) {
-                entry.record.last_seen = entry.record.last_seen.max(info.time);
-            }
-            self.end(slot, info.time);
-        }
-        self.close_row(info);
-    }
-
-    /// Folds what all events have in common, and what `change` adds, into the connection's entry. What the event tells of
-    /// went on until this time.
-    fn fold(
-        &mut self,
-        info: &ConnectionInfo,
-        until: KernelTime,
-        rtt: Option<Duration>,
-        change: impl FnOnce(&mut Entry),
-    ) -> u32 {
-        let slot = match self.store.find(&Flow::of(info)) {
-            Some(slot) => slot,
-            None => self.create(info),
-        };
-        let Some(entry) = self.store.get_mut(slot) else { return slot };
-        let better_key = entry.better_key(info);
-        let goes_on = entry.goes_on(until);
-        entry.see(info, until, rtt);
-        change(entry);
-        if goes_on {
-            self.store.requeue(slot);
-        }
-        if let Some(key) = better_key {
-            self.store.relist(slot, |entry| entry.record.key = key);
-            if let Some(row) = self.take_row(&Place::of_event(info)) {
-                self.claim(slot, row);
-            }
-        }
-        slot
-    }
-
-    fn create(&mut self, info: &ConnectionInfo) -> u32 {
-        let row = self.take_row(&Place::of_event(info));
-        self.make_room();
-        let entry = Entry::new(info);
-        let ended = entry.gone_id().and_then(|id| self.gone.time(id));
-        let slot = self.store.insert(entry);
-        if let Some(row) = row {
-            self.claim(slot, row);
-        }
-        if info.key.protocol == Protocol::Udp {
-            self.mark_if_older(slot, info);
-        }
-        if let Some(time) = ended {
-            self.end(slot, time);
-        }
-        match info.key.protocol {
-            Protocol::Tcp => self.end_all_lives_but_the_latest(slot, info),
-            Protocol::Udp => self.ask_socket_for_owner(slot, info),
-        }
-        slot
-    }
-
-    fn ask_socket_for_owner(&mut self, slot: u32, info: &ConnectionInfo) {
-        if info.owner.is_some() {
-            return;
-        }
-        let owner = self.unconnected_owner(&info.key, info.netns, Some(info.socket));
-        if let (Some((owner, time)), Some(entry)) = (owner, self.store.get_mut(slot)) {
-            if entry.record.owner.is_none() {
-                entry.learn_owner(owner, Provenance::Bootstrap, time);
-            }
-        }
-    }
-
-    /// A socket has one life at a time, and the events of an earlier one may come late.
-    fn end_all_lives_but_the_latest(&mut self, slot: u32, info: &ConnectionInfo) {
-        self.end_earlier_lives(info.socket, info.since);
-        let lives = self.lives_of(info.socket).map(|(_, entry)| entry.since);
-        let next = lives.filter(|&since| since > info.since).min();
-        if let Some(since) = next {
-            self.end(slot, since);
-        }
-    }
-
-    fn end_earlier_lives(&mut self, socket: u64, since: KernelTime) {
-        loop {
-            let mut lives = self.lives_of(socket);
-            let Some((slot, _)) = lives.find(|(_, entry)| entry.is_open() && entry.since < since) else {
-                return;
-            };
-            drop(lives);
-            self.end(slot, since);
-        }
-    }
-
-    /// The latest lives of a socket: of those only one is open, which is not far back.
-    fn lives_of(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
-        self.store.of_socket(socket).take(CROWD)
-    }
-
-    /// The connection in this slot ended. Its end may be reported twice, and the earlier time is right.
-    fn end(&mut self, slot: u32, time: KernelTime) {
-        let Some(entry) = self.store.get_mut(slot) else { return };
-        let was_open = entry.is_open();
-        let misplaced = if entry.is_confirmed {
-            entry.end(time)
-        } else {
-            self.store.relist(slot, |entry| entry.end(time)).flatten()
-        };
-        if let Some((id, entry)) = self.store.get(slot).and_then(|entry| Some((entry.gone_id()?, entry))) {
-            self.gone.insert(id, &Place::of_record(&entry.record), time);
-        }
-        if was_open {
-            self.store.requeue(slot);
-        }
-        self.misplaced.extend(misplaced.map(|row| *row));
-    }
-
     fn give_memory_back(&mut self) {
         self.store.shrink();
         if self.older.capacity() > 1024.max(4 * self.older.len()) {
@@ -410,23 +270,20 @@ impl ConnectionTable {
     }
 
     fn evict_one(&mut self) -> bool {
-        let is_gone = self.store.evict().is_some();
-        self.evicted += u64::from(is_gone);
-        is_gone
+        let Some(entry) = self.store.evict() else { return false };
+        self.leave(&entry);
+        self.evicted += 1;
+        true
     }
-}
 
-/// The event comes when the socket is released, which may be long after the connection has ended.
-fn end_of(info: &ConnectionInfo, duration: Option<Duration>) -> KernelTime {
-    let nanos = duration.and_then(|duration| u64::try_from(duration.as_nanos()).ok());
-    let end = nanos.map(|nanos| KernelTime(info.since.0.saturating_add(nanos)));
-    end.map_or(info.time, |end| end.min(info.time))
-}
-
-/// Not of a listening socket, nor of one that has done nothing but listen.
-fn is_of_connection(change: &StateChange) -> bool {
-    use TcpState::{Close, Listen};
-    !matches!((change.old_state, change.new_state), (_, Listen) | (Listen | Close, Close))
+    /// It has left the table. Sums go on to count it, and it may come back.
+    fn leave(&mut self, entry: &Entry) {
+        self.groups.keep(&entry.record.key, entry.record.owner, &entry.share());
+        if let Some(flow) = entry.remembered_as() {
+            self.dropped.insert(flow, entry.remember());
+        }
+        self.trim_groups();
+    }
 }
 
 #[cfg(test)]

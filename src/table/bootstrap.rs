@@ -72,7 +72,11 @@ impl ConnectionTable {
                 }
                 None => {
                     self.make_room();
-                    self.store.insert(Entry::unconfirmed(row));
+                    let mut entry = Entry::unconfirmed(row);
+                    if let Some(known) = entry.remembered_as().and_then(|flow| self.dropped.take(&flow)) {
+                        entry.count_as(known.amount);
+                    }
+                    self.store.insert(entry);
                 }
             },
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One direction of a connection: totals that never go back, whatever the order of the events.
 
-use super::rate::Rate;
+use super::rate::{Rate, Window};
 use crate::model::{KernelTime, Protocol};
 
 /// The highest totals seen of one direction, and its rate.
@@ -11,6 +11,14 @@ pub(super) struct Counter {
     /// Only flows whose counters the kernel has dropped have a past.
     past: Option<Box<Past>>,
     pub(super) rate: Rate,
+    /// What had moved when the first event came.
+    history: History,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct History {
+    bytes: u64,
+    packets: u64,
 }
 
 /// What the kernel has counted since one moment. TCP connections have one era; a UDP flow whose counters were dropped
@@ -41,6 +49,30 @@ impl Counter {
     pub(super) fn bytes(&self) -> u64 {
         let past = self.past.as_ref().map_or(0, |past| past.bytes.saturating_add(past.era.bytes));
         self.era.bytes.saturating_add(past)
+    }
+
+    /// Of the latest growth so many bytes are new traffic, and the rest history.
+    pub(super) fn count(&mut self, time: KernelTime, growth: u64, new: u64, window: Window) {
+        if new < growth {
+            self.history.bytes = self.history.bytes.saturating_add(growth - new);
+            self.history.packets = self.packets();
+        }
+        self.rate.add(time, new, window);
+    }
+
+    /// Payload bytes that were new traffic.
+    pub(super) fn new_bytes(&self) -> u64 {
+        self.bytes().saturating_sub(self.history.bytes)
+    }
+
+    /// Segments or datagrams after those that are history.
+    pub(super) fn new_packets(&self) -> u64 {
+        self.packets().saturating_sub(self.history.packets)
+    }
+
+    /// The same without its rate.
+    pub(super) fn without_rate(&self) -> Self {
+        Self { rate: Rate::default(), ..self.clone() }
     }
 
     /// Segments or datagrams.

@@ -2,13 +2,16 @@
 //! One connection in the table: its record, and what is needed to keep it right when events are late, lost or in
 //! disorder.
 
+mod account;
+
 use super::counter::Counter;
 use super::gone;
 use super::place::{Flow, completeness};
 use super::rate::Window;
 use crate::event::{Closed, ConnectFailed, ConnectionInfo, Opened, StateChange, Totals, Transfer};
-use crate::model::{ConnectionKey, Direction, KernelTime, Process, Protocol, Provenance, Role, TcpState};
+use crate::model::{ConnectionKey, Direction, KernelTime, Protocol, Provenance, Role, TcpState};
 use crate::record::ConnectionRecord;
+use account::{Left, Settled};
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -23,6 +26,10 @@ pub(super) struct Entry {
     born: bool,
     /// By the latest event more may have moved than is told.
     is_bypassed: bool,
+    /// It may have been in the table before, and its history in the sums.
+    pub(super) may_return: bool,
+    /// What sums count of it already, as it was when it left the table, or its process.
+    settled: Option<Box<Settled>>,
 }
 
 /// What only events make necessary.
@@ -32,6 +39,8 @@ struct Live {
     r#in: Counter,
     min_rtt: Option<Duration>,
     retransmits: Option<u32>,
+    /// New bytes in and out at the latest look.
+    looked: [u64; 2],
     owner_time: KernelTime,
     state_time: KernelTime,
     /// The walk that found its UDP socket: what moved before is missing.
@@ -55,7 +64,16 @@ impl Entry {
     }
 
     fn from_parts(record: ConnectionRecord, is_confirmed: bool) -> Self {
-        Self { since: record.first_seen, live: None, is_confirmed, born: false, is_bypassed: false, record }
+        Self {
+            since: record.first_seen,
+            live: None,
+            is_confirmed,
+            born: false,
+            is_bypassed: false,
+            may_return: false,
+            settled: None,
+            record,
+        }
     }
 
     /// What names it in events, if any have shown it.
@@ -154,8 +172,14 @@ impl Entry {
         (seen > known || seen == known && later).then_some(info.key)
     }
 
-    /// Takes note of what every event carries.
-    pub(super) fn see(&mut self, info: &ConnectionInfo, until: KernelTime, rtt: Option<Duration>) {
+    /// Takes note of what every event carries. Returns what belongs to the owner that it had until now.
+    pub(super) fn see(
+        &mut self,
+        info: &ConnectionInfo,
+        until: KernelTime,
+        rtt: Option<Duration>,
+    ) -> Option<Left> {
+        let left = info.owner.and_then(|owner| self.learn_owner(owner, info.provenance, info.time));
         let record = &mut self.record;
         if until >= record.last_seen {
             self.is_bypassed = info.is_partial;
@@ -167,20 +191,7 @@ impl Entry {
         record.first_seen = record.first_seen.min(info.since);
         record.last_seen = record.last_seen.max(until);
         self.since = self.since.min(info.since);
-        if let Some(owner) = info.owner {
-            self.learn_owner(owner, info.provenance, info.time);
-        }
-    }
-
-    /// Better knowledge replaces worse, newer the older of the same kind: a socket may change hands.
-    pub(super) fn learn_owner(&mut self, owner: Process, provenance: Provenance, time: KernelTime) {
-        let known_since = &mut self.live.get_or_insert_default().owner_time;
-        let newer = provenance == self.record.provenance && time >= *known_since;
-        if self.record.owner.is_none() || provenance > self.record.provenance || newer {
-            self.record.owner = Some(owner);
-            self.record.provenance = provenance;
-            *known_since = time;
-        }
+        left
     }
 
     /// Bytes that a process moved. The first event of a connection older than the tracer, or of a UDP flow, brings all its
@@ -197,7 +208,12 @@ impl Entry {
         };
         let is_new = counter.is_known() || born;
         let growth = counter.raise(info.since, total, packets, info.key.protocol);
-        counter.rate.add(transfer.until, if is_new { growth } else { growth.min(transfer.bytes) }, window);
+        counter.count(
+            transfer.until,
+            growth,
+            if is_new { growth } else { growth.min(transfer.bytes) },
+            window,
+        );
         self.publish();
     }
 
@@ -210,9 +226,7 @@ impl Entry {
         for (counter, bytes, packets) in all {
             let is_new = counter.is_known() || born;
             let growth = counter.raise(info.since, bytes, packets, info.key.protocol);
-            if is_new {
-                counter.rate.add(info.time, growth, window);
-            }
+            counter.count(info.time, growth, if is_new { growth } else { 0 }, window);
         }
         self.publish();
     }

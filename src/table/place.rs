@@ -36,6 +36,11 @@ impl Flow {
         Self::new(info.socket, info.since, &info.key)
     }
 
+    /// A row of a TCP socket that no event has confirmed.
+    pub(super) fn of_row(socket: u64) -> Self {
+        Self::Tcp { socket, since: KernelTime(0) }
+    }
+
     pub(super) fn new(socket: u64, since: KernelTime, key: &ConnectionKey) -> Self {
         match key.protocol {
             Protocol::Tcp => Self::Tcp { socket, since },

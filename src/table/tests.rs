@@ -2,8 +2,10 @@
 //! Connections as events tell of them. Helpers for all tests of the table are here.
 
 use super::*;
-use crate::event::{EventKind, LossPlace, Lost, Totals};
-use crate::model::{Direction, NetNs};
+use crate::event::{
+    Closed, CollectorEvent, ConnectFailed, EventKind, LossPlace, Lost, StateChange, Totals, Transfer,
+};
+use crate::model::{Direction, NetNs, Protocol, TcpState};
 
 mod bootstrap;
 mod bounds;
@@ -11,6 +13,7 @@ mod crowds;
 mod disorder;
 mod ends;
 mod outcome;
+mod sums;
 mod vanished;
 
 const MS: u64 = 1_000_000;

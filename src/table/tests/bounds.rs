@@ -24,8 +24,10 @@ fn the_least_recently_seen_goes_when_all_are_open() {
     assert_eq!((sockets(&table), table.evicted()), (vec![1, 3, 4], 1));
     table.apply(&send(socket(5, 1006), 1, 1));
     assert_eq!((sockets(&table), table.evicted()), (vec![1, 4, 5], 2));
-    table.apply(&send(socket(3, 1007), 5, 900));
-    assert_eq!(table.records().find(|r| r.socket == Some(3)).map(|r| r.bytes_out), Some(900), "it is back");
+    table.apply(&send(socket(3, 1007), 5, 1500));
+    assert_eq!(table.records().find(|r| r.socket == Some(3)).map(|r| r.bytes_out), Some(1500), "it is back");
+    table.apply(&send(socket(2, 1008), 5, 900));
+    assert_eq!(table.records().find(|r| r.socket == Some(2)).map(|r| r.bytes_out), Some(1002), "as it was");
 }
 
 #[test]
