@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What users choose before they start a collector.
+//! The builder: it holds the configuration until a collector is made.
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::collector::LinuxCollector;
@@ -11,7 +11,7 @@ use crate::poller::Poller;
 use crate::run::Events;
 use crossbeam_channel::bounded;
 
-/// Configures a [`LinuxCollector`].
+/// Configures a [`LinuxCollector`] or a [`Poller`].
 ///
 /// # Examples
 /// ```no_run
@@ -31,60 +31,66 @@ pub struct LinuxCollectorBuilder {
 }
 
 impl LinuxCollector {
-    /// A builder with the default configuration.
+    /// Makes a builder with the default configuration.
     pub fn builder() -> LinuxCollectorBuilder {
         LinuxCollectorBuilder { config: Config::default() }
     }
 }
 
 impl LinuxCollectorBuilder {
-    /// How often transfers are reported: with each call, or at intervals of 1 ms to 1 h. Default: every 100 ms.
+    /// Sets how often transfers are reported: with each call, or at an interval of 1 ms to 1 h. Default: every 100 ms.
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.config.granularity = granularity;
         self
     }
 
-    /// What happens when the channel is full. Default: the event is dropped and counted. Of no effect with
-    /// [`open`](Self::open), and where the handler is a function.
+    /// Sets what happens while the channel is full. Default: the event is dropped and counted.
+    ///
+    /// This has no effect with [`open`](Self::open), or if the handler is a function.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.config.when_full = when_full;
         self
     }
 
-    /// Reports only connections that this process owns. Called several times: that any of these processes owns.
+    /// Reports only connections that this process owns. After several calls, any of these processes may own it.
     ///
-    /// The pid is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid). If a connection of which
-    /// something was reported passes to another process, its end is still reported.
+    /// The pid is that of the initial pid namespace, as in [`Process::pid`](crate::Process::pid). A connection may pass
+    /// to another process after it was reported. Then its end is still reported.
     pub fn pid(mut self, pid: u32) -> Self {
         self.config.filter.pids.push(pid);
         self
     }
 
-    /// Reports only connections with this local or remote port, and datagrams whose remote port is not known. Called
-    /// several times: with any of these ports.
+    /// Reports only connections with this local or remote port. After several calls, it may be any of these ports.
     ///
-    /// A UDP socket that has been there before, without a peer and at another port, is none of those that are found to
-    /// exist. Its flows with this port are reported, but not marked as partial.
+    /// Datagrams whose remote port is unknown are reported, too.
+    ///
+    /// A UDP socket without a peer may be older than the tracer and have another local port. Then
+    /// [`bootstrap_existing`](LinuxCollector::bootstrap_existing) leaves it out. Its flows with this port are reported,
+    /// but a table does not mark them as partial.
     pub fn port(mut self, port: u16) -> Self {
         self.config.filter.ports.push(port);
         self
     }
 
-    /// Reports only this protocol.
+    /// Reports only connections of this protocol.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.config.filter.protocol = Some(protocol);
         self
     }
 
-    /// Reports only connections whose peer has an address of this family. IPv4 over an IPv6 socket is IPv4; datagrams of an
-    /// unknown peer on an IPv6 socket may be of either, and are reported. Of UDP sockets
-    /// without a peer that are found to exist the family of the socket counts: see [`port`](Self::port).
+    /// Reports only connections whose peer has an address of this family.
+    ///
+    /// IPv4 over an IPv6 socket counts as IPv4. Datagrams of an unknown peer on an IPv6 socket may be of either family,
+    /// and are reported. For an existing UDP socket without a peer, the family of the socket counts. If that is the
+    /// other family, [`bootstrap_existing`](LinuxCollector::bootstrap_existing) leaves the socket out, as with
+    /// [`port`](Self::port).
     pub fn family(mut self, family: AddressFamily) -> Self {
         self.config.filter.family = Some(family);
         self
     }
 
-    /// Whether connections are reported of which an end has a loopback address (127.0.0.0/8 or ::1). Default: yes.
+    /// Sets whether connections with a loopback address (127.0.0.0/8 or ::1) at an end are reported. Default: yes.
     pub fn loopback(mut self, yes: bool) -> Self {
         self.config.filter.no_loopback = !yes;
         self
@@ -97,88 +103,102 @@ impl LinuxCollectorBuilder {
         self
     }
 
-    /// Reports only connections owned by a process of this cgroup, as in
-    /// [`Process::cgroup_id`](crate::Process::cgroup_id). Cgroups below it are others: see
-    /// [`cgroup_tree`](Self::cgroup_tree). Called several times: of any of these cgroups.
+    /// Reports only connections whose owner is in this cgroup. After several calls, it may be any of these cgroups.
+    ///
+    /// The id is that of [`Process::cgroup_id`](crate::Process::cgroup_id). Cgroups below this cgroup do not pass: see
+    /// [`cgroup_tree`](Self::cgroup_tree).
     pub fn cgroup(mut self, id: CgroupId) -> Self {
         self.config.filter.cgroups.push(id);
         self
     }
 
-    /// The same with all cgroups below this one, also those that are made later. It may be called several times, and
-    /// together with [`cgroup`](Self::cgroup).
+    /// Reports only connections whose owner is in this cgroup or in a cgroup below it, now or later.
     ///
-    /// Which cgroups are below it the kernel knows, up to 63 levels below the root of the hierarchy. For
-    /// [existing connections](LinuxCollector::bootstrap_existing) it is looked up where the hierarchy is mounted: of a
-    /// cgroup that this process does not see there, none is found.
+    /// It may be called several times, and together with [`cgroup`](Self::cgroup): an owner in any of these cgroups
+    /// passes.
+    ///
+    /// For events, the kernel knows which cgroups are below others, up to 63 levels below the root of the hierarchy.
+    /// For [existing connections](LinuxCollector::bootstrap_existing), the library reads the directories of the mounted
+    /// hierarchy. If this process does not see a cgroup there, no existing connection of that cgroup is found.
     pub fn cgroup_tree(mut self, id: CgroupId) -> Self {
         self.config.filter.cgroup_trees.push(id);
         self
     }
 
-    /// Uses this backend or none. Default: the best one that works.
+    /// Uses this backend alone; if it does not work, the start fails. Default: the best backend that works.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.config.backend = Some(backend);
         self
     }
 
-    /// Size of the ring buffer in bytes, up to 1 GiB; rounded up to a power of two of pages. Default: 4 MiB, which holds
-    /// about 20,000 events.
+    /// Sets the size of the ring buffer in bytes, up to 1 GiB. Default: 4 MiB, which holds about 20,000 events.
+    ///
+    /// The size is rounded up to a power of two of pages.
     pub fn ring_bytes(mut self, bytes: usize) -> Self {
         self.config.ring_bytes = bytes;
         self
     }
 
-    /// Capacity of the channel that [`spawn`](Self::spawn) makes, in events, up to 2^24. Default: 32,768, twice what can wait
-    /// for the end of an interval (see [`max_sockets`](Self::max_sockets)). Each takes some 200 bytes from the start.
+    /// Sets the capacity of the channel that [`spawn`](Self::spawn) makes, in events, up to 2^24. Default: 32,768.
+    ///
+    /// The default is twice the number of reports that can wait for the end of an interval (see
+    /// [`max_sockets`](Self::max_sockets)). Each event of the capacity takes some 200 bytes from the start.
     pub fn channel_capacity(mut self, events: usize) -> Self {
         self.config.channel_capacity = events;
         self
     }
 
-    /// For how many sockets, UDP flows to further peers, and connections with unreported bytes the kernel side has room. Up
-    /// to 2^24, and of sockets at least 1,024. All of it is allocated at the start: about 1,200 bytes each.
+    /// Sets for how many sockets the kernel side has room, up to 2^24. Default: by the memory, 16,384 or more.
     ///
-    /// Default: 16,384 flows and unreported connections; of sockets one for every 512 KiB of memory, up to
-    /// 262,144. The memory is that of the machine or of this process's cgroup; the states take 0.06 % of it. There is room for
-    /// at least 16,384 sockets, and for twice as many as there are at the start.
+    /// The number also holds for UDP flows to further peers, and for connections with unreported bytes. There is room
+    /// for at least 1,024 sockets in any case. All of it is allocated at the start: about 1,200 bytes for each unit.
     ///
-    /// The events of sockets for which there is no room are counted as lost
-    /// ([`LossPlace::Storage`](crate::LossPlace::Storage)). Of UDP flows the one that was used least recently makes room for a
-    /// new one; it then starts again from zero, with a new [`since`](crate::ConnectionInfo::since).
+    /// By default, there is room for 16,384 flows and as many connections with unreported bytes. There is room for one
+    /// socket per 512 KiB of memory, between 16,384 and 262,144. The memory is that of the machine or of this process's
+    /// cgroup; the states of the sockets take 0.06 % of it. If more than half of these sockets exist at the start,
+    /// there is room for twice as many as exist, up to 1,048,576.
+    ///
+    /// If there is no room for a socket, its events are counted as lost
+    /// ([`LossPlace::Storage`](crate::LossPlace::Storage)). If there is no room for a UDP flow, it replaces the flow
+    /// that was used least recently. The replaced flow starts again from zero, with a new
+    /// [`since`](crate::ConnectionInfo::since).
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.max_sockets = Some(sockets);
         self
     }
 
-    /// The best way to find existing connections that shall be used; where it does not work /proc is. Default:
-    /// sock_diag.
+    /// Sets how existing connections are found. Default: by sock_diag. If sock_diag does not work, /proc is used.
     pub fn bootstrap(mut self, way: Bootstrap) -> Self {
         self.config.bootstrap = way;
         self
     }
 
-    /// Whether each start tries out what it has attached: it moves known bytes over loopback, TCP and UDP, IPv4 and
-    /// IPv6, and looks whether they are reported. What is not is an incapability that
-    /// [`Capabilities`](crate::Capabilities) tells, instead of a silence. Takes some milliseconds, and half a second more
-    /// for each thing that is not seen; the test's own sockets show up in no event. Default: no. Not done where events are
-    /// filtered.
+    /// Sets whether each start tests the programs that it has attached. Default: no.
+    ///
+    /// The test moves known bytes over loopback, by TCP and UDP, IPv4 and IPv6, and reads the events of them. If events
+    /// are missing, [`Capabilities`](crate::Capabilities) names the feature as limited. The test's own sockets appear
+    /// in no event that you get. With a filter there is no test.
+    ///
+    /// The start takes some milliseconds longer, and half a second more for each protocol and family whose events are
+    /// missing.
     pub fn self_test(mut self, yes: bool) -> Self {
         self.config.self_test = yes;
         self
     }
 
-    /// The collector, not started yet.
+    /// Makes a collector, which you start later. Needs no privileges.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig).
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) names the wrong value.
     pub fn build(self) -> Result<LinuxCollector> {
         self.config.check()?;
         Ok(LinuxCollector::new(self.config))
     }
 
-    /// Builds and starts a collector that hands its events to this handler: the sender of a channel of yours, or a
-    /// function that takes them in batches. See [`EventHandler`].
+    /// Builds a collector and starts it with this handler: the sender of your own channel, or a function. See
+    /// [`EventHandler`].
+    ///
+    /// Blocks until tracing is live, some hundred milliseconds. [`LinuxCollector`] names the privileges.
     ///
     /// # Errors
     /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
@@ -202,7 +222,9 @@ impl LinuxCollectorBuilder {
         Ok(collector)
     }
 
-    /// Builds and starts a collector for programs with a loop of their own: see [`Poller`].
+    /// Builds and starts a [`Poller`], for programs with a loop of their own.
+    ///
+    /// Blocks until tracing is live, some hundred milliseconds. [`LinuxCollector`] names the privileges.
     ///
     /// # Errors
     /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
@@ -211,8 +233,10 @@ impl LinuxCollectorBuilder {
         Poller::new(self.config)
     }
 
-    /// Builds and starts a collector with a channel of its own. Tracing goes on while one of the two lives, and until
-    /// [`stop`](LinuxCollector::stop): see [`Events`].
+    /// Builds and starts a collector with a channel of its own.
+    ///
+    /// Tracing goes on until [`stop`](LinuxCollector::stop), or until both the collector and the [`Events`] are
+    /// dropped. Blocks until tracing is live, some hundred milliseconds. [`LinuxCollector`] names the privileges.
     ///
     /// # Errors
     /// Those of [`build`](Self::build) and [`LinuxCollector::start_with`].
@@ -234,7 +258,7 @@ mod tests {
     #[test]
     fn a_wrong_configuration_is_refused_before_the_kernel_is_asked() {
         let builder = LinuxCollector::builder;
-        // A channel so large would take all memory, or panic.
+        // Such a large channel would take all memory, or panic.
         for wrong in [builder().ring_bytes(0), builder().channel_capacity(usize::MAX)] {
             assert!(matches!(wrong.spawn(), Err(Error::InvalidConfig { .. })));
         }

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a running collector can and cannot see on this kernel, and why.
+//! The features that a running collector sees on this kernel, and the reasons for each gap.
 
 use crate::model::{display_as_str, from_str_by_name};
 use std::fmt;
 use std::net::IpAddr;
 
-/// A family of kernel hooks. All of them also use `sock:inet_sock_set_state` and two more TCP tracepoints, from
-/// which the TCP totals come; they differ in how they see calls and UDP.
+/// A family of kernel hooks.
+///
+/// All backends use `sock:inet_sock_set_state` and two more TCP tracepoints, which give the TCP totals. The backends
+/// differ in how they see calls and UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Backend {
-    /// fentry/fexit trampolines on the send and receive functions: sees most, costs least.
+    /// fentry and fexit trampolines on the send and receive functions. This backend sees most and costs least.
     Fentry,
     /// kprobes at the entry of the same functions.
     Kprobe,
-    /// Tracepoints `sock:sock_send_length` and `sock:sock_recv_length` (Linux 6.3 and later) with cgroup hooks:
-    /// works where trampolines and kprobes are forbidden.
+    /// Tracepoints `sock:sock_send_length` and `sock:sock_recv_length` (Linux 6.3 and later), with cgroup hooks. This
+    /// backend works where trampolines and kprobes are forbidden.
     Tracepoint,
 }
 
@@ -39,16 +41,18 @@ from_str_by_name!(Bootstrap, [Self::SockDiag, Self::Procfs], "bootstrap", "sock_
 
 display_as_str!(Backend, Bootstrap, Feature);
 
-/// How connections that are older than the tracer are found, best first.
+/// A way to find existing connections, best first. These are connections that are older than the tracer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Bootstrap {
-    /// sock_diag(7), if the kernel has INET_DIAG: totals, states, socket ids. A BPF iterator over the files of all
-    /// processes finds the owners; where it is not to be had, a walk over /proc does.
+    /// sock_diag(7), if the kernel has INET_DIAG: it has totals, states and socket ids.
+    ///
+    /// A BPF iterator over the files of all processes finds the owners. If there is no iterator, a scan of /proc finds
+    /// them.
     #[default]
     SockDiag,
-    /// Tables and processes in /proc: always there; no totals and no socket ids.
+    /// The socket tables and processes in /proc: always there, but without totals and socket ids.
     Procfs,
 }
 
@@ -62,7 +66,7 @@ impl Bootstrap {
     }
 }
 
-/// What the running backend sees.
+/// The features that the running backend sees, how well, and why not better.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Capabilities {
@@ -76,7 +80,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// What is known once the programs run.
+    /// The capabilities of programs that run, before any self-test or search.
     pub(crate) fn new(
         backend: Backend,
         kernel: String,
@@ -88,7 +92,7 @@ impl Capabilities {
         Self { backend, kernel, features, rejected_backends, missing_programs, bootstrap, self_test }
     }
 
-    /// The same after this self-test. A feature that it did not see is no longer called exact, and no better than before.
+    /// The same with the results of a self-test. A failed check adds a limit to its feature; no check removes one.
     pub(crate) fn with_self_test(mut self, checks: Vec<SelfCheck>) -> Self {
         for check in &checks {
             let SelfTestResult::Failed(why) = &check.result else { continue };
@@ -99,13 +103,13 @@ impl Capabilities {
         Self { self_test: checks, ..self }
     }
 
-    /// The same with what is known of existing connections.
+    /// The same with the expected way to find existing connections.
     pub(crate) fn with_existing(mut self, way: Bootstrap, visibility: Visibility) -> Self {
         self.set_existing(way, visibility);
         self
     }
 
-    /// Existing connections were found in this way.
+    /// Records how a search has found existing connections.
     pub(crate) fn set_existing(&mut self, way: Bootstrap, visibility: Visibility) {
         self.bootstrap = way;
         self.set(Feature::Existing, visibility);
@@ -128,51 +132,51 @@ impl Capabilities {
         &self.kernel
     }
 
-    /// How well this feature is seen.
+    /// How well the backend sees this feature.
     pub fn visibility(&self, feature: Feature) -> &Visibility {
         self.features().find(|(known, _)| *known == feature).map_or(&Visibility::Unseen, |(_, v)| v)
     }
 
-    /// Every feature, and how well it is seen.
+    /// All features, and how well the backend sees each.
     pub fn features(&self) -> impl Iterator<Item = (Feature, &Visibility)> {
         self.features.iter().map(|(feature, visibility)| (*feature, visibility))
     }
 
-    /// Better backends that were tried first, and why each of them does not run.
+    /// The better backends that were tried first, and why each does not run.
     pub fn rejected_backends(&self) -> &[Unavailable<Backend>] {
         &self.rejected_backends
     }
 
-    /// Single programs of the running backend that could not be loaded or attached, by their names in `src/bpf`, and
-    /// why.
+    /// The programs of the running backend that could not be loaded or attached, and why. Names are those in `src/bpf`.
     pub fn missing_programs(&self) -> &[Unavailable<String>] {
         &self.missing_programs
     }
 
-    /// How connections that are older than the tracer are found; once
-    /// [`bootstrap_existing`](crate::LinuxCollector::bootstrap_existing) was called, how it has found them the last
-    /// time. The limit of [`Feature::Existing`] says why it is not a better way.
+    /// How the latest [`bootstrap_existing`](crate::LinuxCollector::bootstrap_existing) has found existing connections.
+    ///
+    /// Before the first search it is the expected way. The limit of [`Feature::Existing`] says why there is no better
+    /// way.
     pub fn bootstrap(&self) -> Bootstrap {
         self.bootstrap
     }
 
-    /// The results of the self-test. Empty if it was not asked for
-    /// ([`self_test`](crate::LinuxCollectorBuilder::self_test)) or events are filtered.
+    /// The results of the self-test; empty without [`self_test`](crate::LinuxCollectorBuilder::self_test) or with a
+    /// filter.
     pub fn self_test(&self) -> &[SelfCheck] {
         &self.self_test
     }
 }
 
-/// One thing that the self-test has tried: whether bytes that it moved over loopback were reported.
+/// One check of the self-test: did events report the bytes that it moved over loopback?
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SelfCheck {
-    /// What was to be seen.
+    /// The feature that was tested.
     pub feature: Feature,
-    /// The loopback address that was used: of IPv4 or of IPv6.
+    /// The loopback address that was used, of IPv4 or IPv6.
     pub address: IpAddr,
-    /// Whether it was.
+    /// The result.
     pub result: SelfTestResult,
 }
 
@@ -182,22 +186,22 @@ impl fmt::Display for SelfCheck {
     }
 }
 
-/// How a part of the self-test has ended.
+/// The result of one check of the self-test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum SelfTestResult {
-    /// The events told of every byte.
+    /// Events reported every byte.
     Passed,
-    /// They did not, in words. This is then a limit of the feature ([`Visibility::Limited`]), unless it is known to be
-    /// [`Visibility::Unseen`].
+    /// Bytes are missing; the text says how many. It becomes a limit of the feature ([`Visibility::Limited`]), unless
+    /// the feature is [`Visibility::Unseen`] anyway.
     Failed(String),
-    /// It could not be tried, for instance because there is no IPv6 here.
+    /// The check could not run, for instance because this machine has no IPv6. The text says why.
     Skipped(String),
 }
 
 impl SelfCheck {
-    /// Something that should have been seen was not.
+    /// Is the result [`SelfTestResult::Failed`]?
     pub fn has_failed(&self) -> bool {
         matches!(self.result, SelfTestResult::Failed(_))
     }
@@ -213,35 +217,35 @@ impl fmt::Display for SelfTestResult {
     }
 }
 
-/// Something a collector can report.
+/// A kind of information that a collector can report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Feature {
     /// TCP totals in both directions.
     TcpTotals,
-    /// TCP sends, reported as they happen and with the process that made them.
+    /// TCP sends, reported when they happen, with the process that made them.
     TcpSend,
-    /// TCP receives, likewise.
+    /// TCP receives, reported when they happen, with the process that made them.
     TcpRecv,
-    /// Bytes of UDP datagrams sent.
+    /// Bytes of UDP datagrams that a process sent.
     UdpSend,
-    /// Bytes of UDP datagrams consumed.
+    /// Bytes of UDP datagrams that a process consumed.
     UdpRecv,
-    /// Destination of datagrams from unconnected UDP sockets.
+    /// The destination of datagrams from unconnected UDP sockets.
     UdpSendPeer,
-    /// Source of datagrams to unconnected UDP sockets.
+    /// The source of datagrams to unconnected UDP sockets.
     UdpRecvPeer,
-    /// End of UDP sockets.
+    /// The end of UDP sockets.
     UdpClose,
-    /// Connections that cannot be established.
+    /// TCP connections that could not be established.
     ConnectFailure,
-    /// Owner of an accepted connection before its first use.
+    /// The owner of an accepted connection before its first use.
     AcceptOwner,
     /// Socket ids are the kernel's socket cookies.
     SocketCookie,
-    /// Connections that are older than the tracer, with their totals and owners, in all network namespaces
-    /// ([`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing)). Limited until they were searched for.
+    /// Existing connections with their totals and owners, in all network namespaces. Limited until
+    /// [`bootstrap_existing`](crate::NetworkCollector::bootstrap_existing) has searched for them.
     Existing,
 }
 
@@ -286,16 +290,16 @@ impl Feature {
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Visibility {
-    /// Exactly.
+    /// Exactly, on this kernel with this backend.
     Exact,
-    /// With the limit that the text names.
+    /// With the limits that the text names.
     Limited(String),
     /// Not at all.
     Unseen,
 }
 
 impl Visibility {
-    /// The same with one more limit; what is not seen has none.
+    /// The same with one more limit. An unseen feature stays unseen.
     pub(crate) fn within(self, limit: &str) -> Self {
         match self {
             Self::Exact => Self::Limited(limit.into()),
@@ -315,14 +319,14 @@ impl fmt::Display for Visibility {
     }
 }
 
-/// A part that is not to be had here, and why not.
+/// A backend or a program that does not run here, and why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Unavailable<T> {
-    /// The part: a [`Backend`], or the name of a program.
+    /// The [`Backend`], or the name of the program.
     pub what: T,
-    /// Why it is not to be had, in words.
+    /// Why it does not run, as a text for people.
     pub reason: String,
 }
 
@@ -351,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_self_test_has_missed_is_a_limit_and_never_an_improvement() {
+    fn a_failed_check_adds_a_limit_and_removes_none() {
         use Visibility::{Exact, Limited, Unseen};
         let known = || Limited("counted at the start of the call".into());
         let before = [(Feature::TcpSend, Exact), (Feature::UdpSend, known()), (Feature::UdpRecv, Unseen)];
@@ -367,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn each_address_that_was_missed_is_told() {
+    fn the_limit_names_each_address_of_a_failed_check() {
         let can = capabilities(&[(Feature::UdpSend, Visibility::Exact)]).with_self_test(vec![
             failed(Feature::UdpSend, [127, 0, 0, 1], "a"),
             failed(Feature::UdpSend, [127, 0, 0, 2], "b"),
@@ -377,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_or_cannot_be_tried_changes_nothing() {
+    fn a_passed_or_skipped_check_changes_nothing() {
         let results = [SelfTestResult::Passed, SelfTestResult::Skipped("no IPv6".into())];
         let check = |result| SelfCheck { feature: Feature::UdpSend, address: [127, 0, 0, 1].into(), result };
         let can = capabilities(&[(Feature::UdpSend, Visibility::Exact)])

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The collector: what users start and stop.
+//! The collector that users start and stop.
 
 use crate::capabilities::Capabilities;
 use crate::config::Config;
@@ -17,54 +17,59 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// A source of network events. [`LinuxCollector`] has these methods itself: this trait is for programs that work with
-/// other sources, too, such as a recording.
+/// A source of network events.
+///
+/// [`LinuxCollector`] has these methods itself. The trait is for programs that also use other sources, such as a
+/// recording.
 pub trait NetworkCollector {
     /// Starts to send events into this channel. See [`LinuxCollector::start`].
     ///
     /// # Errors
-    /// Why there can be no events.
+    /// The source cannot start; the error says why.
     fn start(&mut self, tx: Sender<CollectorEvent>) -> Result<()>;
 
     /// Stops, and closes the channel. See [`LinuxCollector::stop`].
     ///
     /// # Errors
-    /// Why events may be missing.
+    /// Events may be missing; the error says why.
     fn stop(&mut self) -> Result<()>;
 
-    /// The connections that exist already. See [`LinuxCollector::bootstrap_existing`].
+    /// Lists existing connections. See [`LinuxCollector::bootstrap_existing`].
     ///
     /// # Errors
-    /// Why they cannot be listed.
+    /// The connections cannot be listed; the error says why.
     fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>>;
 
-    /// What this source can see; none before the first start.
+    /// The features that this source sees. None before the first start.
     fn capabilities(&self) -> Option<Capabilities>;
 
-    /// What was delivered, and what was lost.
+    /// How many events were delivered, and how many were lost.
     fn stats(&self) -> Stats;
 }
 
-/// Collects through eBPF programs in the Linux kernel.
+/// Collects events through eBPF programs in the Linux kernel. A thread of its own reads them.
 ///
-/// Needs root, or the capabilities CAP_BPF and CAP_PERFMON; the tracepoint backend's cgroup programs also need
-/// CAP_NET_ADMIN. A dedicated thread reads the ring buffer.
+/// # Privileges
+/// A start needs root, or the capabilities CAP_BPF and CAP_PERFMON. The cgroup programs of the tracepoint backend also
+/// need CAP_NET_ADMIN.
 ///
-/// # Its end
-/// - Dropping the collector stops it. The thread has ended when `drop` returns, within 200 ms, and every program is
-///   detached. (With fentry the kernel may take a second or two to detach; that goes on without the caller.)
-/// - With [`spawn`](crate::LinuxCollectorBuilder::spawn) the [`Events`](crate::Events) hold the collector, too. Tracing
-///   goes on until both are dropped, or it is stopped.
-/// - If all receivers of the channel are dropped, the collector ends by itself with its next event or report of losses.
-///   On an idle machine, or with a filter that lets nothing pass, it runs until then.
+/// # How it ends
+/// - Drop the collector to stop it. `drop` returns within 200 ms; then the thread has ended and every program is
+///   detached. (With fentry the kernel may take a second or two to detach programs. `drop` does not wait for that.)
+/// - With [`spawn`](crate::LinuxCollectorBuilder::spawn), the [`Events`](crate::Events) keep the collector going, too.
+///   Tracing goes on until both are dropped, or until you stop it.
+/// - If you drop all receivers of the channel, the collector ends by itself, at its next event or report of losses. On
+///   an idle machine, or with a filter that lets nothing pass, this may take long.
 ///
 /// # Signals and fork
-/// The library's threads block all signals, except those by which the kernel tells a thread of its own fault.
+/// The library's threads block all signals, except the signals of a thread's own faults, such as SIGSEGV.
 ///
-/// In a process that was forked from the program the collector does nothing: it has no events, and stopping or dropping
-/// it has no effect. It can be started anew there. The programs belong to the process that started them. They are
-/// detached when that process stops them or dies, whatever children it has. The memory of their maps stays until its
-/// children have ended, too, or called exec(2). (Before Linux 5.9 children hold the programs as well.)
+/// In a forked child the collector does nothing: it has no events, and `stop` and `drop` have no effect. The child may
+/// start it anew.
+///
+/// The BPF programs belong to the process that started them. They are detached when that process stops them or dies,
+/// whatever children it has. The memory of their maps stays until the children have ended, too, or called exec(2).
+/// (Before Linux 5.9 the programs also stay attached until then.)
 ///
 /// # Examples
 /// ```no_run
@@ -98,8 +103,9 @@ impl LinuxCollector {
         Self { tracer: Tracer::new(config), run: None }
     }
 
-    /// Starts to send events into this channel. Returns when tracing is live, so that no connection made afterwards is
-    /// missed, or with the reason why it cannot be. The same as [`start_with`](Self::start_with) with this sender.
+    /// Starts to send events into this channel. The same as [`start_with`](Self::start_with) with this sender.
+    ///
+    /// Blocks until tracing is live, some hundred milliseconds. So no connection that begins afterwards is missed.
     ///
     /// # Errors
     /// Those of [`start_with`](Self::start_with).
@@ -107,13 +113,15 @@ impl LinuxCollector {
         self.start_with(tx)
     }
 
-    /// Starts to hand events to this handler: the sender of a channel, or a function for batches of events. Returns when
-    /// tracing is live. The handler gets no more events once [`stop`](Self::stop) has returned.
+    /// Starts to hand events to this handler: the sender of a channel, or a function for batches of events.
+    ///
+    /// Blocks until tracing is live, some hundred milliseconds. So no connection that begins afterwards is missed. The
+    /// handler gets no more events after [`stop`](Self::stop) has returned.
     ///
     /// # Errors
-    /// Everything in [`Error`] but [`Error::InvalidConfig`], which the
-    /// [builder](crate::LinuxCollectorBuilder::build) has ruled out. [`Error::Proc`] if /proc does not tell which
-    /// capabilities the calling thread has.
+    /// Every variant of [`Error`] is possible, except [`Error::InvalidConfig`], which the
+    /// [builder](crate::LinuxCollectorBuilder::build) has ruled out. [`Error::Proc`] comes if the capabilities of the
+    /// calling thread cannot be read in /proc.
     pub fn start_with(&mut self, handler: impl EventHandler) -> Result<()> {
         if self.is_running() {
             return Err(Error::AlreadyRunning);
@@ -128,13 +136,15 @@ impl LinuxCollector {
         Ok(())
     }
 
-    /// Stops: detaches every program, delivers the events that are in the ring buffer as far as the channel has room,
-    /// and closes the channel. Ends of connections that wait for room are delivered as long as the receiver takes some.
-    /// Returns within 200 ms, also under load; a handler that is a function is waited for. Stopping a collector that does
-    /// not run is no error.
+    /// Detaches every program, delivers the remaining events, and closes the channel.
+    ///
+    /// Blocks for up to 200 ms, also under load. If the handler is a function, `stop` waits until it has returned.
+    ///
+    /// The events in the ring buffer are delivered as far as the channel has room. Ends of connections that wait for
+    /// room are delivered as long as the receiver takes some.
     ///
     /// # Errors
-    /// None today.
+    /// None today. To stop a collector that does not run is no error.
     pub fn stop(&mut self) -> Result<()> {
         if let Some(run) = self.run.take() {
             run.end();
@@ -142,21 +152,28 @@ impl LinuxCollector {
         Ok(())
     }
 
-    /// The connections that exist already and pass the filter, in all network namespaces that this process may enter.
-    /// Call it after the start and give the result to
-    /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap): so there is no gap.
+    /// Lists the existing connections that pass the filter, in all network namespaces that this process may enter.
     ///
-    /// It asks sock_diag(7), which knows the totals of TCP. Where sock_diag is not to be had it reads /proc, whose records
-    /// are partial. A running collector finds the owners by an iterator over the files of all processes; else they come
-    /// out of /proc. Afterwards [`Capabilities::bootstrap`] says which way it was. The limit of
-    /// [`Feature::Existing`](crate::Feature::Existing) says why it was not a better one, how many network namespaces
-    /// could not be entered or read, and of how many sockets the owner is out of sight.
+    /// Start the collector first, then call this, and give the result to
+    /// [`ConnectionTable::merge_bootstrap`](crate::ConnectionTable::merge_bootstrap). Then no connection is missed.
     ///
-    /// Blocks for as long as the search takes: milliseconds, or a second where it has to look at the files of many
-    /// processes in /proc.
+    /// Blocks during the search: for milliseconds, or for a second if it scans the files of many processes in /proc.
     ///
-    /// Bytes that arrive at a connection during the search may count as read already. The connection's next event, or its
-    /// end, puts that right in a table.
+    /// # Sources
+    /// The connections come from sock_diag(7), with the totals of TCP. If sock_diag does not work, they come from
+    /// /proc, without totals, and are partial. A running collector finds the owners by an iterator over the files of
+    /// all processes. Without an iterator, the owners come from /proc.
+    ///
+    /// Afterwards [`Capabilities::bootstrap`] says which source was used. The limit of
+    /// [`Feature::Existing`](crate::Feature::Existing) says why it was not a better source. It also counts the network
+    /// namespaces that could not be entered or read, and the sockets whose owner is out of sight.
+    ///
+    /// Bytes that arrive at a connection during the search may count as read already. In a table, the next event of the
+    /// connection corrects this.
+    ///
+    /// # Privileges
+    /// None for the connections of this network namespace. Other namespaces need CAP_SYS_ADMIN. Owners of other users
+    /// need root, or CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, if they come from /proc.
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -164,39 +181,42 @@ impl LinuxCollector {
         self.tracer.bootstrap_existing()
     }
 
-    /// Which sockets there are now, by sock_diag(7), in all network namespaces that this process may enter. Give it to
-    /// [`ConnectionTable::reconcile`](crate::ConnectionTable::reconcile) now and then, and after losses, so that no
-    /// connection stays whose end was lost.
+    /// Lists the ids of all sockets that exist now, in all network namespaces that this process may enter.
     ///
-    /// Cheaper than [`bootstrap_existing`](Self::bootstrap_existing): it asks for nothing but ids. Blocks for some
-    /// milliseconds; the collector goes on meanwhile.
+    /// Give the survey to [`ConnectionTable::reconcile`](crate::ConnectionTable::reconcile) now and then, and after
+    /// losses. So a connection whose end was lost does not stay in the table.
     ///
-    /// Where events have ids of their own (before Linux 5.12, of UDP with kprobes on any), no sockets are
-    /// [covered](Survey::covers).
+    /// Blocks for some milliseconds; the collector goes on meanwhile. A survey is cheaper than
+    /// [`bootstrap_existing`](Self::bootstrap_existing), because it asks sock_diag(7) for ids alone.
+    ///
+    /// Before Linux 5.12, and for UDP with kprobes on any kernel, events have ids that the kernel does not list. A
+    /// survey does not [cover](Survey::covers) these sockets. Other network namespaces need CAP_SYS_ADMIN.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel lists its sockets nowhere: it has no INET_DIAG, or sock_diag is forbidden.
+    /// [`Error::Kernel`] if no namespace can be listed: the kernel has no INET_DIAG, or sock_diag is forbidden.
     pub fn survey(&self) -> Result<Survey> {
         self.tracer.survey()
     }
 
-    /// What the running (or last run) backend can see; none before the first start. About existing connections it says
-    /// which way is to be expected, and after [`bootstrap_existing`](Self::bootstrap_existing) how they were found.
+    /// The features that the backend of the current or latest run sees. None before the first start.
+    ///
+    /// For existing connections, it names the expected source, and after
+    /// [`bootstrap_existing`](Self::bootstrap_existing) the source that was used.
     pub fn capabilities(&self) -> Option<Capabilities> {
         self.tracer.capabilities()
     }
 
-    /// Counters of this run, or of the last one. Updated ten times per second, or more often if the interval is shorter.
+    /// The counters of the current or latest run. They are updated ten times per second, or once per shorter interval.
     pub fn stats(&self) -> Stats {
         self.tracer.stats()
     }
 
-    /// Is it tracing? False before the start, after the stop, and once it has found that the receiver is gone.
+    /// Is it tracing? False before the start, after the stop, and after it has found that all receivers are gone.
     pub fn is_running(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.is_going_on())
     }
 
-    /// What keeps it going.
+    /// The current run, for [`Events`](crate::Events) to keep it going.
     pub(crate) fn run(&self) -> Option<Arc<Run>> {
         self.run.clone()
     }
@@ -224,7 +244,7 @@ impl NetworkCollector for LinuxCollector {
     }
 }
 
-/// Begins the reader's thread. Returns when the reader is ready, or with the reason why it is not.
+/// Starts the reader's thread. Returns when the reader is ready, or has failed.
 fn spawn_reader(start: Start, output: Output) -> Result<JoinHandle<()>> {
     let (tell, told) = bounded(1);
     let read = move || {
@@ -235,7 +255,6 @@ fn spawn_reader(start: Start, output: Output) -> Result<JoinHandle<()>> {
             }
             Err(e) => Err(e),
         };
-        // If nobody waits for the answer any more, there is nobody to tell.
         drop(tell.send(answer));
     };
     let thread = threads::spawn("tcptop-reader", read).map_err(Error::Thread)?;
@@ -264,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_that_was_never_started_stops_and_has_nothing_to_say() {
+    fn a_collector_that_was_never_started_can_stop_and_has_empty_statistics() {
         let mut collector = LinuxCollector::builder().build().unwrap();
         assert!(!collector.is_running());
         assert_eq!(collector.capabilities(), None);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a user can choose.
+//! The configuration: its values, their limits and defaults, and the filter.
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
@@ -16,11 +16,16 @@ use std::time::Duration;
 pub enum Granularity {
     /// One event per call.
     PerCall,
-    /// At most one event per socket (UDP: and peer) and direction in this time, but one per call for processes that
-    /// use a socket in turn with another one, and more where the ring overflows or there are more sockets than
-    /// [`max_sockets`](crate::LinuxCollectorBuilder::max_sockets). The first bytes after a pause are reported at once,
-    /// every byte no later than this long after it moved (plus a few milliseconds). State changes, ends and losses do
-    /// not wait for it: they come at once, or where the ring had no room for them within 0.2 seconds.
+    /// At most one event per connection and direction in this time (for UDP, per socket and peer).
+    ///
+    /// The first bytes after a pause are reported at once. Each byte is reported within this time and a few
+    /// milliseconds. State changes, ends and losses do not wait: they come at once. If the ring had no room for them,
+    /// they come within 0.2 seconds.
+    ///
+    /// There are more events in these cases:
+    /// - Several processes use a socket in turn: there is an event per call.
+    /// - The ring overflows.
+    /// - There are more sockets than [`max_sockets`](crate::LinuxCollectorBuilder::max_sockets).
     Interval(Duration),
 }
 
@@ -34,8 +39,8 @@ impl Default for Granularity {
 impl FromStr for Granularity {
     type Err = ParseError;
 
-    /// Reads `call`, or an interval in whole milliseconds or seconds: `100ms`, `1s`. Whether the interval is possible
-    /// is told when the collector is [built](crate::LinuxCollectorBuilder::build).
+    /// Reads `call`, or an interval in whole milliseconds or seconds: `100ms`, `1s`. The
+    /// [builder](crate::LinuxCollectorBuilder::build) checks the interval's limits.
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let millis = |number: &str| number.parse().ok().map(Duration::from_millis);
         let seconds = |number: &str| number.parse().ok().map(Duration::from_secs);
@@ -51,44 +56,46 @@ impl FromStr for Granularity {
     }
 }
 
-/// What happens to an event when the channel to the receiver is full.
+/// What the reader does with an event while the channel is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// It is dropped and counted ([`Stats`](crate::Stats), [`LossPlace::Channel`](crate::LossPlace)). Only the ends of
-    /// connections, after which nothing would tell the same, wait for room (65,536 of them at most).
+    /// It drops the event and counts the loss ([`Stats`](crate::Stats), [`LossPlace::Channel`](crate::LossPlace)).
+    ///
+    /// Up to 65,536 ends of connections wait for room instead, because no later event can repair their loss.
     #[default]
     Drop,
-    /// The reader waits until there is room, or until the collector is stopped; meanwhile the ring fills up, and
-    /// what does not fit there is counted as [`LossPlace::Ring`](crate::LossPlace).
+    /// It waits until there is room, or until the collector is stopped.
+    ///
+    /// Meanwhile the ring fills up. Events that do not fit there are counted as [`LossPlace::Ring`](crate::LossPlace).
     Wait,
 }
 
-/// Which connections to report; the choice is made in the kernel.
+/// Which connections are reported. The kernel side applies it to events, and `retain_wanted` to existing connections.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Filter {
-    /// Only connections owned by one of these processes.
+    /// Only connections that one of these processes owns.
     pub(crate) pids: Vec<u32>,
     /// Only connections with one of these ports, local or remote.
     pub(crate) ports: Vec<u16>,
     /// Only this protocol.
     pub(crate) protocol: Option<Protocol>,
-    /// Only connections whose peer has such an address.
+    /// Only connections whose peer has an address of this family.
     pub(crate) family: Option<AddressFamily>,
-    /// None with a loopback address.
+    /// No connections with a loopback address.
     pub(crate) no_loopback: bool,
     /// Only connections in this network namespace.
     pub(crate) netns: Option<NetNs>,
-    /// Only connections owned by a process of one of these cgroups, or of one of `cgroup_trees`.
+    /// Only connections whose owner is in one of these cgroups, or in one of `cgroup_trees`.
     pub(crate) cgroups: Vec<CgroupId>,
-    /// Those with all below them.
+    /// Cgroups that stand for all cgroups below them, too.
     pub(crate) cgroup_trees: Vec<CgroupId>,
 }
 
 impl Filter {
-    /// Keeps what is wanted of the connections that exist already.
+    /// Keeps the existing connections that pass the filter.
     ///
-    /// A cgroup's id does not tell which cgroups it is below, so this looks into the directories of the wanted ones.
+    /// A cgroup's id does not tell which cgroups are above it. So this function reads the directories of the hierarchy.
     pub(crate) fn retain_wanted(&self, found: &mut Vec<ConnectionRecord>) {
         let mut cgroups = mounts::cgroups_below(&self.cgroup_trees);
         cgroups.extend(&self.cgroups);
@@ -114,7 +121,7 @@ impl Filter {
             return invalid("pid 0 is not a process");
         }
         if self.ports.contains(&0) {
-            return invalid("port 0 is no port of a connection");
+            return invalid("port 0 is not a port of a connection");
         }
         if self.pids.len() > MOST_NAMED || self.cgroups.len() + self.cgroup_trees.len() > MOST_NAMED {
             return invalid("a filter names at most 65,536 processes, and as many cgroups");
@@ -122,19 +129,19 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether it asks for cgroups.
+    /// Does the filter name any cgroup?
     pub(crate) fn is_by_cgroup(&self) -> bool {
         !self.cgroups.is_empty() || !self.cgroup_trees.is_empty()
     }
 }
 
-/// So many processes and cgroups a filter may name: more than that takes the kernel's maps much memory.
+/// A filter may name this many processes, and this many cgroups. More would make the kernel's maps large.
 const MOST_NAMED: usize = 65_536;
 
-/// For how many UDP flows and reports there is room where the user does not say.
+/// The default number of UDP flows and of pending reports for which there is room.
 pub(crate) const DEFAULT_FLOWS: u32 = 16_384;
 
-/// Everything that a builder collects.
+/// All settings of a builder.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) granularity: Granularity,
@@ -165,7 +172,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Refuses what cannot work, before the kernel does so in its own words.
+    /// Refuses wrong values by name, before the kernel refuses them in its own words.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what: &'static str| Err(Error::InvalidConfig { what });
         if self.ring_bytes == 0 || self.ring_bytes > 1 << 30 {
@@ -185,7 +192,7 @@ impl Config {
         self.filter.check()
     }
 
-    /// The interval in nanoseconds; 0 for each call.
+    /// The interval in nanoseconds; 0 means an event per call.
     pub(crate) fn interval_ns(&self) -> u64 {
         match self.granularity {
             Granularity::PerCall => 0,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which process exchanges how many bytes with whom over TCP and UDP, and how well each connection does: as typed
-//! events, exact to the byte, through eBPF.
+//! Shows which process exchanges how many bytes with which peer over TCP and UDP: as typed events, exact to the byte,
+//! through eBPF. TCP connections also have their round-trip times and retransmissions.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -23,34 +23,44 @@
 //! ```
 //!
 //! # What is where
-//! - [`LinuxCollector`] loads the eBPF programs and reads what they report on a thread of its own; [`NetworkCollector`]
-//!   is what it implements. It is blocking and needs no async runtime. For programs with a loop of their own there is
-//!   [`Poller`], which has a descriptor to wait for instead of the thread.
-//! - [`CollectorEvent`] is what comes out of the channel: sends and receives, TCP state changes, ends, losses.
+//! - [`LinuxCollector`] loads the eBPF programs, and reads events on a thread of its own. It needs no async runtime.
+//! - [`Poller`] is the same without a reader thread, for programs with a loop of their own. It has a descriptor to wait
+//!   for.
+//! - [`NetworkCollector`] is the trait for programs that also use other sources of events.
+//! - [`CollectorEvent`] is a send or receive, a TCP state change, a begin or end of a connection, or a report of
+//!   losses.
 //! - [`ConnectionTable`] folds events into one [`ConnectionRecord`] per connection, with rates, and into one [`Sum`] per
 //!   process, remote host, cgroup or port.
-//! - [`Capabilities`] says what can be seen on this kernel and why not more; [`Stats`] counts what was delivered and
-//!   what was lost, and where.
+//! - [`Capabilities`] lists the features that work on this kernel, with the reasons for each gap.
+//! - [`Stats`] counts the delivered events, and the lost events by kind and place.
 //!
 //! # What the numbers mean
-//! - Bytes are payload: *out* is what the kernel accepted from the program, not what the program asked for; *in* is what
-//!   the program consumed. Peeking counts nothing. sendfile, splice and zero-copy count like any other way.
-//! - TCP totals are the kernel's own, computed from `struct tcp_sock`, so they are complete for connections that are
-//!   older than the tracer, too. Each event carries the cumulative total beside what is new: a lost event loses no bytes.
+//! - Bytes are payload. *Out* counts the bytes that the kernel accepted from the process. *In* counts the bytes that
+//!   the process consumed. A peek counts nothing. sendfile, splice and zero-copy count like other calls.
+//! - TCP totals are computed from the kernel's own `struct tcp_sock`. So they are also complete for connections that
+//!   are older than the tracer. Each transfer carries the total beside the new bytes, so a lost event loses no bytes.
 //! - The owner of a connection is never guessed: see [`Provenance`].
 //!
 //! # Requirements
-//! Linux 5.8 or later with BTF, on x86_64 or arm64; root, or the capabilities CAP_BPF, CAP_PERFMON and, for the
-//! tracepoint backend's view of unconnected UDP sockets, CAP_NET_ADMIN. (For kprobes kernels of Debian also want
-//! CAP_SYS_ADMIN while the sysctl kernel.perf_event_paranoid is above 2. Existing connections of other network namespaces
-//! take CAP_SYS_ADMIN, their owners out of /proc CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Before Linux 5.11 maps count
-//! against RLIMIT_MEMLOCK, which libbpf raises if it may: CAP_SYS_RESOURCE.) Tested on 5.10, 6.1, 6.12, 6.18 and 7.
+//! Linux 5.8 or later with BTF, on x86_64 or arm64. Tested on 5.10, 6.1, 6.12, 6.18 and 7.
+//!
+//! Run as root, or with CAP_BPF and CAP_PERFMON. Some features need more:
+//!
+//! | capability | for |
+//! |---|---|
+//! | CAP_NET_ADMIN | tracepoint backend: peers of unconnected UDP sockets, ends of UDP sockets |
+//! | CAP_SYS_ADMIN | existing connections of other network namespaces |
+//! | CAP_SYS_PTRACE | the network namespaces of other users' processes |
+//! | CAP_SYS_ADMIN | kprobes on Debian's kernels, while the sysctl kernel.perf_event_paranoid is above 2 |
+//! | CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH | owners of existing connections, if they come from /proc |
+//! | CAP_SYS_RESOURCE | before Linux 5.11: to raise RLIMIT_MEMLOCK, against which maps count; libbpf does this |
 //!
 //! # Features
 //! - `serde`: `Serialize` and `Deserialize` for events, records and statistics, `Serialize` for capabilities.
-//! - `vendored`: builds libelf and zlib from source; `static`: links them statically.
+//! - `vendored`: builds libelf and zlib from source.
+//! - `static`: links libelf and zlib statically.
 //!
-//! The library never prints: what it has to say beyond errors goes to the [`log`] façade.
+//! The library never prints. Messages beyond errors go to the [`log`] façade.
 //!
 //! # Pages
 //! [Embedding](_docs::embedding), [numbers](_docs::numbers), [backends](_docs::backends), [limits](_docs::limits),
@@ -92,7 +102,7 @@ mod threads;
 mod tracer;
 mod wire;
 
-/// The channels in which events come.
+/// The crate of the channels in which events come.
 pub use crossbeam_channel;
 
 pub use builder::LinuxCollectorBuilder;
@@ -119,7 +129,7 @@ pub use sums::{Group, GroupBy, Sum};
 pub use survey::Survey;
 pub use table::ConnectionTable;
 
-/// For this crate's benchmarks: the event in a record of its own kernel side. No part of the interface.
+/// Decodes a record of the kernel side, for this crate's benchmarks. Not a part of the interface.
 #[doc(hidden)]
 pub fn decode(record: &[u8]) -> Option<CollectorEvent> {
     decode::event(record).ok()

@@ -20,15 +20,19 @@ use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// A collector without a thread that reads: for programs with a loop of their own. Made by
-/// [`LinuxCollectorBuilder::open`](crate::LinuxCollectorBuilder::open). Everything else is as with
+/// A collector without a reader thread, for programs with a loop of their own.
+///
+/// [`LinuxCollectorBuilder::open`](crate::LinuxCollectorBuilder::open) makes it. For privileges, signals and forks see
 /// [`LinuxCollector`](crate::LinuxCollector).
 ///
-/// Its descriptor ([`AsFd`]) is readable when [`poll`](Self::poll) has something to do: under load every 2 milliseconds,
-/// and on an idle machine some twenty times per second. Events of a late poll are in the ring buffer, as far as it has
-/// room for them. (One thread remains: it waits for the kernel where that takes milliseconds, and reads nothing.)
+/// Its descriptor ([`AsFd`]) is readable when [`poll`](Self::poll) has something to do: every 2 milliseconds under
+/// load, and some twenty times per second on an idle machine. Not every wake-up brings an event. If you poll late,
+/// events wait in the ring buffer, as far as it has room.
 ///
-/// Dropping it detaches every program, within 200 ms.
+/// Drop the poller to detach every program. This blocks for up to 200 ms.
+///
+/// The library still has threads that hold the programs, or wait for the kernel for some milliseconds. They read no
+/// events.
 ///
 /// # Examples
 /// ```no_run
@@ -50,7 +54,7 @@ use std::time::{Duration, Instant};
 pub struct Poller {
     tracer: Tracer,
     reader: Option<Reader>,
-    /// Events of the stop.
+    /// The events that were left at the stop.
     last: Vec<CollectorEvent>,
     alarm: Alarm,
 }
@@ -72,8 +76,9 @@ impl Poller {
         Ok(Self { tracer, reader: Some(reader), last: Vec::new(), alarm })
     }
 
-    /// Waits until there are events, or for this long, or until a signal comes, and hands the events out. Those are
-    /// some 256, or more at the end of an interval; none if there are none.
+    /// Waits until there are events, at most for this time, and returns them. A signal ends the wait, too.
+    ///
+    /// It returns up to some 256 events, or more at the end of an interval. Without events it returns an empty vector.
     pub fn poll(&mut self, timeout: Duration) -> Vec<CollectorEvent> {
         let begin = Instant::now();
         let mut left = timeout;
@@ -90,7 +95,7 @@ impl Poller {
         self.reader.as_ref().map_or(!self.last.is_empty(), Reader::has_events)
     }
 
-    /// False if there is nothing more to come.
+    /// Reads the ring. False after the stop.
     fn look(&mut self) -> bool {
         let Some(reader) = &mut self.reader else { return false };
         reader.look();
@@ -98,31 +103,31 @@ impl Poller {
         true
     }
 
-    /// Detaches every program, within 200 ms. The events that are in the ring buffer by then come with the next
-    /// [`poll`](Self::poll), the last one that has anything to hand out.
+    /// Detaches every program. Blocks for up to 200 ms. The next [`poll`](Self::poll) returns the remaining events.
     pub fn stop(&mut self) {
         match self.reader.take() {
             Some(reader) if self.tracer.is_ours() => {
                 self.last = reader.finish();
                 self.alarm.set(Duration::ZERO);
             }
-            // In a process that was forked from ours: the programs are not its own.
+            // In a forked child the programs are not ours, so they must not be detached.
             reader => std::mem::forget(reader),
         }
     }
 
-    /// What the backend can see. See [`LinuxCollector::capabilities`](crate::LinuxCollector::capabilities).
+    /// The features that the backend sees. See [`LinuxCollector::capabilities`](crate::LinuxCollector::capabilities).
     #[expect(clippy::expect_used, reason = "there is no poller whose start has failed")]
     pub fn capabilities(&self) -> Capabilities {
         self.tracer.capabilities().expect("a poller has started")
     }
 
-    /// See [`LinuxCollector::stats`](crate::LinuxCollector::stats).
+    /// The counters of this run. See [`LinuxCollector::stats`](crate::LinuxCollector::stats).
     pub fn stats(&self) -> Stats {
         self.tracer.stats()
     }
 
-    /// See [`LinuxCollector::bootstrap_existing`](crate::LinuxCollector::bootstrap_existing).
+    /// Lists existing connections. See
+    /// [`LinuxCollector::bootstrap_existing`](crate::LinuxCollector::bootstrap_existing).
     ///
     /// # Errors
     /// [`Error::Proc`] if /proc cannot be read.
@@ -130,10 +135,10 @@ impl Poller {
         self.tracer.bootstrap_existing()
     }
 
-    /// See [`LinuxCollector::survey`](crate::LinuxCollector::survey).
+    /// Lists the ids of all sockets that exist now. See [`LinuxCollector::survey`](crate::LinuxCollector::survey).
     ///
     /// # Errors
-    /// [`Error::Kernel`] if the kernel lists its sockets nowhere.
+    /// [`Error::Kernel`] if no network namespace can be listed.
     pub fn survey(&self) -> Result<Survey> {
         self.tracer.survey()
     }
@@ -157,7 +162,7 @@ impl AsRawFd for Poller {
     }
 }
 
-/// One descriptor for both reasons to look: the kernel side asks for it, or it is time.
+/// One descriptor for both reasons to look: the kernel side wakes the reader, or the timer has run out.
 struct Alarm {
     both: OwnedFd,
     timer: OwnedFd,
@@ -174,9 +179,9 @@ impl Alarm {
         Ok(Self { both, timer })
     }
 
-    /// Once, so long from now; it is silent until then.
+    /// Sets the timer to fire once, after this time.
     fn set(&self, after: Duration) {
-        // To a timer zero means never.
+        // Zero would disarm the timer.
         let value = timespec(after.max(Duration::from_nanos(1)));
         let once = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
         if let Err(e) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
@@ -184,14 +189,14 @@ impl Alarm {
         }
     }
 
-    /// False if a signal came first.
+    /// Waits until the descriptor is readable, or for this time. False if a signal came first.
     fn wait(&self, timeout: Duration) -> bool {
         let mut fds = [PollFd::new(&self.both, PollFlags::IN)];
         poll(&mut fds, Some(&timespec(timeout))) != Err(Errno::INTR)
     }
 }
 
-/// What is too long for the kernel is as long as it can be.
+/// A time that is too long for the kernel becomes the longest possible time.
 fn timespec(time: Duration) -> Timespec {
     let longest = Timespec { tv_sec: i64::MAX, tv_nsec: 0 };
     Timespec::try_from(time).unwrap_or(longest)

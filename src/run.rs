@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A run of the reader's thread, and who keeps it going.
+//! A run of the reader's thread, and the `Events` that keep it going.
 
 use crate::event::CollectorEvent;
 use crate::shared::Shared;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// The reader's thread. It ends with the last one who holds this, or when somebody ends it.
+/// The reader's thread. It ends when the last reference to the run is dropped, or by [`end`](Self::end).
 #[derive(Debug)]
 pub(crate) struct Run {
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -21,23 +21,23 @@ impl Run {
         Self { thread: Mutex::new(Some(thread)), shared }
     }
 
-    /// Tracing goes on, and this is the process in which it does.
+    /// Does tracing go on, in this process?
     pub(crate) fn is_going_on(&self) -> bool {
         self.shared.is_ours() && !self.shared.stopping() && !self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// Ends it and waits until it has ended. In a process that was forked from ours there is no such thread.
+    /// Ends the thread and waits for it. A forked child has no such thread, and returns at once.
     pub(crate) fn end(&self) {
         if !self.shared.is_ours() {
             return;
         }
         self.shared.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // The user's function runs on that thread: it cannot wait for itself. The thread ends after it.
+        // The user's function runs on that thread, and cannot wait for itself. The thread ends after the function.
         let Some(thread) = thread.filter(|reader| reader.thread().id() != thread::current().id()) else {
             return;
         };
-        // Of a panic in the user's function the panic hook has told. There is nothing left to stop.
+        // If the user's function has panicked, the panic hook has reported it, and there is nothing left to stop.
         if thread.join().is_err() {
             log::error!("the reader thread has panicked");
         }
@@ -48,22 +48,22 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.end();
         if !self.shared.is_ours() {
-            // The handle of a thread that does not exist here.
+            // The thread of this handle does not exist in a forked child.
             std::mem::forget(self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         }
     }
 }
 
-/// Where the events of a collector arrive that [`spawn`](crate::LinuxCollectorBuilder::spawn) has started: a
-/// [`Receiver`], whose methods it has, that keeps the tracing going. So tracing ends with
-/// [`stop`](crate::LinuxCollector::stop), or when both the collector and this, with all its clones, are dropped. Who
-/// drops only this gets no more events, and the collector ends by itself with the next one.
+/// The receiving end of a collector that [`spawn`](crate::LinuxCollectorBuilder::spawn) has started.
 ///
-/// As an iterator it waits for each event, and ends when the collector has.
+/// It has the methods of a [`Receiver`]. As an iterator it waits for each event, and ends when the collector has ended.
+///
+/// It keeps the tracing going. Tracing ends with [`stop`](crate::LinuxCollector::stop), or when the collector and all
+/// clones of its `Events` are dropped. If you drop the `Events` alone, the collector ends by itself at its next event.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Events {
-    /// Dropped first, so that nobody waits for room in the channel.
+    /// Dropped first: then the reader does not wait for room in the channel while `_run` waits for the reader.
     receiver: Receiver<CollectorEvent>,
     _run: Option<Arc<Run>>,
 }
