@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Is this still the process in which something was made, or one that was forked from it?
+//! Tells a forked child from the process in which a collector was started.
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number for this process, which none that it was forked from has.
+/// A number of this process. A forked child has another number than its parent.
 ///
-/// Not its pid: that may be the same in another pid namespace. It is kept in memory that the kernel wipes in a child
-/// (MADV_WIPEONFORK).
+/// It is not the pid, which may be the same in another pid namespace. It is kept in memory that the kernel wipes in a
+/// child (MADV_WIPEONFORK).
 pub(crate) fn this_process() -> u64 {
     static LATEST: AtomicU64 = AtomicU64::new(0);
     let Some(wiped) = wiped_on_fork() else { return rustix::process::getpid().as_raw_nonzero().get() as u64 };
@@ -24,13 +24,13 @@ pub(crate) fn this_process() -> u64 {
     }
 }
 
-/// A word that is zero in a process that was forked. None if there is no memory for it.
+/// A word that becomes zero in a forked child. None if there is no memory for it.
 fn wiped_on_fork() -> Option<&'static AtomicU64> {
     const PAGE: usize = 4096;
     static WORD: OnceLock<Option<&'static AtomicU64>> = OnceLock::new();
     *WORD.get_or_init(|| {
-        // SAFETY: new memory at an address of the kernel's choice, which is never unmapped, zero at first, and on a page
-        // of its own, where nothing else is wiped.
+        // SAFETY: this is new memory, at an address that the kernel chooses. It is zero at first and never unmapped. It
+        // has a page of its own, so nothing else is wiped.
         unsafe {
             let access = ProtFlags::READ | ProtFlags::WRITE;
             let page = mmap_anonymous(ptr::null_mut(), PAGE, access, MapFlags::PRIVATE).ok()?;
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_forked_process_is_another_one() {
+    fn a_forked_child_has_another_number() {
         let here = this_process();
         assert_eq!(this_process(), here);
         // SAFETY: the child touches atomics only, and leaves at once.

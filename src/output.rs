@@ -9,17 +9,16 @@ use channel::Channel;
 use crossbeam_channel::Sender;
 use std::fmt;
 
-/// Takes the events of a collector that reads on its own thread.
+/// Takes the events of a collector: the [`Sender`] of a channel, or a function.
 ///
-/// Two kinds of values are handlers: the [`Sender`] of a channel of [`CollectorEvent`]s, and a function that takes a
-/// slice of them. Give one to [`spawn_with`](crate::LinuxCollectorBuilder::spawn_with) or
+/// Give a handler to [`spawn_with`](crate::LinuxCollectorBuilder::spawn_with) or
 /// [`start_with`](crate::LinuxCollector::start_with).
 ///
-/// - **A sender** gets the events one by one. [`WhenFull`] says what happens while the channel is full. The collector
-///   ends by itself when it has an event and all receivers are gone.
-/// - **A function** gets some 256 events at a time, or as many as there are. The collector calls it on its own thread
-///   and reads nothing meanwhile. The function may stop or drop the collector, and start it again. If it panics, the
-///   collector ends. The type of its argument must be written out, as in the example.
+/// - **A sender** of [`CollectorEvent`]s sends the events one by one. [`WhenFull`] says what happens while the channel
+///   is full. If all receivers are gone, the collector ends by itself at its next event.
+/// - **A function** gets a slice of up to some 256 events. The collector calls it on the reader's thread, and reads
+///   nothing meanwhile. The function may stop or drop the collector, and start it again. If it panics, the collector
+///   ends. Write out the type of its argument, as in the example.
 ///
 /// # Examples
 /// ```no_run
@@ -31,7 +30,7 @@ use std::fmt;
 /// # Ok::<(), tcptop::Error>(())
 /// ```
 pub trait EventHandler: Send + 'static {
-    /// Takes the next events. They come in the order in which the collector has read them.
+    /// Takes the next events, in the order in which the collector has read them.
     fn handle(&mut self, events: &[CollectorEvent]);
 
     /// How the collector delivers to this handler.
@@ -51,9 +50,9 @@ impl<F: FnMut(&[CollectorEvent]) + Send + 'static> EventHandler for F {
 }
 
 impl EventHandler for Sender<CollectorEvent> {
-    /// Waits for room for each event. A collector does not call this: it knows what to do while there is none.
+    /// Sends the events; waits for room for each. A collector does not call this, but acts by [`WhenFull`].
     fn handle(&mut self, events: &[CollectorEvent]) {
-        // Without a receiver there is nobody to tell.
+        // Without a receiver the events are dropped.
         events.iter().for_each(|event| drop(self.send(event.clone())));
     }
 
@@ -62,14 +61,14 @@ impl EventHandler for Sender<CollectorEvent> {
     }
 }
 
-/// The way from the reader to a handler.
+/// Where the reader delivers events.
 #[doc(hidden)]
 pub struct Output(Kind);
 
 enum Kind {
     Channel(Channel),
     Function(Box<dyn EventHandler>),
-    /// The caller of each poll takes the events.
+    /// The caller of `Poller::poll` takes the events.
     Polled,
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The reader: from the ring buffer to the sink, on a thread of its own or in the caller's loop.
+//! The reader: it takes records out of the ring buffer and hands them to the sink. It has a thread of its own, or runs
+//! in the caller's loop.
 
 mod housekeeping;
 
@@ -16,12 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// A stop takes 200 ms at most. So long after it was noticed the receiver gets ends that still wait.
+/// For this long after a stop, the reader still delivers ends that wait for room. A stop takes 200 ms at most.
 const STOP_PATIENCE: Duration = Duration::from_millis(130);
-/// After so many looks at an empty ring it goes to sleep. More would cost it more than the wake-ups that they spare.
+/// After this many looks at an empty ring the reader goes to sleep. More looks would cost more than the wake-ups that
+/// they save.
 const EMPTY_LOOKS: u32 = 10;
 
-/// From the ring and the banks to the output. Its owner decides when it looks.
+/// Reads the ring and the banks, and writes to the output. The owner decides when the reader looks.
 pub(crate) struct Reader {
     session: Session,
     ring: Ring,
@@ -33,7 +35,7 @@ pub(crate) struct Reader {
     end: End,
 }
 
-/// What is left to do when the reader ends, also by a panic in the user's function.
+/// Marks the run as ended when the reader is dropped, also by a panic in the user's function.
 struct End(Arc<Shared>);
 
 impl Drop for End {
@@ -67,12 +69,13 @@ impl Reader {
         self.finish();
     }
 
-    /// To be called before the first look. Not a part of the start, because a channel may have no room.
+    /// Delivers the records of the self-test's time, before the first look. The start does not do this, because the
+    /// channel may have no room.
     pub(crate) fn deliver_early(&mut self) {
         std::mem::take(&mut self.early).iter().for_each(|record| self.sink.collected(record));
     }
 
-    /// For the caller of a poller: the events of the looks since the last time.
+    /// Returns the events since the last call, to the caller of a poller.
     pub(crate) fn take(&mut self) -> Vec<CollectorEvent> {
         self.sink.take()
     }
@@ -81,13 +84,13 @@ impl Reader {
         self.sink.has_events()
     }
 
-    /// There was something in the ring lately, or the receiver may take something soon: so it is worth while to look every
-    /// few milliseconds.
+    /// Shall the reader look every few milliseconds? It does if the ring had records lately, or if ends wait for room
+    /// in the channel.
     fn is_awake(&mut self) -> bool {
         self.empty_looks < EMPTY_LOOKS || self.sink.has_late()
     }
 
-    /// For how long there will be nothing to do, unless the kernel side wakes the reader.
+    /// How long to wait before the next look, unless the kernel side wakes the reader.
     pub(crate) fn pause(&mut self) -> Duration {
         match (self.ring.is_behind(), self.is_awake()) {
             (true, _) => Duration::ZERO,
@@ -115,7 +118,7 @@ impl Reader {
         self.go_on(records);
     }
 
-    /// The same where the caller does the waiting.
+    /// Looks at the ring after the caller has waited, and does the housekeeping.
     pub(crate) fn look(&mut self) {
         self.session.announce(ReaderState::Looking);
         let records = match self.read() {
@@ -130,7 +133,7 @@ impl Reader {
         ring.look(|record| sink.record(record))
     }
 
-    /// Tells the kernel side that it must wake the reader from now on, and looks once more for what came in between.
+    /// Tells the kernel side to wake the reader from now on. Then looks once more, for records that came in between.
     fn read_and_ask_to_be_woken(&mut self) -> usize {
         self.session.announce(ReaderState::Asleep);
         self.read()
@@ -143,14 +146,16 @@ impl Reader {
         housekeeping.run(session, sink);
     }
 
-    /// Detaches all programs and delivers everything that they have left behind. They are detached first, so that there
-    /// is an end to it; where that takes the kernel too long, a look that has reached the end of the ring is the last
-    /// one. Returns the events that the caller of a poller has not taken.
+    /// Detaches all programs and delivers the records that they have left. Returns the events that the caller of a
+    /// poller has not taken.
+    ///
+    /// It detaches first, so that no new records come. If the kernel takes too long for that, the reader stops at the
+    /// first look that reaches the end of the ring.
     pub(crate) fn finish(self) -> Vec<CollectorEvent> {
         let end = Instant::now() + STOP_PATIENCE;
         let Self { mut session, mut ring, mut sink, housekeeping, .. } = self;
         session.detach();
-        // A bank that was left before comes first.
+        // A bank that was left earlier, and not collected yet, comes first.
         let left = usize::from(housekeeping.is_collecting());
         for bank in 0..left + 2 {
             if bank >= left {
@@ -176,7 +181,7 @@ impl Reader {
         sink.take()
     }
 
-    /// What makes a descriptor readable when the kernel side wakes the reader.
+    /// The descriptor that becomes readable when the kernel side wakes the reader.
     pub(crate) fn ring_fd(&self) -> BorrowedFd<'_> {
         self.session.ring_fd()
     }

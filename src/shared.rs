@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the reader and the collector share.
+//! The state that the reader and the collector share.
 
 use crate::forks;
 use crate::kernel::Holders;
@@ -7,10 +7,10 @@ use crate::stats::Stats;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Why there is no iterator without a reader.
+/// The reason why there is no iterator without a reader.
 pub(crate) const NOT_RUNNING: &str = "the iterator is only there while the collector runs";
 
-/// One run of a collector, as its reader and its owner see it.
+/// The state of one run of a collector.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// The process in which it was made.
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     /// The thread has ended, or is about to.
     pub(crate) ended: AtomicBool,
     stats: Mutex<Stats>,
-    /// There while the thread runs; else in words why not.
+    /// The iterator while the reader runs, or else the reason why there is none.
     holders: Mutex<Result<Holders, String>>,
 }
 
@@ -37,7 +37,8 @@ impl Default for Shared {
 }
 
 impl Shared {
-    /// In a process that was forked from ours the lock may be held by a thread that does not exist there.
+    /// The counters as of the last [`publish`](Self::publish). In a forked child, the lock may be held by a thread of
+    /// the parent, which will never release it here. So the child does not wait for it.
     pub(crate) fn stats(&self) -> Stats {
         if self.is_ours() {
             self.lock().clone()
@@ -46,13 +47,13 @@ impl Shared {
         }
     }
 
-    /// Is this the process in which it was made, and not one that was forked from it?
+    /// Was the run made in this process? False in a forked child.
     pub(crate) fn is_ours(&self) -> bool {
         self.process == forks::this_process()
     }
 
     fn lock(&self) -> MutexGuard<'_, Stats> {
-        // Plain counters: whatever a panicking holder left is as good as anything.
+        // These are plain counters, so they are valid even if a thread has panicked with the lock.
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,7 +61,7 @@ impl Shared {
         self.lock().kernel_memory_bytes = bytes;
     }
 
-    /// The iterator over the processes that hold sockets. Nobody panics while holding it.
+    /// The iterator over the processes that hold sockets. No thread panics while it holds this lock.
     pub(crate) fn holders(&self) -> MutexGuard<'_, Result<Holders, String>> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From records to batches of events, and on to the output.
+//! The sink: it decodes records into batches of events, and hands the batches to the output.
 
 use crate::decode::{self, Undecodable};
 use crate::event::{CollectorEvent, LossPlace};
@@ -10,21 +10,22 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So many events are still in the processor's cache when they are handed out.
+/// The size of a batch: this many events are still in the processor's cache when they are handed out.
 const BATCH: usize = 256;
 
-/// The output's end at the reader.
+/// Takes the reader's records, and counts delivered and lost events.
 pub(crate) struct Sink {
     output: Output,
-    /// Events that are not handed out yet.
+    /// Events that were not handed out yet.
     batch: Vec<CollectorEvent>,
     shared: Arc<Shared>,
     /// Published from time to time, not at each event.
     stats: Stats,
     tally: Tally,
-    /// Lost anywhere, as far as events have told it.
+    /// The losses that were reported as events.
     reported: LossTable,
-    /// A bank is about to be collected, and may have reports of connections whose ends are in the ring.
+    /// A bank is about to be collected. It may have reports of connections whose ends are in the ring already, so the
+    /// sink keeps these ends back.
     keeps_ends: bool,
     ends: Vec<Vec<u8>>,
 }
@@ -47,7 +48,7 @@ impl Sink {
         self.output.channel().is_some_and(|channel| channel.is_receiver_gone())
     }
 
-    /// Takes a record. Calls nothing of the user's: the record is the kernel's again when this returns.
+    /// Takes a record of the ring. It calls no handler, because the record occupies the ring until this returns.
     pub(crate) fn record(&mut self, record: &[u8]) {
         if self.keeps_ends && decode::is_end(record) {
             return self.ends.push(record.to_vec());
@@ -72,7 +73,8 @@ impl Sink {
         }
     }
 
-    /// Takes a record that was pending outside of the ring. Many of them may come in one go.
+    /// Takes a record that was pending in a bank, or was kept back. Many may come at once, so full batches are handed
+    /// out.
     pub(crate) fn collected(&mut self, record: &[u8]) {
         self.record(record);
         if self.batch.len() >= BATCH {
@@ -80,33 +82,33 @@ impl Sink {
         }
     }
 
-    /// A bank is about to be collected.
+    /// Keeps ends back from now on, because a bank is about to be collected.
     pub(crate) fn keep_ends(&mut self) {
         self.keeps_ends = true;
     }
 
-    /// The bank has been collected.
+    /// Hands on the ends that were kept back, because the bank has been collected.
     pub(crate) fn release_ends(&mut self) {
         self.keeps_ends = false;
         std::mem::take(&mut self.ends).iter().for_each(|record| self.collected(record));
     }
 
-    /// Hands out the batch, and late ends for which there is room at last. The caller of a poller takes its events
-    /// itself, see [`take`](Self::take).
+    /// Hands the batch to the handler. Late ends for which the channel has room now go first. With a poller, the caller
+    /// takes the events by [`take`](Self::take) instead.
     pub(crate) fn flush(&mut self) {
         let Self { output, batch, tally, shared, .. } = self;
         if let Some(channel) = output.channel() {
             channel.send_late(None, tally);
             batch.drain(..).for_each(|event| channel.send(event, tally, || shared.stopping()));
         } else if let Some(handler) = output.function().filter(|_| !batch.is_empty()) {
-            // Before the call: it may panic, and the function has had them.
+            // The function may panic, and then has had the events. So they are counted before the call.
             tally.delivered += count(batch);
             handler.handle(batch);
             batch.clear();
         }
     }
 
-    /// The events since the last time, for the caller of a poller.
+    /// Returns the events since the last call, to the caller of a poller.
     pub(crate) fn take(&mut self) -> Vec<CollectorEvent> {
         self.tally.delivered += count(&self.batch);
         std::mem::take(&mut self.batch)
@@ -116,12 +118,12 @@ impl Sink {
         !self.batch.is_empty()
     }
 
-    /// Ends wait for room in the channel.
+    /// Do ends wait for room in the channel?
     pub(crate) fn has_late(&mut self) -> bool {
         self.output.channel().is_some_and(|channel| channel.has_late())
     }
 
-    /// Waits so long, and hands out late ends as fast as the receiver takes what is before them.
+    /// Waits for this time. Late ends are sent meanwhile, as soon as the receiver makes room.
     pub(crate) fn rest(&mut self, pause: Duration) {
         match self.output.channel().filter(|channel| channel.has_late()) {
             Some(channel) => channel.send_late(Some(pause), &mut self.tally),
@@ -129,7 +131,7 @@ impl Sink {
         }
     }
 
-    /// At the stop: late ends have until then, as long as the receiver takes some.
+    /// Delivers what is left at the stop. Late ends may wait for room until `end`, as long as the receiver takes some.
     pub(crate) fn finish(&mut self, end: Instant) {
         self.flush();
         if let Some(channel) = self.output.channel() {
@@ -141,8 +143,8 @@ impl Sink {
         self.stats.deferred = records;
     }
 
-    /// Publishes the counters, and reports as events what was lost since the last time. A report that finds the channel
-    /// full is made again the next time.
+    /// Publishes the counters, and reports new losses as events. If the channel has no room for a report, the next call
+    /// makes it again.
     pub(crate) fn report_losses(&mut self, kernel_losses: &LossTable) {
         self.flush();
         self.stats.losses = self.tally.lost.plus(kernel_losses);
@@ -168,14 +170,14 @@ impl Sink {
     }
 }
 
-/// Also where the user's function has panicked: it has had its events.
+/// Publishes the counters also after a panic in the user's function, which has had its events.
 impl Drop for Sink {
     fn drop(&mut self) {
         self.publish();
     }
 }
 
-/// Reports of losses are about events, and do not count as such.
+/// Counts the events. Reports of losses do not count as events.
 fn count(events: &[CollectorEvent]) -> u64 {
     events.iter().filter(|event| event.kind().is_some()).count() as u64
 }
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_for_which_the_channel_had_no_room_is_told_the_next_time() {
+    fn a_loss_report_that_found_no_room_is_sent_again() {
         let shared = Arc::new(Shared::default());
         let (mut sink, rx) = sink(&shared, WhenFull::Drop);
         sink.report_losses(&losses(2));
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_nobody_receives_shows_that_the_receiver_is_gone() {
+    fn a_loss_report_without_a_receiver_shows_that_the_receiver_is_gone() {
         let shared = Arc::new(Shared::default());
         let (mut sink, rx) = sink(&shared, WhenFull::Wait);
         drop(rx);

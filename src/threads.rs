@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every thread of the library begins here: it takes no signal of the program's, and may have descriptors of its own.
+//! The start of every thread of the library. Threads block the program's signals, and may have descriptors of their
+//! own.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
-/// Signals by which the kernel tells a thread of its own fault. Blocked, they would end the process without a word.
+/// The signals of a thread's own faults. If they were blocked, a fault would end the process without calling a handler.
 const FAULTS: [i32; 6] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
 
@@ -27,8 +28,10 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     Builder::new().name(name.into()).spawn_scoped(scope, work)
 }
 
-/// Begins a thread that stays when its caller goes on, though it begins with what the caller lends it. `lent` is done
-/// before this returns, with what it has made, or with none if it has panicked; `rest` gets the same and stays.
+/// Starts a thread that first runs `lent`, which may borrow from the caller, and then `rest`, which may not.
+///
+/// The caller waits for `lent` and gets its second result, or none if it has panicked. `rest` gets the first result,
+/// and goes on after this function has returned.
 pub(crate) fn spawn_lending<'a, T: Send + 'static, U: Send + 'a>(
     name: &str,
     lent: impl FnOnce() -> (T, U) + Send + 'a,
@@ -42,20 +45,20 @@ pub(crate) fn spawn_lending<'a, T: Send + 'static, U: Send + 'a>(
         rest(kept);
     };
     let _blocked = SignalsBlocked::new();
-    // SAFETY: what is borrowed for 'a is in `lent` and `answer` only. `lent` is used up before the answer is sent, or
-    // dropped before `tell` is; the answer is received here. So nothing of 'a is left on that thread when recv() returns.
+    // SAFETY: only `lent` and `answer` hold borrows of 'a. `lent` is used up before the answer is sent, or dropped
+    // before `tell` is. The answer is received here. So the thread holds no borrow of 'a when recv() returns.
     unsafe { Builder::new().name(name.into()).spawn_unchecked(work) }?;
     Ok(told.recv().ok())
 }
 
-/// While this lives the calling thread takes no signals, and neither do the threads that it begins: they have its mask
-/// from their first instruction. What comes meanwhile comes afterwards.
+/// While this lives, the calling thread blocks signals. Threads that it starts inherit this mask, so they block signals
+/// from their first instruction. Signals that come meanwhile are delivered afterwards.
 struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
     fn new() -> Self {
-        // SAFETY: sets of signals are plain data that the first call fills. By libc, and not by a system call: it leaves
-        // open the signal through which setuid(2) reaches all threads.
+        // SAFETY: sets of signals are plain data, which the first call fills. libc is used instead of the system call,
+        // because it leaves open the signal by which setuid(2) reaches all threads.
         unsafe {
             let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigfillset(&raw mut all);
@@ -70,19 +73,21 @@ impl SignalsBlocked {
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: the set that was there before.
+        // SAFETY: this is the set that was in use before.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
     }
 }
 
-/// Gives the calling thread descriptors of its own, of which only these are open: what it opens from then on no process
-/// that is forked gets a copy of, and it holds nothing of the program's. Refused before Linux 5.9; then all is as before.
+/// Gives the calling thread a descriptor table of its own, and closes all descriptors in it but `needed`.
+///
+/// Then forked processes get no copies of files that this thread opens, and the thread keeps none of the program's
+/// files open. Before Linux 5.9 this is an error, and nothing changes.
 pub(crate) fn have_own_descriptors(needed: &[RawFd]) -> io::Result<()> {
     // include/uapi/linux/close_range.h
     const CLOSE_RANGE_UNSHARE: u32 = 2;
     let mut needed: Vec<u32> = needed.iter().filter_map(|&fd| fd.try_into().ok()).collect();
     needed.sort_unstable();
-    // From the top: what is above the highest is not even copied.
+    // Descriptors above the highest needed one are closed first: so the kernel does not copy them.
     close_range(needed.last().map_or(0, |last| last + 1), u32::MAX, CLOSE_RANGE_UNSHARE)?;
     for (i, &end) in needed.iter().enumerate() {
         let first = i.checked_sub(1).map_or(0, |before| needed[before] + 1);
@@ -93,7 +98,7 @@ pub(crate) fn have_own_descriptors(needed: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes these, on a thread that has descriptors of its own.
+/// Closes these descriptors, on a thread that has a descriptor table of its own.
 pub(crate) fn close_own_descriptors(fds: &[RawFd]) {
     for fd in fds.iter().filter_map(|&fd| u32::try_from(fd).ok()) {
         drop(close_range(fd, fd, 0));
@@ -101,7 +106,7 @@ pub(crate) fn close_own_descriptors(fds: &[RawFd]) {
 }
 
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
-    // SAFETY: only called for descriptors of a thread's own, which nothing in it refers to.
+    // SAFETY: only called on a thread with a descriptor table of its own, where nothing refers to these descriptors.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -134,20 +139,20 @@ mod tests {
             let open = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGCHLD, libc::SIGRTMAX()];
             assert!(open.iter().all(|&signal| is_in(mask, signal)), "{mask:x}");
             assert!(FAULTS.iter().all(|&signal| !is_in(mask, signal)), "{mask:x}");
-            // Those of libc.
+            // The signals of libc.
             assert!(!is_in(mask, 32) && !is_in(mask, 33), "{mask:x}");
         }
         assert_eq!(blocked(), before);
     }
 
     #[test]
-    fn what_a_thread_with_descriptors_of_its_own_opens_nobody_else_has() {
+    fn files_of_a_thread_with_its_own_descriptors_are_open_nowhere_else() {
         let [kept, closed] = [(); 2].map(|()| File::open("/dev/null").unwrap());
         let fds = [kept.as_raw_fd(), closed.as_raw_fd()];
         let open = || fs::read_dir("/proc/thread-self/fd").unwrap().count();
         let work = move || {
             have_own_descriptors(&fds[..1]).unwrap();
-            // The one that was kept, and the one by which they are listed.
+            // The kept descriptor, and the descriptor of the directory that lists them.
             let few = open();
             let _new = [(); 5].map(|()| File::open("/dev/null").unwrap());
             (few, open())
@@ -157,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loan_that_panics_has_no_answer() {
+    fn a_lent_function_that_panics_has_no_answer() {
         let lent = || -> ((), ()) { std::panic::resume_unwind(Box::new(5)) };
         assert_eq!(spawn_lending("lending", lent, drop).unwrap(), None);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a collector and a poller have in common: getting the programs into the kernel, existing connections, counters.
+//! The common part of a collector and a poller: starts, existing connections, capabilities and counters.
 
 use crate::bootstrap;
 use crate::capabilities::{Backend, Capabilities, Feature, Visibility};
@@ -20,9 +20,9 @@ use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Where the kernel describes its types.
+/// The kernel's description of its own types.
 const BTF: &str = "/sys/kernel/btf/vmlinux";
-/// What a start has open at once at most: programs, maps, links, the kernel's types.
+/// A start has at most this many descriptors open at once: programs, maps, links, BTF.
 const DESCRIPTORS: u64 = 128;
 
 /// The configuration, and the latest run.
@@ -37,9 +37,9 @@ impl Tracer {
         Self { config, shared: Arc::default(), capabilities: Mutex::default() }
     }
 
-    /// Gets the programs into the kernel. From then on there are events; `read` makes the reader of a run.
+    /// Loads and attaches the programs, and runs the self-test. Then `read` makes the reader.
     ///
-    /// The new run is the latest one only if all of that works.
+    /// The new run replaces the latest run only if all of this works.
     pub(crate) fn start<T>(&mut self, read: impl FnOnce(Start) -> Result<T>) -> Result<T> {
         let (session, loaded) = open_session(&self.config)?;
         let shared = Arc::new(Shared::default());
@@ -63,14 +63,14 @@ impl Tracer {
         self.shared.stats()
     }
 
-    /// Was it made in this process, and not in one that this was forked from?
+    /// Was the latest run made in this process? False in a forked child.
     pub(crate) fn is_ours(&self) -> bool {
         self.shared.is_ours()
     }
 
     pub(crate) fn bootstrap_existing(&self) -> Result<Vec<ConnectionRecord>> {
         let wanted = self.config.bootstrap;
-        // Where this process was forked, a thread that does not exist here may have held the lock.
+        // In a forked child, the lock may be held by a thread of the parent, which will never release it here.
         let (mut found, existing) = if self.is_ours() {
             bootstrap::existing_connections(wanted, &self.shared.holders())?
         } else {
@@ -89,7 +89,7 @@ impl Tracer {
         bootstrap::survey(protocols.collect())
     }
 
-    /// Whether sockets have the same ids in events as the kernel lists. Before the start nothing has other ones.
+    /// Are the socket ids of events those that the kernel lists? True before the start, because there are no events.
     fn events_have_cookies(&self, protocol: Protocol) -> bool {
         self.lock().as_ref().is_none_or(|can| {
             let are_made_up = protocol == Protocol::Udp && can.backend() == Backend::Kprobe;
@@ -97,13 +97,13 @@ impl Tracer {
         })
     }
 
-    /// Nobody panics while holding it.
+    /// No thread panics while it holds this lock.
     fn lock(&self) -> MutexGuard<'_, Option<Capabilities>> {
         self.capabilities.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a reader starts with.
+/// The parts from which a reader is made.
 pub(crate) struct Start {
     session: Session,
     /// Records that the self-test has taken out of the ring.
@@ -118,16 +118,16 @@ impl Start {
     }
 }
 
-/// Tries out what was attached. Returns the records of other sockets that came in meanwhile, too.
+/// Runs the self-test if it is wanted. Also returns the records of other sockets that came in meanwhile.
 fn test(session: &Session, config: &Config) -> Result<(Vec<crate::SelfCheck>, Vec<Vec<u8>>)> {
-    // What the user does not want to see, the test would not see either.
+    // A filter might hide the test's own sockets.
     if !config.self_test || config.filter != Filter::default() {
         return Ok(Default::default());
     }
     self_test::run(session)
 }
 
-/// Says in the user's terms what forbids tracing, before the kernel says it in its own.
+/// Checks privileges, BTF and kernel, so that the user gets a clear error. Then starts a backend.
 fn open_session(config: &Config) -> Result<(Session, Capabilities)> {
     host::check_privileges()?;
     if !Path::new(BTF).exists() {
@@ -135,7 +135,7 @@ fn open_session(config: &Config) -> Result<(Session, Capabilities)> {
     }
     let facts = kernel::collect_facts();
     let started = check_kernel(&facts).map(|()| kernel::start(config, &facts));
-    // Then what was found out of the kernel is wrong, too, and so is the reason.
+    // Without free descriptors the facts about the kernel are wrong, and so is the reason of this failure.
     if !matches!(started, Ok(Ok(_))) && descriptors_left() < DESCRIPTORS {
         return Err(Error::TooFewDescriptors { left: descriptors_left(), needed: DESCRIPTORS });
     }
@@ -147,13 +147,13 @@ fn open_session(config: &Config) -> Result<(Session, Capabilities)> {
     })
 }
 
-/// How many more files this process may open; none where even that cannot be looked at.
+/// How many more files this process may open. 0 if it cannot open /proc/self/fd to count them.
 fn descriptors_left() -> u64 {
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     std::fs::read_dir("/proc/self/fd").map_or(0, |open| most.saturating_sub(open.count() as u64))
 }
 
-/// A kernel that loads typed programs but none with a ring buffer is too old.
+/// A kernel that loads typed programs but has no ring buffer is too old.
 fn check_kernel(facts: &Facts) -> Result<()> {
     if facts.typed_tracepoints.is_ok() && !facts.ring_buffer {
         return Err(Error::KernelTooOld { what: "BPF ring buffer" });
@@ -187,7 +187,7 @@ mod tests {
         let message = check_kernel(&facts(Ok(()), false)).unwrap_err().to_string();
         assert!(message.contains("ring buffer") && message.contains("5.8"), "{message}");
         assert!(check_kernel(&facts(Ok(()), true)).is_ok());
-        // Where nothing loads at all, the age of the kernel is not what is wrong.
+        // If nothing loads at all, the cause is not the kernel's age.
         assert!(check_kernel(&facts(Err("refused".into()), false)).is_ok());
     }
 }

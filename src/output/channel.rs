@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A channel as an output, with everything that can happen to an event on its way there.
+//! A channel as an output: events may wait for room in it, or be lost.
 
 use crate::config::WhenFull;
 use crate::event::{CollectorEvent, LossPlace};
@@ -9,19 +9,19 @@ use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How long to wait for room in the channel before looking whether to stop.
+/// A reader that waits for room in the channel checks this often whether it shall stop.
 const SEND_SLICE: Duration = Duration::from_millis(10);
-/// A receiver that has taken nothing for so long takes no more.
+/// At the stop, a receiver that has taken nothing for this long gets no more.
 const RECEIVER_PATIENCE: Duration = Duration::from_millis(25);
-/// So many ends wait for room in the channel.
+/// At most this many ends wait for room in the channel.
 const MAX_LATE: usize = 65_536;
 
-/// What became of events: a part of the statistics.
+/// Counts of delivered and lost events, for the statistics.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     /// Delivered to the handler.
     pub(crate) delivered: u64,
-    /// Lost in the channel, and by decoding.
+    /// Lost because the channel was full, or because a record could not be decoded.
     pub(crate) lost: LossTable,
 }
 
@@ -33,11 +33,11 @@ impl Tally {
     }
 }
 
-/// The sending end.
+/// The sending end, and the ends of connections that wait for room.
 pub(crate) struct Channel {
     tx: Sender<CollectorEvent>,
     when_full: WhenFull,
-    /// Ends for which the channel had no room. No later event would tell the same.
+    /// Ends for which the channel had no room. No later event can repair their loss.
     late: VecDeque<CollectorEvent>,
     is_receiver_gone: bool,
 }
@@ -51,14 +51,14 @@ impl Channel {
         self.is_receiver_gone
     }
 
-    /// Ends wait for room.
+    /// Do ends wait for room?
     pub(crate) fn has_late(&self) -> bool {
         !self.late.is_empty()
     }
 
-    /// Sends an event; while there is no room, as the user has chosen.
+    /// Sends an event. While there is no room, acts by [`WhenFull`].
     pub(crate) fn send(&mut self, event: CollectorEvent, tally: &mut Tally, is_stopping: impl Fn() -> bool) {
-        // Late ends come first: a new event takes no room from them, and the ends of one connection keep their order.
+        // Late ends go first. So new events do not take their room, and the ends of one connection keep their order.
         self.send_late(None, tally);
         if self.has_late() {
             return if is_end(&event) { self.put_off(event, tally) } else { tally.lose(&event) };
@@ -69,7 +69,7 @@ impl Channel {
         }
     }
 
-    /// Sends a report of losses. False if there is no room: then the next report tells it.
+    /// Sends a report of losses. False if there is no room; then the caller sends it again later.
     pub(crate) fn report(&mut self, report: CollectorEvent) -> bool {
         let sent = self.tx.try_send(report);
         self.is_receiver_gone |= matches!(sent, Err(TrySendError::Disconnected(_)));
@@ -91,7 +91,7 @@ impl Channel {
         }
     }
 
-    /// As long as the user wants to wait.
+    /// With [`WhenFull::Wait`], waits for room until the collector is stopped.
     #[expect(clippy::result_large_err, reason = "the event goes back to the caller")]
     fn wait_for_room(
         &self,
@@ -115,7 +115,7 @@ impl Channel {
         if self.late.len() < MAX_LATE { self.late.push_back(event) } else { tally.lose(&event) }
     }
 
-    /// Sends the late ends as far as there is room, now or within this time.
+    /// Sends late ends as far as there is room. With `patience`, waits for room for up to that time.
     pub(crate) fn send_late(&mut self, patience: Option<Duration>, tally: &mut Tally) {
         if self.late.is_empty() {
             return;
@@ -131,14 +131,14 @@ impl Channel {
                 Err(TrySendError::Full(event)) => return self.late.push_front(event),
                 Err(TrySendError::Disconnected(_)) => return self.is_receiver_gone = true,
             }
-            // A receiver that takes them one by one would keep the reader from the ring.
+            // A slow receiver, which takes ends one by one, must not keep the reader from the ring.
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return;
             }
         }
     }
 
-    /// At the stop: sends late ends until `end`, as long as the receiver takes some. Then the rest is lost.
+    /// Sends late ends at the stop, until `end`, as long as the receiver takes some. The remaining ends are lost.
     pub(crate) fn finish(&mut self, end: Instant, tally: &mut Tally) {
         let mut left = usize::MAX;
         while self.late.len() < left && !self.is_receiver_gone {
@@ -153,7 +153,7 @@ impl Channel {
     }
 }
 
-/// To have waited in vain is to have found no room.
+/// A timeout means that there was no room.
 fn no_room(after: SendTimeoutError<CollectorEvent>) -> TrySendError<CollectorEvent> {
     match after {
         SendTimeoutError::Timeout(event) => TrySendError::Full(event),
@@ -161,7 +161,7 @@ fn no_room(after: SendTimeoutError<CollectorEvent>) -> TrySendError<CollectorEve
     }
 }
 
-/// Is there no later event that would tell the same?
+/// Is this an end, whose loss no later event can repair?
 fn is_end(event: &CollectorEvent) -> bool {
     match event {
         CollectorEvent::Closed(_) | CollectorEvent::ConnectFailed(_) => true,
@@ -197,7 +197,7 @@ mod tests {
             channel.send_late(None, &mut tally);
             assert_eq!(rx.try_iter().collect::<Vec<_>>(), std::slice::from_ref(end));
         }
-        // Nobody makes room any more.
+        // The receiver makes no more room.
         [moved(), ends[1].clone()].into_iter().for_each(|event| channel.send(event, &mut tally, || false));
         channel.finish(Instant::now(), &mut tally);
         let lost = [EventKind::TcpSend, EventKind::Closed].map(|k| tally.lost.get(k, LossPlace::Channel));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the reader does from time to time: collecting pending reports, losses, statistics.
+//! Housekeeping: the reader collects pending reports, and publishes losses and statistics, from time to time.
 
 use crate::config::{Config, Granularity};
 use crate::error::{Error, Result};
@@ -10,33 +10,35 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a reader that is awake leaves the ring alone: the delay of an event while there is traffic.
+/// The time between two looks of a reader that is awake. While there is traffic, events are delayed by up to this time.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How long it sleeps at most, and so how soon it sees that it shall stop.
+/// The longest sleep of the reader. A stop may wait this long before the reader sees it.
 const SLEEP: Duration = Duration::from_millis(50);
-/// Losses, statistics, and whether state records wait: at least so often, however long the interval is.
+/// Losses, statistics and deferred state records are looked at this often, or more often with a shorter interval.
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
-/// With an event per call only what no call reports (splice) and what found no room in the ring waits.
+/// With an event per call, only two kinds of reports are pending: of bytes that no call reports (splice), and of bytes
+/// for which the ring had no room.
 const PER_CALL_COLLECT: Duration = Duration::from_millis(100);
-/// Programs that the kernel has skipped are no news that could not wait.
+/// The kernel's counts of skipped programs are read this often.
 const LOOK_AT_HOOKS_EVERY: Duration = Duration::from_secs(1);
 
-/// What the reader does from time to time.
+/// The timers of the reader, and the state of a collection.
 pub(super) struct Housekeeping {
-    /// Reports that wait.
+    /// When pending reports are collected next.
     collect: Timer,
-    /// Everything else, which must not wait for a long interval.
+    /// When the counters are looked at next. They do not wait for the end of a long interval.
     counters: Timer,
     look_at_hooks: Timer,
     grace: Grace,
-    /// The bank that was left can be collected when what is in the ring by then has been read: so many records at most.
+    /// The grace period is over, and the left bank is collected after the records that were in the ring by then. At
+    /// most this many of them are still to be read.
     backlog: Option<usize>,
     ring_records: usize,
-    /// How many state records have found no room in the ring, as of the last look. The kernel side counts one before it lets
-    /// it wait: so one that is counted is in the bank that is in use, or will be when the programs that run have ended,
-    /// which the collection waits for.
+    /// How many state records had found no room in the ring at the last look. The kernel side counts such a record
+    /// first, and then puts it into the bank in use. So a counted record is in that bank at the latest when the running
+    /// programs have ended. The collection waits for that.
     set_aside: u64,
-    /// Some of them have not been collected.
+    /// Some of these state records have not been collected yet.
     states_wait: bool,
 }
 
@@ -59,7 +61,7 @@ impl Housekeeping {
         })
     }
 
-    /// For how long there is nothing to do here.
+    /// The time until the next housekeeping is due.
     pub(super) fn pause(&self) -> Duration {
         if self.is_collecting() {
             return LOOK_EVERY;
@@ -68,13 +70,13 @@ impl Housekeeping {
         next.saturating_duration_since(Instant::now()).min(SLEEP)
     }
 
-    /// A bank was left and has not been collected.
+    /// Was a bank left and not collected yet?
     pub(super) fn is_collecting(&self) -> bool {
         self.grace.is_running || self.backlog.is_some()
     }
 
-    /// After a look at the ring: collects if nothing is left in it that is older than what waits. A reader that is behind
-    /// would hand out a connection's reports before its begin.
+    /// Collects the left bank if the looks have read all records that are older than its pending reports. If the reader
+    /// collected earlier, it would hand out a connection's reports before its begin.
     pub(super) fn catch_up(
         &mut self,
         records: usize,
@@ -91,7 +93,7 @@ impl Housekeeping {
         }
     }
 
-    /// Does what is due.
+    /// Does the housekeeping that is due.
     pub(super) fn run(&mut self, session: &mut Session, sink: &mut Sink) {
         if self.grace.is_over() {
             self.backlog = Some(self.ring_records);
@@ -122,8 +124,9 @@ impl Housekeeping {
         self.set_aside = states;
     }
 
-    /// State records that wait bring forward the collection of all that waits. So they come after the reports of their
-    /// connection as ever; that some reports then come early, where the ring was full, is the lesser evil.
+    /// Begins a new epoch, if anything is pending. Pending state records do not wait for the end of the interval. They
+    /// must come after the reports of their connection, so all pending reports are collected with them. Some of these
+    /// reports then come early.
     fn leave_bank(&mut self, now: Instant, session: &mut Session, sink: &mut Sink) {
         self.collect.restart(now);
         self.states_wait = false;
@@ -142,7 +145,7 @@ pub(super) fn collect(session: &mut Session, sink: &mut Sink) {
     sink.release_ends();
 }
 
-/// Something that is due again and again.
+/// The next time of a task, and its period.
 #[derive(Clone, Copy, Debug)]
 struct Timer {
     every: Duration,
@@ -154,7 +157,7 @@ impl Timer {
         Self { every, next: now + every }
     }
 
-    /// If so, the next time is a period from now.
+    /// Has the time come? If so, the next time is one period from now.
     fn is_due(&mut self, now: Instant) -> bool {
         let is_due = self.next <= now;
         if is_due {
@@ -168,8 +171,8 @@ impl Timer {
     }
 }
 
-/// A thread that waits until the bank that was left at the last change of the epoch may be collected: the kernel takes
-/// its time, and the ring must be read meanwhile.
+/// A thread that waits for the grace period after a change of the epoch. The wait takes milliseconds, and the reader
+/// must read the ring meanwhile.
 struct Grace {
     ask: Sender<()>,
     over: Receiver<()>,
@@ -193,13 +196,13 @@ impl Grace {
         Ok(Self { ask, over, thread, is_running: false })
     }
 
-    /// False if that thread has ended, which it does not.
+    /// Asks the thread to wait. False if the thread has ended, which does not happen.
     fn begin(&mut self) -> bool {
         self.is_running = self.ask.try_send(()).is_ok();
         self.is_running
     }
 
-    /// True once for each [`begin`](Self::begin).
+    /// Is the grace period over? True once for each [`begin`](Self::begin).
     fn is_over(&mut self) -> bool {
         let over = self.is_running && self.over.try_recv().is_ok();
         self.is_running &= !over;
