@@ -13,11 +13,11 @@ use std::mem::MaybeUninit;
 #[derive(Debug)]
 pub(crate) struct Holders(Link);
 
-/// As much as the kernel hands out at once (bpf_seq_read()).
+/// The kernel hands out at most this much at once (bpf_seq_read()).
 const PIECE: usize = 32 << 10;
 
 impl Holders {
-    /// Loads it, or says why this kernel does not.
+    /// Loads the iterator. The error says why this kernel does not.
     pub(crate) fn load() -> Result<Self, String> {
         let _quiet = Quiet::new();
         let mut storage = MaybeUninit::uninit();
@@ -29,7 +29,7 @@ impl Holders {
 
     /// Hands out records (`tt_holder`) of the sockets among the files of all processes in the caller's pid namespace.
     ///
-    /// Piece by piece, so that only what is made of them takes memory. A piece may end in the middle of a record.
+    /// It reads them piece by piece, so they are not all in memory at once. A piece may end in the middle of a record.
     pub(crate) fn read(&self, mut record: impl FnMut(&[u8])) -> Result<(), String> {
         let mut iterator = Iter::new(&self.0).map_err(|e| format!("an iterator cannot begin: {e}"))?;
         let size = size_of::<tt_holder>();
@@ -38,7 +38,7 @@ impl Holders {
             let end = match iterator.read(&mut piece[kept..]) {
                 Ok(0) => return Ok(()),
                 Ok(read) => kept + read,
-                // It has looked at a million objects and found nothing to show, or a signal came.
+                // The kernel has passed a million objects without a socket among them, or a signal came.
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
                 Err(e) => return Err(format!("an iterator cannot be read: {e}")),
             };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Attached programs, held where no other process gets a copy of what holds them.
+//! The links of attached programs. No forked process gets a copy of their descriptors.
 
 use super::Quiet;
 use crate::threads;
@@ -9,17 +9,20 @@ use std::convert::Infallible;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-/// Programs stay attached as long as a descriptor of their link is open anywhere: also in a process that was forked
-/// without exec(2), after this one has closed its own or was killed. So a thread with descriptors of its own attaches
-/// them, and does nothing but hold them.
+/// A thread that holds the links of attached programs.
+///
+/// A program stays attached while a descriptor of its link is open in any process. A forked child has copies of all
+/// descriptors until it calls exec(2), also after the parent has closed them or was killed. So a thread with a
+/// descriptor table of its own attaches the programs and holds their links.
 pub(super) struct Links {
-    /// Dropped to have them detached.
+    /// When this is dropped, the thread detaches the programs.
     hold: Option<Sender<Infallible>>,
+    /// Disconnected when the programs are detached.
     gone: Receiver<Infallible>,
 }
 
 impl Links {
-    /// Attaches by `attach`, which uses these descriptors.
+    /// Attaches the programs by `attach`, which uses the descriptors `needed`.
     pub(super) fn hold(
         needed: &[RawFd],
         attach: impl FnOnce() -> Result<Vec<Link>, String> + Send,
@@ -43,7 +46,7 @@ impl Links {
                 }
             },
             move |links| {
-                // It ends when the sender is dropped.
+                // This returns when the sender is dropped.
                 let Err(_) = held.recv();
                 let _quiet = Quiet::new();
                 drop(links);
@@ -54,12 +57,12 @@ impl Links {
             Ok(Some(Ok(()))) => Ok(Self { hold: Some(hold), gone }),
             Ok(Some(Err(reason))) => Err(reason),
             Ok(None) => Err("the thread that attaches programs has panicked".into()),
-            Err(e) => Err(format!("a thread that attaches programs cannot begin: {e}")),
+            Err(e) => Err(format!("the thread that attaches programs cannot start: {e}")),
         }
     }
 
-    /// Detaches all programs. False if the kernel takes longer than this: then it goes on in the background.
-    pub(super) fn let_go(&mut self, patience: Duration) -> bool {
+    /// Detaches all programs. False if the kernel takes longer than `patience`. Then it goes on in the background.
+    pub(super) fn detach(&mut self, patience: Duration) -> bool {
         drop(self.hold.take());
         !matches!(self.gone.recv_timeout(patience), Err(e) if e.is_timeout())
     }

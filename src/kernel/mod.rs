@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The only place that knows libbpf: what this kernel can do ([`facts`]), getting the programs into it ([`configure`], [`load`],
-//! [`links`]) and talking to their maps ([`session`], [`ring`], [`shared`]), and who holds sockets already ([`holders`]). What
-//! goes out of here is bytes, and counts of losses.
+//! The only module that uses libbpf. It hands out bytes of records, and counts of losses.
+//!
+//! - [`facts`] finds out what this kernel can do.
+//! - [`configure`], [`load`] and [`links`] load and attach the programs.
+//! - [`session`], [`ring`] and [`shared`] read and write their maps.
+//! - [`holders`] lists the processes that hold existing sockets.
 
 mod configure;
 mod facts;
@@ -24,11 +27,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const LIBBPF: &str = "tcptop::libbpf";
 
-/// While this lives, what libbpf has to say goes to the `log` façade instead of stderr. libbpf knows one printer per
-/// process, so the last one of these that goes puts the previous one back.
+/// While this lives, messages of libbpf go to the `log` façade instead of stderr. libbpf has one printer per process,
+/// so the last `Quiet` restores the previous printer.
 struct Quiet;
 
-/// How many there are, and the printer before the first of them.
+/// The number of `Quiet`s, and the printer before the first of them.
 static QUIET: Mutex<(usize, Option<(PrintLevel, PrintCallback)>)> = Mutex::new((0, None));
 
 impl Quiet {
@@ -41,13 +44,14 @@ impl Quiet {
         Self
     }
 
-    /// Nobody panics while holding it.
+    /// No thread panics while it holds this lock.
     fn lock() -> MutexGuard<'static, (usize, Option<(PrintLevel, PrintCallback)>)> {
         QUIET.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What somebody wants to read: to put thousands of lines into words takes a quarter of the time that a start does.
+/// The level of messages that the logger wants. Others are not even formatted: thousands of lines would take a quarter
+/// of the time of a start.
 fn wanted() -> Option<PrintLevel> {
     let levels = [(log::Level::Trace, PrintLevel::Debug), (log::Level::Debug, PrintLevel::Info)];
     let read = |&(level, _): &(log::Level, _)| log::log_enabled!(target: LIBBPF, level);
@@ -65,7 +69,7 @@ impl Drop for Quiet {
 }
 
 fn to_log(level: PrintLevel, text: String) {
-    // Failures to load are part of finding out what this kernel allows: they are reported as reasons, not as warnings.
+    // The library finds out by failures what this kernel allows, and reports them as reasons. So they are no warnings.
     let level = match level {
         PrintLevel::Debug => log::Level::Trace,
         PrintLevel::Info | PrintLevel::Warn => log::Level::Debug,
@@ -73,7 +77,7 @@ fn to_log(level: PrintLevel, text: String) {
     log::log!(target: LIBBPF, level, "{}", text.trim_end());
 }
 
-/// The kernel's answer, with words for a number of its own that is not for programs and that no C library has a text for.
+/// The kernel's answer, with an explanation of two error numbers. No C library has a text for ENOTSUPP (524).
 fn in_words(error: &libbpf_rs::Error) -> String {
     const ENOTSUPP: &str = "(os error 524)";
     const ENOMEM: &str = "(os error 12)";
@@ -91,9 +95,9 @@ fn in_words(error: &libbpf_rs::Error) -> String {
 mod tests {
     use super::*;
 
-    /// Two that overlap, as where two threads start collectors: silence from the first to the last, and then as before.
+    /// Two threads may start collectors at the same time.
     #[test]
-    fn the_printer_of_before_comes_back_with_the_last_one() {
+    fn the_last_quiet_restores_the_previous_printer() {
         fn other(_: PrintLevel, _: String) {}
         let is = |callback: PrintCallback| {
             let printer = set_print(None);
@@ -111,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_kernel_cannot_do_is_said_in_words() {
+    fn errors_of_the_kernel_are_explained() {
         let said = |errno| in_words(&libbpf_rs::Error::from_raw_os_error(errno));
         assert!(said(524).contains("ENOTSUPP"), "{}", said(524));
         assert_eq!(said(libc::EPERM), std::io::Error::from_raw_os_error(libc::EPERM).to_string());

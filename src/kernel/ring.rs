@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The reading end of the ring buffer (`BPF_MAP_TYPE_RINGBUF`, Documentation/bpf/ringbuf.rst).
 //!
-//! libbpf has one, too. It hands records to a callback that must live as long as the ring. This one lends them to the
-//! caller of each look, so a reader owns both its ring and the place where the records go.
+//! The ring consumer of libbpf hands records to a callback that must live as long as the ring. This `Ring` lends
+//! records to the caller of each look. So a reader can own both its ring and its sink.
 
 use super::shared::{Access, Mapping};
 use crate::error::{Error, Result};
@@ -13,29 +13,30 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// One look takes at most so many records. A ring that fills as fast as it is read must not keep the reader from its
-/// other work, and the events of one batch shall stay in the processor's cache.
+/// One look takes at most this many records. A ring that fills as fast as it is read must not keep the reader from its
+/// other work. And the events of one batch shall stay in the processor's cache.
 const RECORDS_PER_LOOK: usize = 256;
 
-/// Before each record: its length with the two flags below, and four bytes for the kernel
+/// The size of the header before each record: its length with the two flags below, and four bytes for the kernel
 /// (`struct bpf_ringbuf_hdr` in kernel/bpf/ringbuf.c).
 const HEADER: usize = 8;
-/// A program still writes this record.
+/// Flag: a program still writes this record.
 const BUSY: u32 = 1 << 31;
-/// A program has given this record up.
+/// Flag: a program has discarded this record.
 const DISCARDED: u32 = 1 << 30;
 
-/// The ring in this process's memory, and the place up to which it was read.
+/// The ring buffer, mapped into this process's memory.
 pub(crate) struct Ring {
     map: OwnedFd,
-    /// Written here: up to where records were read. A page.
+    /// A page with the position up to which records were read. This side writes it.
     consumer: Mapping<AtomicU64>,
-    /// Written by the kernel: up to where there are records. A page.
+    /// A page with the position up to which there are records. The kernel writes it.
     producer: Mapping<AtomicU64>,
-    /// The records, twice in a row, so that each lies in one piece.
+    /// The records. The ring is mapped twice in a row, so that each record lies in one piece.
     data: Mapping<AtomicU64>,
-    /// Size of the ring less one. The size is a power of two.
+    /// The size of the ring less one. The size is a power of two.
     mask: usize,
+    /// The number of records that the last look has taken.
     taken: usize,
 }
 
@@ -64,17 +65,17 @@ impl Ring {
     pub(crate) fn wait(&self, timeout: Duration) {
         let mut fds = [PollFd::new(&self.map, PollFlags::IN)];
         let timeout = Timespec::try_from(timeout).ok();
-        // Whatever ends it, the next look tells whether there is something.
+        // It does not matter what ends the wait: the next look finds out whether there are records.
         let _ = poll(&mut fds, timeout.as_ref());
     }
 
-    /// Lends the records that are there, one by one. Returns their number.
+    /// Lends the records in the ring, one by one. Returns their number.
     pub(crate) fn look(&mut self, mut record: impl FnMut(&[u8])) -> usize {
         self.taken = 0;
-        // Nobody else writes this word.
+        // Only this reader writes this word.
         let mut at = self.consumer.first().load(Ordering::Relaxed);
         while self.taken < RECORDS_PER_LOOK && at != self.producer.first().load(Ordering::Acquire) {
-            // As the position is taken modulo the size, 32 bits would do.
+            // The position is taken modulo the size, so 32 bits of it are enough.
             let offset = at as usize & self.mask;
             let header = self.header(offset).load(Ordering::Acquire);
             if header & BUSY != 0 {
@@ -91,7 +92,7 @@ impl Ring {
         self.taken
     }
 
-    /// The last look has taken as many records as a look may take.
+    /// Has the last look taken as many records as a look may take?
     pub(crate) fn is_behind(&self) -> bool {
         self.taken >= RECORDS_PER_LOOK
     }

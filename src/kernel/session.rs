@@ -20,12 +20,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Programs in the kernel. Dropping it detaches and unloads them. Of the skeleton only the parts are kept that outlive
-/// it: maps own their file descriptors, so a session can move to another thread.
+/// The programs in the kernel. When the session is dropped, they are detached and unloaded.
+///
+/// It keeps links and map handles, but not the skeleton. These own their descriptors, so a session can move to another
+/// thread.
 pub(crate) struct Session {
     links: Links,
     hooks: Vec<Hook>,
-    /// Losses at hooks when they were last read.
+    /// The losses at hooks, as of the last [`look_at_hooks`](Self::look_at_hooks).
     skipped: LossTable,
     events: MapHandle,
     control: Control,
@@ -36,13 +38,13 @@ pub(crate) struct Session {
     pub(crate) kernel_memory_bytes: u64,
 }
 
-/// What the kernel side may expect of the reader.
+/// The reader's state, as the kernel side sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum ReaderState {
-    /// It waits for a wake-up.
+    /// The reader waits for a wake-up.
     Asleep = tt_reader::TT_ASLEEP.0,
-    /// It comes back by itself within milliseconds.
+    /// The reader looks again by itself, within milliseconds.
     Looking = tt_reader::TT_LOOKING.0,
 }
 
@@ -78,31 +80,31 @@ impl Session {
         })
     }
 
-    /// Detaches every program; the maps stay readable.
+    /// Detaches every program. The maps stay readable.
     ///
-    /// For each trampoline the kernel waits for a grace period of RCU tasks, one after the other (ftrace_shutdown()):
-    /// on preemptible kernels a tenth of a second each. What has not gone after [`DETACH_PATIENCE`] goes in the
-    /// background.
+    /// For each trampoline the kernel waits for a grace period of RCU tasks, one after the other (ftrace_shutdown()).
+    /// On preemptible kernels each takes a tenth of a second. Programs that remain after [`DETACH_PATIENCE`] are
+    /// detached in the background.
     pub(crate) fn detach(&mut self) {
-        if !self.links.let_go(DETACH_PATIENCE) {
+        if !self.links.detach(DETACH_PATIENCE) {
             log::debug!("the kernel is still detaching programs");
         }
     }
 
-    /// Tells the kernel side what the reader does.
+    /// Tells the kernel side the reader's state.
     pub(crate) fn announce(&self, state: ReaderState) {
         self.control.reader().store(state as u32, Ordering::Relaxed);
     }
 
-    /// Does anything wait in the bank that is in use?
-    pub(crate) fn anything_waits(&self) -> bool {
+    /// Is anything pending in the bank in use?
+    pub(crate) fn has_pending(&self) -> bool {
         self.control.used(Bank::of_epoch(self.epoch)).load(Ordering::Relaxed) != 0
     }
 
-    /// Begins a new epoch: from now on reports wait in the other bank. What waits in the old one may be collected as
-    /// soon as the programs that run now have ended: see [`barrier`](Self::barrier).
+    /// Begins a new epoch: from now on, reports are pending in the other bank. The pending reports of the old bank may
+    /// be collected when the programs that run now have ended: see [`barrier`](Self::barrier).
     pub(crate) fn next_epoch(&mut self) {
-        // After 2^32 intervals zero comes again, which is no epoch; its bank is the one that is free.
+        // After 2^32 epochs the number goes on with 2. Zero is not an epoch; 2 has the same bank.
         self.epoch = self.epoch.checked_add(1).unwrap_or(2);
         self.control.epoch().store(self.epoch, Ordering::Release);
         self.epoch_began = KernelTime::now();
@@ -116,41 +118,43 @@ impl Session {
         Ring::new(&self.events)
     }
 
-    /// Readable while there is something in the ring; who waits for that is told only by a wake-up.
+    /// Readable while there are records in the ring. A process that waits for it wakes up only if the kernel side asks
+    /// for it.
     pub(crate) fn ring_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
     }
 
-    /// How many records there can be in the ring at most.
+    /// The ring has room for at most this many records.
     pub(crate) fn ring_records(&self) -> usize {
         self.events.max_entries() as usize / size_of::<tt_state>()
     }
 
+    /// A handle that waits until the programs that run at that time have ended.
     pub(crate) fn barrier(&self) -> Barrier {
         self.barrier.clone()
     }
 
-    /// Takes what waits in the bank that is not in use, in the order in which it began to wait.
-    pub(crate) fn collect_waiting(&mut self, record: impl FnMut(&[u8])) {
+    /// Takes the pending reports of the bank that is not in use, in the order in which they became pending.
+    pub(crate) fn collect_pending(&mut self, record: impl FnMut(&[u8])) {
         let bank = Bank::of_epoch(self.epoch.wrapping_add(1));
         let used = self.control.used(bank).load(Ordering::Acquire);
         self.slots.empty(bank, used, self.epoch_began, record);
         self.control.used(bank).store(0, Ordering::Release);
     }
 
-    /// The losses that the kernel side has counted; those at hooks as of the last look at them.
+    /// The losses that the kernel side has counted, and the losses at hooks as of the last look at them.
     pub(crate) fn losses(&self) -> LossTable {
         decode::losses(&self.control.lost()).plus(&self.skipped)
     }
 
-    /// How many state records have found no room in the ring so far, and how many reports. They wait, and what is lost of
-    /// them is counted among the losses.
+    /// How many state records, and how many reports, have found no room in the ring so far. They are pending. If some
+    /// are lost later, they are counted among the losses.
     pub(crate) fn set_aside(&self) -> [u64; 2] {
         self.control.aside()
     }
 
-    /// Looks how often the kernel has skipped programs. Reads some twenty files in /proc, which a process that has become
-    /// another user's may not read any more: then it is what was known before.
+    /// Reads how often the kernel has skipped programs, in some twenty files of /proc. If the process has changed its
+    /// user, it may not read them any more. Then the numbers stay as they were.
     pub(crate) fn look_at_hooks(&mut self) {
         let mut skipped = LossTable::default();
         for hook in &self.hooks {
@@ -161,14 +165,15 @@ impl Session {
     }
 }
 
-/// A place in the kernel with one program or, where an event must not be lost, two.
+/// A hook with one program, or with two if one is a backup program.
 pub(crate) struct Hook {
     pub(super) kind: EventKind,
     pub(super) programs: Vec<OwnedFd>,
 }
 
 impl Hook {
-    /// How many events may have been lost: nothing is while one program runs. None if it cannot be read.
+    /// How many events may have been lost: the least number of skipped runs among the programs. None if it cannot be
+    /// read.
     fn skipped(&self) -> Option<u64> {
         let misses: Option<Vec<u64>> = self.programs.iter().map(recursion_misses).collect();
         misses?.into_iter().min()
@@ -180,13 +185,13 @@ fn recursion_misses(program: &OwnedFd) -> Option<u64> {
     info.ok().map(|text| misses_in(&text))
 }
 
-/// proc_pid_fdinfo(5); not there before Linux 5.12.
+/// The number of skipped runs in fdinfo (proc_pid_fdinfo(5)). Before Linux 5.12 there is none.
 fn misses_in(fdinfo: &str) -> u64 {
     let count = fdinfo.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Tells when every program that runs now has ended.
+/// Waits until every program that runs now has ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Barrier {
     map: Arc<MapHandle>,
@@ -194,17 +199,17 @@ pub(crate) struct Barrier {
 }
 
 impl Barrier {
-    /// Blocks for some milliseconds: the kernel answers a change of a map of maps after an RCU grace period
+    /// Blocks for some milliseconds. The kernel answers a change of a map of maps after an RCU grace period
     /// (maybe_wait_bpf_programs()).
     ///
-    /// Before Linux 5.19 it refuses that to a process that has given up CAP_BPF since. membarrier(2) waits for the same, on
-    /// more than one processor.
+    /// Before Linux 5.19 the kernel refuses this change if the process has given up CAP_BPF. Then membarrier(2) waits
+    /// for a grace period, if there is more than one processor.
     pub(crate) fn wait(&self) {
         let inner = self.inner.as_fd().as_raw_fd().to_ne_bytes();
         if let Err(e) = self.map.update(&FIRST, &inner, MapFlags::ANY) {
             log_failure("wait for running programs", Err(e));
             if let Err(e) = membarrier(MembarrierCommand::Global) {
-                log::warn!("cannot wait for them by membarrier either: {e}");
+                log::warn!("cannot wait for running programs by membarrier either: {e}");
             }
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Memory that the programs and the reader share: no system call, and no copy.
+//! Memory that the programs and the reader share. Both access it without system calls and copies.
 
 use crate::decode;
 use crate::model::KernelTime;
@@ -18,18 +18,18 @@ pub(super) struct Mapping<T> {
     elements: usize,
 }
 
-/// What this process does with a mapping. The kernel refuses to let a ring's data be written.
+/// How this process uses a mapping. The kernel refuses a writable mapping of a ring's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
 }
 
-// SAFETY: plain memory, which stays where it is until it is dropped.
+// SAFETY: a mapping is plain memory, which stays at its address until it is dropped.
 unsafe impl<T: Send> Send for Mapping<T> {}
 
 impl<T> Mapping<T> {
-    /// The map is an array of `T` with the flag BPF_F_MMAPABLE.
+    /// Maps a whole map, which is an array of `T` with the flag BPF_F_MMAPABLE.
     fn new(map: &MapHandle) -> io::Result<Self> {
         let elements = map.max_entries() as usize;
         if map.value_size() as usize != size_of::<T>() {
@@ -38,7 +38,7 @@ impl<T> Mapping<T> {
         Self::at(map.as_fd(), 0, elements, Access::Write)
     }
 
-    /// So many elements from this offset of the map on.
+    /// Maps this many elements, from this offset in bytes on.
     pub(super) fn at(
         map: BorrowedFd<'_>,
         offset: usize,
@@ -53,44 +53,44 @@ impl<T> Mapping<T> {
             Access::Write => ProtFlags::READ | ProtFlags::WRITE,
         };
         let bytes = elements * size_of::<T>();
-        // SAFETY: new memory at an address of the kernel's choice; the kernel checks the length.
+        // SAFETY: this is new memory, at an address that the kernel chooses. The kernel checks the length.
         let start = unsafe { mmap(ptr::null_mut(), bytes, access, MapFlags::SHARED, map, offset as u64)? };
         let first = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
         Ok(Self { first, elements })
     }
 }
 
-/// Words that the kernel writes meanwhile.
+/// Words that the kernel writes at the same time.
 impl Mapping<AtomicU64> {
     pub(super) fn first(&self) -> &AtomicU64 {
-        // SAFETY: inside of the mapping, and on this side only ever accessed as an atomic.
+        // SAFETY: it is inside of the mapping, and this side only accesses it as an atomic.
         unsafe { self.first.as_ref() }
     }
 
     /// The four bytes at this offset, which is a multiple of four.
     pub(super) fn half_word(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.elements * 8);
-        // SAFETY: inside of the mapping and aligned; on this side only ever accessed as an atomic.
+        // SAFETY: it is inside of the mapping and aligned, and this side only accesses it as an atomic.
         unsafe { AtomicU32::from_ptr(self.first.as_ptr().byte_add(offset).cast()) }
     }
 
-    /// A record that no program writes any more, until it counts as read.
+    /// The bytes of a record. No program writes them any more, until the record counts as read.
     pub(super) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
         assert!(offset + len <= self.elements * 8);
-        // SAFETY: inside of the mapping; the ring's reader lends it only while the kernel leaves it alone.
+        // SAFETY: they are inside of the mapping. The ring lends them only while the kernel does not write them.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr().byte_add(offset).cast(), len) }
     }
 }
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: exactly what was mapped, and nobody has a reference into it that outlives this.
+        // SAFETY: this is exactly the memory that was mapped, and no reference into it outlives this.
         let unmapped = unsafe { munmap(self.first.as_ptr().cast(), self.elements * size_of::<T>()) };
         debug_assert!(unmapped.is_ok());
     }
 }
 
-/// What the reader tells the programs, and they the reader.
+/// The variables by which the reader and the programs tell each other their state.
 pub(super) struct Control(Mapping<tt_control>);
 
 impl Control {
@@ -98,11 +98,11 @@ impl Control {
         Mapping::new(map).map(Self)
     }
 
-    /// What the programs have lost so far.
+    /// The records that the programs have lost so far.
     pub(super) fn lost(&self) -> tt_counters {
         let count = |counts: usize, kind: usize| {
             let place = self.place(offset_of!(tt_control, lost) + counts + kind * size_of::<u64>());
-            // SAFETY: on this side only ever accessed as an atomic.
+            // SAFETY: this side only accesses it as an atomic.
             unsafe { AtomicU64::from_ptr(place) }.load(Ordering::Relaxed)
         };
         let (ring, storage) = (offset_of!(tt_counters, ring), offset_of!(tt_counters, storage));
@@ -112,21 +112,21 @@ impl Control {
         }
     }
 
-    /// How many state records have found no room in the ring, and how many reports.
+    /// How many state records, and how many reports, have found no room in the ring.
     pub(super) fn aside(&self) -> [u64; 2] {
         [offset_of!(tt_control, states_aside), offset_of!(tt_control, reports_aside)].map(|offset| {
-            // SAFETY: on this side only ever accessed as an atomic.
+            // SAFETY: this side only accesses it as an atomic.
             unsafe { AtomicU64::from_ptr(self.place(offset)) }.load(Ordering::Relaxed)
         })
     }
 
-    /// A word of the structure, by its place in it.
+    /// The word at this offset of the structure.
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: on this side only ever accessed as an atomic.
+        // SAFETY: this side only accesses it as an atomic.
         unsafe { AtomicU32::from_ptr(self.place(offset)) }
     }
 
-    /// Where a field is, which is aligned.
+    /// The address of the field at this offset. Fields are aligned.
     fn place<T>(&self, offset: usize) -> *mut T {
         debug_assert!(offset + size_of::<T>() <= size_of::<tt_control>());
         // SAFETY: inside of the mapping.
@@ -141,13 +141,13 @@ impl Control {
         self.word(offset_of!(tt_control, epoch))
     }
 
-    /// How many slots of a bank may be in use.
+    /// The number of slots of a bank that may be in use.
     pub(super) fn used(&self, bank: Bank) -> &AtomicU32 {
         self.word(bank.offset() + offset_of!(tt_bank, used))
     }
 }
 
-/// One of two places where reports wait: the programs use one while the reader empties the other.
+/// One of the two banks of pending reports. The programs use one while the reader empties the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bank {
     Even,
@@ -164,7 +164,7 @@ impl Bank {
     }
 }
 
-/// Reports that wait, and among them state records for which the ring had no room.
+/// The slots with pending reports, and with state records for which the ring had no room.
 pub(super) struct Slots(Mapping<tt_transfer>);
 
 impl Slots {
@@ -172,14 +172,14 @@ impl Slots {
         Mapping::new(map).map(Self)
     }
 
-    /// Hands out what waits in a bank, which the programs have left at this time, and makes it free again. None of them
-    /// is still there: see [`Barrier`](super::Barrier).
+    /// Hands out the pending reports of a bank, and makes its slots free again. `left` is the time when the epoch of
+    /// the bank ended. No program uses the bank any more: see [`Barrier`](super::Barrier).
     pub(super) fn empty(&mut self, bank: Bank, used: u32, left: KernelTime, mut record: impl FnMut(&[u8])) {
         let in_bank = self.0.elements / 2;
         for i in 0..in_bank.min(used as usize) {
-            // SAFETY: inside of the mapping; no program writes here now, and the reference does not outlive this turn.
+            // SAFETY: it is inside of the mapping. No program writes here now, and the reference ends with this turn.
             let slot = unsafe { &mut *self.0.first.as_ptr().add(bank as usize * in_bank + i) };
-            // An empty one: two processors have met here and gone on, or all was sent early.
+            // A slot may be empty: two processors met here and went on, or the report was sent early.
             if decode::is_of_state(wire::bytes(slot)) {
                 record(&wire::bytes(slot)[..size_of::<tt_state>()]);
             } else if slot.bytes != 0 || slot.calls != 0 {

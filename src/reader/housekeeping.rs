@@ -39,7 +39,7 @@ pub(super) struct Housekeeping {
     /// programs have ended. The collection waits for that.
     set_aside: u64,
     /// Some of these state records have not been collected yet.
-    states_wait: bool,
+    states_pending: bool,
 }
 
 impl Housekeeping {
@@ -57,7 +57,7 @@ impl Housekeeping {
             backlog: None,
             ring_records: session.ring_records(),
             set_aside: 0,
-            states_wait: false,
+            states_pending: false,
         })
     }
 
@@ -102,7 +102,7 @@ impl Housekeeping {
         if self.counters.is_due(now) {
             self.look_at_counters(now, session, sink);
         }
-        if !self.is_collecting() && (self.states_wait || self.collect.is_due(now)) {
+        if !self.is_collecting() && (self.states_pending || self.collect.is_due(now)) {
             self.leave_bank(now, session, sink);
         }
         sink.flush();
@@ -120,7 +120,7 @@ impl Housekeeping {
         let [states, reports] = session.set_aside();
         sink.set_deferred(states + reports);
         sink.report_losses(&losses);
-        self.states_wait |= states > self.set_aside;
+        self.states_pending |= states > self.set_aside;
         self.set_aside = states;
     }
 
@@ -129,8 +129,8 @@ impl Housekeeping {
     /// reports then come early.
     fn leave_bank(&mut self, now: Instant, session: &mut Session, sink: &mut Sink) {
         self.collect.restart(now);
-        self.states_wait = false;
-        if session.anything_waits() {
+        self.states_pending = false;
+        if session.has_pending() {
             session.next_epoch();
             if self.grace.begin() {
                 sink.keep_ends();
@@ -141,7 +141,7 @@ impl Housekeeping {
 
 /// Takes the pending reports of the bank that the programs have left.
 pub(super) fn collect(session: &mut Session, sink: &mut Sink) {
-    session.collect_waiting(|record| sink.collected(record));
+    session.collect_pending(|record| sink.collected(record));
     sink.release_ends();
 }
 
