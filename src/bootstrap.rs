@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections that exist already, in all network namespaces: by sock_diag, with their totals, or out of /proc, which is
-//! always there. Neither needs a privilege. The processes that hold them come by an iterator over all files, or out of
+//! Existing connections, in all network namespaces. sock_diag lists them with their totals; /proc lists them without,
+//! and is always there. Neither needs a privilege. Their owners come from an iterator over all open files, or from
 //! /proc.
 //!
-//! The kernel's iterator over TCP sockets would be faster, but up to August 2026 it damages requests that are on their way
-//! to a listener (CVE-2026-74714), and whether a kernel is mended cannot be asked.
+//! Records from /proc have no totals, so they are partial, and no socket ids. Owners from /proc are known only as far
+//! as this process may read the files of others. For another user's files it needs root, or CAP_DAC_READ_SEARCH and
+//! CAP_SYS_PTRACE.
 //!
-//! What /proc cannot know: totals (every record is partial), socket ids, and the owners of sockets that it may not look
-//! at. Another user's files take root, or CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE.
+//! The kernel's iterator over TCP sockets would be faster. But up to August 2026 it damages requests that are on their
+//! way to a listener (CVE-2026-74714), and a program cannot find out whether a kernel is repaired.
 
 mod diag;
 mod namespaces;
@@ -29,10 +30,10 @@ use owners::Owners;
 use sockets::Socket;
 use std::thread::{self, ScopedJoinHandle};
 
-/// A connection and the number of its socket's inode, by which its owner is found.
+/// The number of a socket's inode, by which its owner is found, and the record of its connection.
 type ListedSocket = (u64, ConnectionRecord);
 
-/// Loads the iterator if it is wanted, and finds out which way there will be.
+/// Loads the iterator if it is wanted, and finds out which source the search will use.
 pub(crate) fn prepare(wanted: Bootstrap) -> (Result<Holders, String>, Outcome) {
     if wanted == Bootstrap::Procfs {
         return (Err("it is not wanted".into()), Outcome::new(wanted, not_yet()));
@@ -45,15 +46,15 @@ pub(crate) fn prepare(wanted: Bootstrap) -> (Result<Holders, String>, Outcome) {
     (holders, outcome)
 }
 
-/// What nobody has looked at is not called exact.
+/// The limit before the first search: until then, existing connections are not called exact.
 fn not_yet() -> Option<String> {
     Some("not searched for yet".into())
 }
 
-/// The connections of this machine, in the wanted way or else out of /proc, and which way that was.
+/// Searches for the connections of this machine by the wanted source, or else in /proc. Also returns which it was.
 ///
-/// The time in the records is from before the first look: an event with a later time knows more. Keys may repeat (UDP
-/// sockets with SO_REUSEPORT, namespaces).
+/// The records have the time when the search began: an event with a later time is newer. Several records may have the
+/// same key (UDP sockets with SO_REUSEPORT, namespaces).
 pub(crate) fn existing_connections(
     wanted: Bootstrap,
     holders: &Result<Holders, String>,
@@ -75,7 +76,8 @@ pub(crate) fn existing_connections(
     Ok((found.into_iter().map(|found| owned(found, &owners, began)).collect(), outcome))
 }
 
-/// Both wait for memory most of the time: on two processors the shorter one costs no time.
+/// Runs both functions at the same time. Both wait for memory most of the time, so on two processors the shorter
+/// function costs no time.
 fn at_once<A, B: Send>(here: impl FnOnce() -> A, beside: impl Fn() -> B + Sync) -> (A, B) {
     thread::scope(|scope| {
         let thread = threads::spawn_scoped(scope, "tcptop-holders", &beside);
@@ -106,53 +108,53 @@ fn owners_by_proc(reason: &str) -> String {
     format!("owners out of /proc: {reason}")
 }
 
-/// The connections without their owners.
+/// The listed sockets of all network namespaces, without owners.
 fn find(wanted: Bootstrap) -> Result<(Vec<ListedSocket>, Outcome)> {
-    let (looks, left_out) = namespaces::in_each(|| look(wanted, diag::read, sockets::read));
-    let (found, mut outcome) = gather(looks)?;
+    let (scans, left_out) = namespaces::in_each(|| scan(wanted, diag::read, sockets::read));
+    let (found, mut outcome) = gather(scans)?;
     outcome.limits.extend(left_out.limits());
     Ok((found, outcome))
 }
 
-/// What a look into one network namespace has found, and in which way.
-struct Look {
+/// The result of a scan of one network namespace.
+struct Scan {
     way: Bootstrap,
     found: Vec<ListedSocket>,
-    /// Why it was not a better one.
+    /// Why sock_diag could not be used.
     refusal: Option<String>,
 }
 
-/// Looks into the calling thread's network namespace.
-fn look(
+/// Scans the calling thread's network namespace.
+fn scan(
     wanted: Bootstrap,
     by_sock_diag: impl FnOnce(Option<NetNs>) -> Result<Vec<ListedSocket>, String>,
     by_proc: impl FnOnce() -> Result<Vec<Socket>>,
-) -> Result<Look> {
+) -> Result<Scan> {
     let netns = NetNs::current().ok();
     let mut refusal = None;
     if wanted == Bootstrap::SockDiag {
         match by_sock_diag(netns) {
-            Ok(found) => return Ok(Look { way: Bootstrap::SockDiag, found, refusal }),
+            Ok(found) => return Ok(Scan { way: Bootstrap::SockDiag, found, refusal }),
             Err(reason) => refusal = Some(reason),
         }
     }
     let found = by_proc()?.iter().map(|socket| partial(socket, netns)).collect();
-    Ok(Look { way: Bootstrap::Procfs, found, refusal })
+    Ok(Scan { way: Bootstrap::Procfs, found, refusal })
 }
 
-/// All of them together. A namespace that cannot be looked into in one way, or at all, costs nothing but its own
+/// Puts the scans together. A namespace that could not be scanned by sock_diag, or at all, costs only its own
 /// connections.
-fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<ListedSocket>, Outcome)> {
+fn gather(scans: Vec<Result<Scan>>) -> Result<(Vec<ListedSocket>, Outcome)> {
     let (mut found, mut refusals, mut unread) = (Vec::new(), Vec::new(), Vec::new());
     let mut way = Bootstrap::Procfs;
-    let mut have_looked = false;
-    for look in looks {
-        match look {
-            Ok(Look { way: this, found: mut here, refusal }) => {
-                have_looked = true;
+    let mut has_scanned = false;
+    for scan in scans {
+        match scan {
+            Ok(Scan { way: this, found: mut here, refusal }) => {
+                has_scanned = true;
                 way = way.min(this);
                 refusals.extend(refusal);
-                // Not copied: there may be hundreds of thousands.
+                // The first scan is not copied: it may have hundreds of thousands of sockets.
                 if found.is_empty() { found = here } else { found.append(&mut here) }
             }
             Err(e) => unread.push(e),
@@ -166,7 +168,7 @@ fn gather(looks: Vec<Result<Look>>) -> Result<(Vec<ListedSocket>, Outcome)> {
         limits.push(if everywhere { reason.clone() } else { some() });
     }
     if let Some(e) = unread.pop() {
-        if !have_looked {
+        if !has_scanned {
             return Err(e);
         }
         limits.push(format!("network namespaces that cannot be read: {unreadable} ({e:?})"));
@@ -184,13 +186,13 @@ fn partial(socket: &Socket, netns: Option<NetNs>) -> ListedSocket {
     (socket.inode, record)
 }
 
-/// Which sockets of these protocols there are, wherever that can be listed whole.
+/// Lists the ids of all sockets of these protocols, in each network namespace where the list is complete.
 pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
     let mut survey = Survey::new(KernelTime::now(), protocols);
-    let (looks, _) = namespaces::in_each(|| (NetNs::current().ok(), diag::ids()));
+    let (scans, _) = namespaces::in_each(|| (NetNs::current().ok(), diag::ids()));
     let mut refusal = None;
     let mut has_listed = false;
-    for (netns, ids) in looks {
+    for (netns, ids) in scans {
         match ids {
             Ok(ids) => {
                 has_listed = true;
@@ -207,7 +209,8 @@ pub(crate) fn survey(protocols: Vec<Protocol>) -> Result<Survey> {
     }
 }
 
-/// Where events cannot name sockets by their cookies (Linux before 5.12, UDP with kprobes), rows must not either.
+/// Removes the socket ids of some protocols. If events do not have the kernel's cookies (Linux before 5.12, UDP with
+/// kprobes), records must not have them either.
 pub(crate) fn forget_ids(records: &mut [ConnectionRecord], of: impl Fn(Protocol) -> bool) {
     let nameless = records.iter_mut().filter(|record| of(record.key.protocol));
     nameless.for_each(|record| record.socket = None);

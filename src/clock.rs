@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The clocks of a time namespace, and the kernel's own.
+//! The offsets between the clocks of a time namespace and the kernel's own clocks.
 
 use crate::{initial, threads};
 use procfs::FromRead;
@@ -10,29 +10,29 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
-/// By how many nanoseconds the clocks that this process is shown are ahead of the kernel's own, which BPF programs read:
-/// the offsets of its time namespace (time_namespaces(7)).
+/// The offsets of this process's time namespace (time_namespaces(7)), in nanoseconds. The clocks that the process reads
+/// are ahead of the kernel's own clocks by these offsets. BPF programs read the kernel's own clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct ClockOffsets {
     monotonic: i64,
-    /// As far as start times in /proc have it.
+    /// The offset of start times in /proc; 0 on a kernel that does not shift them.
     boottime: i64,
 }
 
 impl ClockOffsets {
-    /// What the kernel calls this time of CLOCK_MONOTONIC.
+    /// Converts a time of this process's CLOCK_MONOTONIC to the kernel's own.
     pub(crate) fn kernel_monotonic(self, shown: u64) -> u64 {
         shown.saturating_add_signed(self.monotonic.saturating_neg())
     }
 
-    /// What the kernel calls this start time of a process, which /proc shows.
+    /// Converts a start time that /proc shows to the kernel's own.
     pub(crate) fn kernel_start(self, shown: u64) -> u64 {
         shown.saturating_add_signed(self.boottime.saturating_neg())
     }
 }
 
-/// Looked up once: a process with threads cannot change its time namespace, and one that forks into another namespace
-/// calls exec(2) as a rule.
+/// The offsets of this process, looked up once. A process with threads cannot change its time namespace. A child in
+/// another time namespace calls exec(2) as a rule.
 pub(crate) fn offsets() -> ClockOffsets {
     static OFFSETS: OnceLock<ClockOffsets> = OnceLock::new();
     *OFFSETS.get_or_init(|| {
@@ -40,8 +40,10 @@ pub(crate) fn offsets() -> ClockOffsets {
     })
 }
 
-/// The file shows the offsets that the children of a process will have. Those are in another namespace if it has called
-/// unshare(2); but then whoever has made this one, or lives in it, may show them.
+/// Reads the offsets in /proc.
+///
+/// The file `timens_offsets` shows the offsets for the children of a process. If this process has called unshare(2),
+/// its children are in another time namespace. Then the offsets are read from any process whose children are in ours.
 fn own_offsets() -> ClockOffsets {
     let inode = |path: PathBuf| fs::metadata(path).map(|ns| ns.ino()).ok();
     let own = inode("/proc/self/ns/time".into());
@@ -58,8 +60,8 @@ fn own_offsets() -> ClockOffsets {
     ClockOffsets { boottime, ..offsets }
 }
 
-/// Does /proc show start times by the clock of the time namespace? Old kernels show their own. A thread that has just begun
-/// tells: whichever clock it is, it has started now.
+/// Does /proc show start times by the clock of the time namespace? Old kernels show them by the kernel's own clock. To
+/// find out, a new thread reads its own start time, and compares it with the present time of both clocks.
 fn starts_are_shifted(offset: i64) -> bool {
     let stat = || procfs::process::Stat::from_file("/proc/thread-self/stat");
     let Ok(Ok(Ok(stat))) = threads::spawn("tcptop-clock", stat).map(JoinHandle::join) else { return true };
@@ -68,7 +70,7 @@ fn starts_are_shifted(offset: i64) -> bool {
     start.abs_diff(now) <= start.abs_diff(now.saturating_sub(offset / 1_000_000_000))
 }
 
-/// Lines like `monotonic -86400 500000000`: seconds, and nanoseconds beyond them.
+/// Reads lines like `monotonic -86400 500000000`: seconds, and nanoseconds to add to them.
 fn parse_offsets(text: &str) -> ClockOffsets {
     let of = |clock: &str| {
         let line = text.lines().find_map(|line| line.trim().strip_prefix(clock))?;
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clock_offsets_are_taken_off_whichever_sign_they_have() {
+    fn clock_offsets_of_either_sign_are_subtracted() {
         let text = "monotonic           86400         5\nboottime          -10 300000000\n";
         let offsets = parse_offsets(text);
         assert_eq!(offsets, ClockOffsets { monotonic: 86_400_000_000_005, boottime: -9_700_000_000 });

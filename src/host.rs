@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Facts about this machine and this process that need no BPF: capabilities, kernel release, lockdown, preemption, cgroup2.
+//! Facts about this machine and this process that need no BPF: capabilities, memory, kernel release, lockdown,
+//! preemption.
 
 use crate::error::{Error, Result};
 use crate::{initial, mounts};
@@ -22,20 +23,20 @@ const CAP_SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
 const CAP_PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };
 const CAP_BPF: Capability = Capability { bit: 39, name: "CAP_BPF" };
 
-/// What every backend needs: CAP_BPF for maps and programs, CAP_PERFMON for programs that read kernel memory (fentry,
-/// typed tracepoints, kprobes and the perf events behind those). Attaching asks for nothing more.
+/// The capabilities that every backend needs: CAP_BPF for maps and programs, CAP_PERFMON for programs that read kernel
+/// memory (fentry, typed tracepoints, kprobes and their perf events). To attach programs needs no further capability.
 const TRACING: [Capability; 2] = [CAP_BPF, CAP_PERFMON];
 
-/// What programs of the kinds cgroup_sock and cgroup_sock_addr need, when they are loaded; attaching asks for nothing
-/// more, the cgroup's directory need only be readable.
+/// The capabilities that programs of the types cgroup_sock and cgroup_sock_addr need when they are loaded. To attach
+/// them needs no further capability, only a readable directory of the cgroup.
 const CGROUP_PROGRAMS: [Capability; 2] = [CAP_BPF, CAP_NET_ADMIN];
 
-/// May the calling thread trace? CAP_SYS_RESOURCE is not asked for: before Linux 5.11 it raises the limit on locked memory,
-/// which may be high enough as it is.
+/// May the calling thread trace? CAP_SYS_RESOURCE is not required. Before Linux 5.11 libbpf needs it to raise the limit
+/// on locked memory, but that limit may be high enough already.
 ///
 /// # Errors
-/// [`Error::MissingPrivileges`], or [`Error::UserNamespace`] where the capabilities are there but only within a user
-/// namespace. [`Error::Proc`] if /proc cannot be read.
+/// [`Error::MissingPrivileges`] names the missing capabilities. [`Error::UserNamespace`] comes if the capabilities hold
+/// only within a user namespace, and [`Error::Proc`] if /proc cannot be read.
 pub(crate) fn check_privileges() -> Result<()> {
     let missing = missing(effective_capabilities()?, &TRACING);
     if !missing.is_empty() {
@@ -48,7 +49,7 @@ pub(crate) fn check_privileges() -> Result<()> {
     }
 }
 
-/// Capabilities that the calling thread lacks for cgroup programs; tracing goes on without these.
+/// The capabilities that the calling thread lacks for cgroup programs. Tracing works without these programs.
 ///
 /// # Errors
 /// [`Error::Proc`] if /proc cannot be read.
@@ -56,7 +57,9 @@ pub(crate) fn missing_for_cgroup_programs() -> Result<Vec<&'static str>> {
     Ok(missing(effective_capabilities()?, &CGROUP_PROGRAMS))
 }
 
-/// CAP_SYS_ADMIN stands in for each of them, CAP_NET_ADMIN included, in every kernel from 5.8 on: `bpf_capable()`,
+/// The names of the needed capabilities that are not effective.
+///
+/// CAP_SYS_ADMIN replaces each of them, also CAP_NET_ADMIN, in every kernel since 5.8: see `bpf_capable()`,
 /// `perfmon_capable()`, and `bpf_prog_load()` (later `bpf_net_capable()`, since 6.9 `bpf_token_capable()`).
 fn missing(effective: u64, needed: &[Capability]) -> Vec<&'static str> {
     let lacks = |capability: &Capability| effective & (1 << capability.bit) == 0;
@@ -66,36 +69,37 @@ fn missing(effective: u64, needed: &[Capability]) -> Vec<&'static str> {
     needed.iter().filter(|capability| lacks(capability)).map(|capability| capability.name).collect()
 }
 
-/// Of the calling thread: capabilities are not shared between threads.
+/// The effective capabilities of the calling thread. Each thread has its own.
 fn effective_capabilities() -> Result<u64> {
     const PATH: &str = "/proc/thread-self/status";
     let unreadable = |source| Error::Proc { path: PATH.into(), source };
     let bytes = fs::read(PATH).map_err(|e| unreadable(Box::new(e)))?;
-    // The name in it need not be UTF-8.
+    // The process name in this file need not be UTF-8.
     let status = Status::from_buf_read(String::from_utf8_lossy(&bytes).as_bytes());
     Ok(status.map_err(|e| unreadable(Box::new(e)))?.capeff)
 }
 
-/// Fewer are never expected.
+/// There is room for at least this many sockets.
 const LEAST_SOCKETS: u64 = 16_384;
-/// So many are expected because of the memory; more only if they are there.
+/// A large memory makes room for at most this many sockets.
 const MOST_BY_MEMORY: u64 = 1 << 18;
+/// Many existing sockets make room for at most this many.
 const MOST_SOCKETS: u64 = 1 << 20;
-/// How much memory there is for each socket that is expected: more than a thousand times what its state takes.
+/// There is room for one socket per this much memory, which is more than a thousand times the size of its state.
 const MEMORY_PER_SOCKET: u64 = 512 << 10;
 
-/// How many sockets are to be expected: by the memory of the machine or of this process's cgroup, and by those that there
-/// are now.
+/// The default number of sockets for which there is room. It depends on the memory of the machine or of this process's
+/// cgroup, and on the number of sockets that exist now.
 pub(crate) fn room_for_sockets() -> u32 {
     let machine = procfs::Meminfo::current().map_or(0, |memory| memory.mem_total);
     let memory = memory_limit().map_or(machine, |limit| limit.min(machine));
     let by_memory = (memory / MEMORY_PER_SOCKET).min(MOST_BY_MEMORY);
     let now = fs::read_to_string("/proc/net/sockstat").map_or(0, |text| sockets_in(&text));
-    // At most 2^20.
+    // It fits: it is at most 2^20.
     by_memory.max(2 * now).clamp(LEAST_SOCKETS, MOST_SOCKETS) as u32
 }
 
-/// `memory.max` of the cgroup that this process is in; none if it has no limit.
+/// `memory.max` of this process's cgroup. None if the cgroup has no limit, or the limit cannot be read.
 fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -103,7 +107,7 @@ fn memory_limit() -> Option<u64> {
     limit.trim().parse().ok()
 }
 
-/// The TCP sockets of all network namespaces (`alloc`), and the UDP sockets of this one.
+/// The TCP sockets of all network namespaces (`alloc`), and the UDP sockets of this network namespace.
 fn sockets_in(sockstat: &str) -> u64 {
     let count = |protocol: &str, name: &str| {
         let line = sockstat.lines().find_map(|line| line.strip_prefix(protocol));
@@ -113,8 +117,8 @@ fn sockets_in(sockstat: &str) -> u64 {
     count("TCP:", "alloc").saturating_add(count("UDP:", "inuse"))
 }
 
-/// BPF tokens (Linux 6.9) lend the right to use BPF to a user namespace, through a mount of bpffs; libbpf takes them by
-/// itself.
+/// May this user namespace use BPF by a token (Linux 6.9)? A mount of bpffs delegates the right, and libbpf takes the
+/// token by itself.
 fn bpf_is_delegated() -> bool {
     delegates_bpf(&mounts::mountinfo().unwrap_or_default())
 }
@@ -124,24 +128,24 @@ fn delegates_bpf(mountinfo: &[u8]) -> bool {
         .any(|mount| mount.super_options.keys().any(|option| option.starts_with("delegate_")))
 }
 
-/// Kernel release as in `uname -r`; `unknown` where /proc does not say.
+/// The kernel release as in `uname -r`, or `unknown` if /proc does not show it.
 pub(crate) fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").map_or("unknown".into(), |release| release.trim().into())
 }
 
-/// How far the kernel is locked even against root (kernel_lockdown(7)).
+/// The lockdown mode: what the kernel forbids even to root (kernel_lockdown(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lockdown {
-    /// Not at all.
+    /// The kernel forbids nothing.
     Off,
     /// The running kernel cannot be changed. Tracing works.
     Integrity,
-    /// Kernel memory cannot be read either: kprobes, perf events on the kernel and `bpf_probe_read_kernel()` are
-    /// refused.
+    /// In addition, kernel memory cannot be read: the kernel refuses kprobes, perf events on the kernel and
+    /// `bpf_probe_read_kernel()`.
     Confidentiality,
 }
 
-/// None where the kernel has no lockdown, or does not show it to us.
+/// The lockdown mode. None if the kernel has no lockdown, or does not show it.
 pub(crate) fn lockdown() -> Option<Lockdown> {
     parse_lockdown(&fs::read_to_string("/sys/kernel/security/lockdown").ok()?)
 }
@@ -157,8 +161,8 @@ fn parse_lockdown(text: &str) -> Option<Lockdown> {
     }
 }
 
-/// May a task lose its processor while it runs kernel code, and so in the middle of a BPF program? Where the mode is
-/// chosen at boot and debugfs does not tell which, the answer is no.
+/// May a task lose its processor while it runs kernel code, and so in the middle of a BPF program? If the mode is
+/// chosen at boot, and debugfs cannot be read, the answer is no.
 pub(crate) fn is_preemptible() -> bool {
     let modes = fs::read_to_string("/sys/kernel/debug/sched/preempt").or_else(|_| unmounted_modes());
     match modes {
@@ -169,8 +173,8 @@ pub(crate) fn is_preemptible() -> bool {
     }
 }
 
-/// The same out of a debugfs that is mounted nowhere, and gone with the descriptor: containers have no other. Takes
-/// CAP_SYS_ADMIN.
+/// Reads the modes from a debugfs that is mounted nowhere, and vanishes with its descriptor. Containers often have no
+/// mounted debugfs. Needs CAP_SYS_ADMIN.
 fn unmounted_modes() -> io::Result<String> {
     let debugfs = fsopen("debugfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&debugfs)?;
@@ -179,12 +183,13 @@ fn unmounted_modes() -> io::Result<String> {
     io::read_to_string(fs::File::from(modes))
 }
 
-/// The chosen mode is in parentheses: "none voluntary (full) lazy".
+/// Is a preemptible mode chosen? The chosen mode is in parentheses: "none voluntary (full) lazy".
 fn chosen_mode_preempts(modes: &str) -> bool {
     ["(full)", "(lazy)"].iter().any(|mode| modes.contains(mode))
 }
 
-/// The version names what is built in: "#1 SMP PREEMPT Debian 6.1", where PREEMPT_DYNAMIC may be any mode.
+/// Was the kernel built with a preemptible mode? The version names it: "#1 SMP PREEMPT Debian 6.1". PREEMPT_DYNAMIC may
+/// be any mode.
 fn built_preemptible(version: &str) -> bool {
     version.split_whitespace().any(|word| ["PREEMPT", "PREEMPT_RT", "PREEMPT_LAZY"].contains(&word))
 }
@@ -199,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mode_of_preemption_is_read_from_what_the_kernel_says() {
+    fn preemption_modes_are_read_from_debugfs_and_from_the_version() {
         assert!(chosen_mode_preempts("none voluntary (full) \n") && chosen_mode_preempts("full (lazy) \n"));
         assert!(
             !chosen_mode_preempts("(none) voluntary full \n")
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn each_capability_that_tracing_needs_is_named_where_it_is_missing() {
+    fn each_missing_capability_is_named() {
         assert_eq!(missing(0, &TRACING), ["CAP_BPF", "CAP_PERFMON"]);
         assert_eq!(missing(mask(&[CAP_BPF]), &TRACING), ["CAP_PERFMON"]);
         assert_eq!(missing(mask(&[CAP_PERFMON, CAP_NET_ADMIN]), &TRACING), ["CAP_BPF"]);

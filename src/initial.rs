@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Is this process in the initial namespace of a kind?
+//! Tests whether this process is in an initial namespace.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// Fixed since Linux 3.8 (PROC_USER_INIT_INO, PROC_PID_INIT_INO, include/linux/proc_ns.h).
+/// These inode numbers are fixed since Linux 3.8 (PROC_USER_INIT_INO, PROC_PID_INIT_INO, include/linux/proc_ns.h).
 const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
-/// Since Linux 5.6.
+/// Fixed since Linux 5.6 (PROC_TIME_INIT_INO).
 const INITIAL_TIME_NAMESPACE: u64 = 0xEFFF_FFFA;
 
 pub(crate) fn in_initial_user_namespace() -> bool {
@@ -22,7 +22,7 @@ pub(crate) fn in_initial_time_namespace() -> bool {
     is_in("time", INITIAL_TIME_NAMESPACE)
 }
 
-/// Without support for a kind of namespace there is only the initial one.
+/// A kernel without this kind of namespace has only the initial namespace.
 fn is_in(kind: &str, initial: u64) -> bool {
     fs::metadata(format!("/proc/self/ns/{kind}")).map_or(true, |ns| ns.ino() == initial)
 }

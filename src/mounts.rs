@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! File systems that are mounted here: cgroup2, and named network namespaces.
+//! Mounted file systems: cgroup2, and named network namespaces.
 
 use crate::model::CgroupId;
 use procfs::process::MountInfo;
@@ -13,13 +13,13 @@ use std::path::{Component, Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cgroup2 {
     pub(crate) path: PathBuf,
-    /// The cgroup that is mounted there, as seen from the root of our cgroup namespace: `/` is that root, and `/../..` an
-    /// ancestor of it.
+    /// The mounted cgroup, as seen from the root of our cgroup namespace: `/` is that root, and `/../..` is an
+    /// ancestor.
     pub(crate) root: String,
 }
 
-/// Where this process finds the cgroups that /proc names: where the root of its cgroup namespace is mounted, else an
-/// ancestor of that.
+/// The mount in which this process finds the cgroups that /proc names. It has the root of this process's cgroup
+/// namespace, or else an ancestor of that root.
 pub(crate) fn own_cgroup2() -> Option<Cgroup2> {
     let all = mountinfo().ok()?;
     let mut roots = roots_of_cgroup2(&all).map(|mount| Cgroup2 { path: mount.mount_point, root: mount.root });
@@ -27,13 +27,15 @@ pub(crate) fn own_cgroup2() -> Option<Cgroup2> {
     if first.root == "/" { Some(first) } else { roots.find(|mount| mount.root == "/").or(Some(first)) }
 }
 
-/// Where programs see the cgroups of the whole machine, if that root is mounted anywhere; else those of our cgroup
-/// namespace, or more. And whether it is all of them.
+/// The mount with the most cgroups, and whether it has all cgroups of the machine.
+///
+/// It is the hierarchy's own root, if that is mounted anywhere. Otherwise it is the root of our cgroup namespace, or an
+/// ancestor of that root.
 pub(crate) fn cgroup2_top() -> Option<(PathBuf, bool)> {
     find_top(&mountinfo().ok()?, inode_within)
 }
 
-/// The root of a kernfs, and nothing else in it, has the inode number 1.
+/// The same, with the inode number of each mount. Only the root of a kernfs has the inode number 1.
 fn find_top(mountinfo: &[u8], inode: impl Fn(&MountInfo) -> Option<u64>) -> Option<(PathBuf, bool)> {
     let roots: Vec<_> = roots_of_cgroup2(mountinfo).collect();
     let top = roots.iter().find(|mount| inode(mount) == Some(1));
@@ -41,15 +43,15 @@ fn find_top(mountinfo: &[u8], inode: impl Fn(&MountInfo) -> Option<u64>) -> Opti
     top.map(|mount| (mount.mount_point.clone(), true)).or_else(|| Some((own()?.mount_point.clone(), false)))
 }
 
-/// The inode number of what is mounted there; none if something else is mounted over it.
+/// The inode number of the mount's root. None if another file system is mounted over it.
 fn inode_within(mount: &MountInfo) -> Option<u64> {
     let found = fs::metadata(&mount.mount_point).ok()?;
     let device = format!("{}:{}", rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
     (device == mount.majmin).then(|| found.ino())
 }
 
-/// The mounts of the root of our cgroup namespace, or of one of its ancestors. Mounts of another part of the hierarchy have
-/// that part's path as their root.
+/// The mounts whose root is the root of our cgroup namespace or an ancestor of it. Mounts of another part of the
+/// hierarchy have that part's path as their root.
 fn roots_of_cgroup2(mountinfo: &[u8]) -> impl Iterator<Item = MountInfo> {
     let is_root = |root: &str| {
         Path::new(root).components().all(|c| matches!(c, Component::RootDir | Component::ParentDir))
@@ -57,13 +59,13 @@ fn roots_of_cgroup2(mountinfo: &[u8]) -> impl Iterator<Item = MountInfo> {
     mounts(mountinfo, "cgroup2").filter(move |mount| is_root(&mount.root))
 }
 
-/// The ids of these cgroups and of all below them, as far as this process sees their directories.
+/// The ids of these cgroups and of all cgroups below them, as far as this process sees their directories.
 pub(crate) fn cgroups_below(trees: &[CgroupId]) -> HashSet<CgroupId> {
     let mut below = HashSet::new();
     let top = if trees.is_empty() { None } else { cgroup2_top() };
     let mut pending: Vec<_> = top.into_iter().map(|(path, _)| (path, false)).collect();
     while let Some((path, parent_is_in)) = pending.pop() {
-        // It may just have been removed.
+        // The cgroup may just have been removed.
         let Ok(directory) = fs::metadata(&path) else { continue };
         let id = CgroupId::new(directory.ino());
         let is_in = parent_is_in || id.is_some_and(|id| trees.contains(&id));
@@ -75,7 +77,7 @@ pub(crate) fn cgroups_below(trees: &[CgroupId]) -> HashSet<CgroupId> {
     below
 }
 
-/// Where network namespaces are kept alive by name, as `ip netns` does.
+/// The files that keep network namespaces alive under a name, such as those of `ip netns`.
 pub(crate) fn named_network_namespaces() -> Vec<PathBuf> {
     let all = mountinfo().unwrap_or_default();
     let of_network = mounts(&all, "nsfs").filter(|mount| mount.root.starts_with("net:"));
@@ -86,7 +88,8 @@ pub(crate) fn mountinfo() -> io::Result<Vec<u8>> {
     fs::read("/proc/self/mountinfo")
 }
 
-/// The mounts of this type of file system. Line by line, so that a strange name elsewhere does no harm.
+/// The mounts of this type of file system. Each line is read by itself, so that a line that cannot be read does no
+/// harm.
 pub(crate) fn mounts(mountinfo: &[u8], fs_type: &str) -> impl Iterator<Item = MountInfo> {
     mountinfo
         .split(|&byte| byte == b'\n')

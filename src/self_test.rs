@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Does it see what it shall see? A program that is attached may never run, and silence looks like an idle machine. So
-//! known bytes are moved over loopback, and the events must tell of them.
+//! The self-test: it moves known bytes over loopback, and demands events of them. An attached program may never run,
+//! and without this test that looks like an idle machine.
 
 use crate::capabilities::{Feature, SelfCheck, SelfTestResult};
 use crate::decode;
@@ -13,18 +13,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What each side sends; different, so that no number stands for another.
+/// The bytes that each side sends. The numbers differ, so that they cannot be mistaken for each other.
 const REQUEST: usize = 1201;
 const ANSWER: usize = 803;
 
-/// How long the sockets and the events may take.
+/// How long the test waits for its sockets, and how long for their events.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// Other events that may come in while the test runs; they are kept for the user.
+/// At most this many records of other sockets are kept for the user while the test runs.
 const MOST_KEPT: usize = 65_536;
 
-/// What two sockets of ours are to have moved.
+/// The two sockets of one exchange, by their ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Exchange {
     protocol: Protocol,
@@ -33,7 +33,7 @@ struct Exchange {
     server: u16,
 }
 
-/// Bytes that events told of, for each end of an exchange: out, in.
+/// The bytes that events reported, out and in, for each end of an exchange.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
     client: [u64; 2],
@@ -43,8 +43,8 @@ struct Seen {
 const EXPECTED: Seen =
     Seen { client: [REQUEST as u64, ANSWER as u64], server: [ANSWER as u64, REQUEST as u64] };
 
-/// Runs the test on a session whose ring nobody reads yet. Returns the results, and the records that were in the ring
-/// and are not of the test.
+/// Runs the test on a session whose reader has not started. Returns the results, and the records of other sockets that
+/// were in the ring.
 pub(crate) fn run(session: &Session) -> crate::error::Result<(Vec<SelfCheck>, Vec<Vec<u8>>)> {
     let (mut ring, mut records) = (session.ring()?, Vec::new());
     let mut checks = Vec::new();
@@ -75,7 +75,7 @@ fn features(protocol: Protocol) -> [(Feature, usize); 2] {
     }
 }
 
-/// Moves the bytes and closes the sockets, so that everything is reported.
+/// Moves the bytes and closes the sockets. The close makes the kernel side report all bytes.
 fn exchange(protocol: Protocol, address: IpAddr) -> io::Result<Exchange> {
     let any_port = SocketAddr::new(address, 0);
     let (client, server) = match protocol {
@@ -107,7 +107,7 @@ fn exchange(protocol: Protocol, address: IpAddr) -> io::Result<Exchange> {
     Ok(Exchange { protocol, address, client: client.port(), server: server.port() })
 }
 
-/// Reads the ring until everything was seen, or the patience is at its end.
+/// Reads the ring until events have reported all bytes, or until the time is over.
 fn observe(ring: &mut Ring, records: &mut Vec<Vec<u8>>, exchange: &Exchange) -> Seen {
     let deadline = Instant::now() + PATIENCE;
     let (mut seen, mut judged) = (Seen::default(), records.len());
@@ -116,7 +116,7 @@ fn observe(ring: &mut Ring, records: &mut Vec<Vec<u8>>, exchange: &Exchange) -> 
         add(exchange, records[judged..].iter().map(Vec::as_slice), &mut seen);
         judged = records.len();
         if seen == EXPECTED || judged >= MOST_KEPT || Instant::now() >= deadline {
-            // The ends of the sockets follow what they have moved.
+            // The records of the sockets' ends come after those of their bytes.
             thread::sleep(LOOK_EVERY);
             take_all(ring, records, deadline);
             return seen;
@@ -125,7 +125,7 @@ fn observe(ring: &mut Ring, records: &mut Vec<Vec<u8>>, exchange: &Exchange) -> 
     }
 }
 
-/// All that is in the ring: on a busy machine what belongs to the test is behind much else.
+/// Takes all records out of the ring. On a busy machine, the test's records are behind many others.
 fn take_all(ring: &mut Ring, records: &mut Vec<Vec<u8>>, deadline: Instant) {
     loop {
         ring.look(|record| records.push(record.to_vec()));
@@ -148,7 +148,7 @@ fn add<'r>(exchange: &Exchange, records: impl Iterator<Item = &'r [u8]>, seen: &
     }
 }
 
-/// Drops what is about the sockets of the test, also before they had a port.
+/// Drops the records of the test's own sockets, also those from before they had a port.
 fn forget(exchange: &Exchange, records: &mut Vec<Vec<u8>>) {
     let socket = |record: &Vec<u8>| decode::event(record).ok()?.connection().map(|info| info.socket);
     let ours: HashSet<u64> =
@@ -156,7 +156,7 @@ fn forget(exchange: &Exchange, records: &mut Vec<Vec<u8>>) {
     records.retain(|record| socket(record).is_none_or(|socket| !ours.contains(&socket)));
 }
 
-/// Is this record about a socket of ours? Their ports were ours alone while they lived, which was a moment ago.
+/// Is this record about a socket of the test? While these sockets existed, a moment ago, no others had their ports.
 fn is_of(exchange: &Exchange, record: &[u8]) -> bool {
     let Ok(event) = decode::event(record) else { return false };
     let Some(key) = event.connection().map(|info| info.key) else { return false };
@@ -169,7 +169,8 @@ fn is_of(exchange: &Exchange, record: &[u8]) -> bool {
         && is_ours(key.remote_addr)
 }
 
-/// Where there was so much else that not all could be read, silence proves nothing.
+/// Compares the reported bytes with the moved ones. If there were too many other records to read all, missing events
+/// prove nothing.
 fn judge(exchange: &Exchange, seen: Seen, is_full: bool) -> [SelfCheck; 2] {
     features(exchange.protocol).map(|(feature, direction)| {
         let got = [seen.client[direction], seen.server[direction]];
@@ -181,9 +182,9 @@ fn judge(exchange: &Exchange, seen: Seen, is_full: bool) -> [SelfCheck; 2] {
         } else {
             let ([a, b], [c, d]) = (wanted, got);
             SelfTestResult::Failed(if got == [0, 0] {
-                format!("{a} and {b} bytes were moved, and no event told of them")
+                format!("{a} and {b} bytes were moved, and no event reported them")
             } else {
-                format!("{a} and {b} bytes were moved, and events told of {c} and {d}")
+                format!("{a} and {b} bytes were moved, and events reported {c} and {d}")
             })
         };
         SelfCheck { feature, address: exchange.address, result }
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_seen_fails_and_says_what_was() {
+    fn a_check_with_missing_bytes_fails_and_counts_them() {
         assert_eq!(
             judge(&exchange(), EXPECTED, true).map(|c| c.result),
             [SelfTestResult::Passed, SelfTestResult::Passed]
@@ -217,8 +218,8 @@ mod tests {
             SelfTestResult::Failed(text) => text,
             other => panic!("{other:?}"),
         };
-        assert_eq!(text(send), "1201 and 803 bytes were moved, and events told of 1201 and 0");
-        assert_eq!(text(recv), "803 and 1201 bytes were moved, and events told of 0 and 1201");
+        assert_eq!(text(send), "1201 and 803 bytes were moved, and events reported 1201 and 0");
+        assert_eq!(text(recv), "803 and 1201 bytes were moved, and events reported 0 and 1201");
     }
 
     #[test]
@@ -227,14 +228,14 @@ mod tests {
         let can = Capabilities::new(Backend::Kprobe, String::new(), seen.to_vec(), Vec::new(), Vec::new());
         let without_sends = Seen { client: [0, 803], server: [0, 1201] };
         let can = can.with_self_test(judge(&exchange(), without_sends, false).to_vec());
-        let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event told of them";
+        let limit = "the self-test over 127.0.0.1: 1201 and 803 bytes were moved, and no event reported them";
         assert_eq!(*can.visibility(Feature::UdpSend), Visibility::Limited(limit.into()));
         assert_eq!(*can.visibility(Feature::UdpRecv), Visibility::Exact);
         assert!(can.self_test()[0].has_failed() && !can.self_test()[1].has_failed());
     }
 
     #[test]
-    fn both_protocols_and_families_move_what_is_expected() {
+    fn both_protocols_exchange_bytes_over_loopback() {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let exchange = super::exchange(protocol, Ipv4Addr::LOCALHOST.into()).unwrap();
             assert!(exchange.client != 0 && exchange.server != 0 && exchange.client != exchange.server);
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_of_nobody() {
+    fn garbage_belongs_to_no_exchange() {
         assert!(!is_of(&exchange(), &[]));
         assert!(!is_of(&exchange(), &[0; 192]));
         let mut seen = Seen::default();

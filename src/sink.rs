@@ -131,7 +131,8 @@ impl Sink {
         }
     }
 
-    /// Delivers what is left at the stop. Late ends may wait for room until `end`, as long as the receiver takes some.
+    /// Delivers the remaining events at the stop. Late ends may wait for room until `end`, as long as the receiver
+    /// takes some.
     pub(crate) fn finish(&mut self, end: Instant) {
         self.flush();
         if let Some(channel) = self.output.channel() {

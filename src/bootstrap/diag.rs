@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sockets by sock_diag(7): it knows totals and cookies, and like /proc it needs no privilege. It does not know processes.
+//! Listed sockets by sock_diag(7). It has totals and cookies but no processes, and needs no privilege.
 
 use super::{ListedSocket, sockets};
 use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol, TcpState};
@@ -15,16 +15,16 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use std::io;
 use std::time::Duration;
 
-/// As much as the kernel hands out at once (netlink_dump()).
+/// The kernel hands out at most this much at once (netlink_dump()).
 const PIECE: usize = 32 << 10;
 
-/// A listener has no peer, a closed socket none any more, and one in TIME_WAIT has reported its end.
+/// A listener has no peer, and a closed socket has none any more. A socket in TIME_WAIT has reported its end.
 const NO_CONNECTIONS: StateFlags = StateFlags::LISTEN.union(StateFlags::CLOSE).union(StateFlags::TIME_WAIT);
 
-/// struct tcp_info.
+/// Asks for struct tcp_info.
 const WITH_TOTALS: ExtensionFlags = ExtensionFlags::INFO;
 
-/// Whether there is INET_DIAG, in the kernel or loadable.
+/// Does the kernel have INET_DIAG, built in or as a module? If not, says why.
 pub(super) fn is_there() -> Result<(), String> {
     [IPPROTO_TCP, IPPROTO_UDP].into_iter().try_for_each(|protocol| {
         dump(AF_INET, protocol, ExtensionFlags::empty(), StateFlags::empty(), |_, _| {})
@@ -33,7 +33,7 @@ pub(super) fn is_there() -> Result<(), String> {
 
 /// The connections of the calling thread's network namespace.
 pub(super) fn read(netns: Option<NetNs>) -> Result<Vec<ListedSocket>, String> {
-    // A vector that grows is in memory twice, and leaves holes.
+    // While a vector grows, its contents are in memory twice, and holes remain.
     let mut found = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
         dump(family, IPPROTO_TCP, WITH_TOTALS, NO_CONNECTIONS.complement(), |header, attributes| {
@@ -46,7 +46,8 @@ pub(super) fn read(netns: Option<NetNs>) -> Result<Vec<ListedSocket>, String> {
     Ok(found)
 }
 
-/// The ids of all sockets there. Those of what only holds a socket's place are among them, and are nobody's.
+/// The ids of all sockets of the calling thread's network namespace. Placeholders of ended connections are among them,
+/// with ids that no socket has.
 pub(super) fn ids() -> Result<Vec<u64>, String> {
     let mut ids = Vec::with_capacity(sockets::count());
     for family in [AF_INET, AF_INET6] {
@@ -59,7 +60,7 @@ pub(super) fn ids() -> Result<Vec<u64>, String> {
     Ok(ids)
 }
 
-/// Asks for the sockets of one kind in these states, and hands out each with its attributes.
+/// Asks for the sockets of one family and protocol in these states, and hands out each with its attributes.
 fn dump(
     family: u8,
     protocol: u8,
@@ -80,14 +81,14 @@ fn dump(
             received => received.map_err(refused)?,
         };
         let end = take_apart(&answer, &mut each);
-        if let Some(end) = end.map_err(|e| format!("sock_diag: an answer that is not understood: {e}"))? {
+        if let Some(end) = end.map_err(|e| format!("sock_diag: the answer is not understood: {e}"))? {
             return end.map_err(refused);
         }
     }
 }
 
-/// Hands out each socket of an answer; returns how it ends if this is the last one. In place, as there may be hundreds of
-/// thousands.
+/// Hands out each socket of an answer, without a copy, because there may be hundreds of thousands. If this is the last
+/// answer, returns how it ends.
 fn take_apart(
     answer: &[u8],
     each: &mut impl FnMut(&InetResponseHeader, &[u8]),
@@ -106,7 +107,7 @@ fn take_apart(
     Ok(None)
 }
 
-/// What the kernel says when it has no more, or does not want to.
+/// Decodes the end of the last answer: success, or an error of the kernel.
 fn end(message: &[u8]) -> Result<io::Result<()>, DecodeError> {
     let code = match NetlinkMessage::<SockDiagMessage>::deserialize(message)?.payload {
         NetlinkPayload::Done(done) => done.code,
@@ -128,8 +129,8 @@ fn request(family: u8, protocol: u8, extensions: ExtensionFlags, states: StateFl
     bytes
 }
 
-/// None for what is not a socket: the rest of a connection that has reported its end, which the kernel shows in the state
-/// FIN_WAIT2, and a request to a listener. Neither has a struct tcp_info.
+/// The listed TCP socket. None if this is not a socket: a placeholder of an ended connection, which the kernel shows in
+/// the state FIN_WAIT2, or a request to a listener. Neither has a struct tcp_info.
 fn tcp(header: &InetResponseHeader, attributes: &[u8], netns: Option<NetNs>) -> Option<ListedSocket> {
     let info =
         NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == INET_DIAG_INFO)?;
@@ -157,18 +158,18 @@ fn connection(header: &InetResponseHeader, protocol: Protocol, netns: Option<Net
     (header.inode.into(), record)
 }
 
-/// The totals out of struct tcp_info (include/uapi/linux/tcp.h), by the same sums as in `src/bpf/totals.h`. Left partial
-/// where the kernel's is too short (before 4.19).
+/// Computes the totals from struct tcp_info (include/uapi/linux/tcp.h), by the same sums as in `src/bpf/totals.h`. The
+/// record stays partial if the structure is too short (before 4.19).
 ///
-/// The kernel fills it, with the state, while it holds the socket; how much is unread it has looked up before that. What
-/// comes in between counts as read, until an event or the end of the connection says better.
+/// The kernel first looks up how many bytes are unread. Then it locks the socket and fills the structure, with the
+/// state. Bytes that arrive in between count as read, until an event of the connection corrects this.
 fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     use TcpState::{CloseWait, Closing, FinWait1, LastAck};
     let Some(info) = TcpInfo::read(info) else { return };
     let TcpInfo { rtt, min_rtt, retransmits, received, segs_out, segs_in, unsent, sent, retransmitted } =
         info;
     let state = record.tcp_state;
-    // A FIN that is queued but not sent, and one that has come, take a number each and are no bytes.
+    // A FIN takes a sequence number but is not a byte: one that is queued and not sent, and one that has arrived.
     let waits = unsent > 0 && matches!(state, Some(FinWait1 | LastAck | Closing));
     let has_come = matches!(state, Some(CloseWait | LastAck | Closing));
     record.bytes_out =
@@ -176,7 +177,7 @@ fn put_totals(record: &mut ConnectionRecord, info: &[u8], unread: u32) {
     let read = received.saturating_sub(unread.into());
     record.bytes_in = read.min(received.saturating_sub(has_come.into()));
     (record.packets_in, record.packets_out) = (segs_in.into(), segs_out.into());
-    // The kernel's least one is all ones where there was no sample.
+    // Without a sample, the kernel's least round-trip time has all bits set.
     [record.rtt, record.min_rtt] =
         [rtt, min_rtt].map(|us| (1..u32::MAX).contains(&us).then(|| Duration::from_micros(us.into())));
     record.retransmits = Some(retransmits);
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_are_told_from_what_only_holds_their_place() {
+    fn sockets_are_told_from_placeholders() {
         let info = [&[1][..], &info(1000, 0, 5000, 300)[1..]].concat();
         let established = socket(1, &[attribute(7, &[0; 4]), attribute(INET_DIAG_INFO, &info)].concat());
         let answer = [message(20, &established), message(20, &socket(5, &attribute(7, &[0; 4])))].concat();
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_dump_may_be_a_refusal() {
+    fn the_end_of_a_dump_may_be_an_error() {
         let end = |bytes: &[u8]| taken(bytes).unwrap().1.map(|end| end.map_err(|e| e.raw_os_error()));
         assert_eq!(end(&message(3, &0_i32.to_ne_bytes())), Some(Ok(())));
         assert_eq!(end(&message(3, &(-2_i32).to_ne_bytes())), Some(Err(Some(2))), "no such module");
@@ -298,7 +299,7 @@ mod tests {
         }
     }
 
-    fn told(state: TcpState, info: &[u8], unread: u32) -> ConnectionRecord {
+    fn record_of(state: TcpState, info: &[u8], unread: u32) -> ConnectionRecord {
         let key = ConnectionKey::new(Protocol::Tcp, [1, 1, 1, 1].into(), 1, [2, 2, 2, 2].into(), 2);
         let record = ConnectionRecord::new(key, KernelTime(0));
         let mut record = ConnectionRecord { tcp_state: Some(state), is_partial: true, ..record };
@@ -307,25 +308,25 @@ mod tests {
     }
 
     #[test]
-    fn totals_leave_out_what_waits_and_what_is_no_byte() {
-        let row = told(TcpState::Established, &info(1000, 40, 5000, 300), 600);
+    fn totals_leave_out_unread_bytes_and_fins() {
+        let row = record_of(TcpState::Established, &info(1000, 40, 5000, 300), 600);
         assert_eq!((row.bytes_in, row.bytes_out, row.is_partial), (400, 4740, false));
         assert_eq!((row.packets_in, row.packets_out, row.rtt), (6, 5, Some(Duration::from_micros(70))));
         assert_eq!((row.min_rtt, row.retransmits), (Some(Duration::from_micros(60)), Some(3)));
         let mut without_sample = info(0, 0, 0, 0);
         without_sample[148..152].fill(0xff);
-        assert_eq!(told(TcpState::SynSent, &without_sample, 0).min_rtt, None);
-        let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 0);
+        assert_eq!(record_of(TcpState::SynSent, &without_sample, 0).min_rtt, None);
+        let row = record_of(TcpState::CloseWait, &info(501, 0, 0, 0), 0);
         assert_eq!(row.bytes_in, 500, "all but the FIN");
-        let row = told(TcpState::CloseWait, &info(501, 0, 0, 0), 101);
+        let row = record_of(TcpState::CloseWait, &info(501, 0, 0, 0), 101);
         assert_eq!(row.bytes_in, 400, "the FIN waits with the rest");
-        let row = told(TcpState::FinWait1, &info(0, 41, 5000, 0), 0);
+        let row = record_of(TcpState::FinWait1, &info(0, 41, 5000, 0), 0);
         assert_eq!(row.bytes_out, 5040, "the FIN waits to be sent");
     }
 
     #[test]
     fn an_old_kernels_shorter_answer_leaves_the_record_partial() {
-        let row = told(TcpState::Established, &info(1000, 40, 5000, 300)[..160], 0);
+        let row = record_of(TcpState::Established, &info(1000, 40, 5000, 300)[..160], 0);
         assert_eq!((row.bytes_in, row.bytes_out, row.is_partial), (0, 0, true));
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The network namespaces of this machine. Socket tables and iterators show the namespace of the thread that asks.
+//! The network namespaces of this machine. Socket tables and iterators show the namespace of the thread that reads
+//! them.
 //!
-//! Not found are namespaces in which no process lives and which have no name.
+//! A namespace without a process and without a name is not found.
 
 use crate::threads;
 use crate::{initial, mounts};
@@ -15,12 +16,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-/// Where it was not looked, and why: the latest reason of several.
+/// The namespaces and processes that were left out, and the latest reason.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
     namespaces: usize,
     not_entered: Option<io::Error>,
-    /// Their namespaces are not known.
+    /// The number of processes whose namespaces are unknown.
     processes: usize,
     not_shown: Option<io::Error>,
 }
@@ -36,7 +37,7 @@ impl LeftOut {
         self.not_shown = Some(why);
     }
 
-    /// In words, if there is anything.
+    /// Each limit as a text for people; none if nothing was left out.
     pub(super) fn limits(&self) -> impl Iterator<Item = String> {
         let not_entered = self.not_entered.as_ref();
         let not_shown = self.not_shown.as_ref();
@@ -52,19 +53,19 @@ impl LeftOut {
     }
 }
 
-/// Runs `look` once in each network namespace, this thread's own first.
+/// Runs `scan` once in each network namespace, first in that of the calling thread.
 ///
-/// The others are entered by a thread of their own, which takes CAP_SYS_ADMIN: without it there is only the own one.
-/// Which namespace another user's process is in shows only to CAP_SYS_PTRACE.
-pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut) {
-    let mut found = vec![look()];
+/// A thread of the library enters the other namespaces. This needs CAP_SYS_ADMIN; without it, only the caller's
+/// namespace is scanned. The namespace of another user's process is visible only with CAP_SYS_PTRACE.
+pub(super) fn in_each<T: Send>(scan: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut) {
+    let mut found = vec![scan()];
     let (others, mut left_out) = others();
     if others.is_empty() {
         return (found, left_out);
     }
-    let visit = || others.iter().map(|paths| visit(paths, &look)).collect::<Vec<_>>();
+    let visit = || others.iter().map(|paths| visit(paths, &scan)).collect::<Vec<_>>();
     match on_another_thread(visit) {
-        Ok(looks) => looks.into_iter().for_each(|look| match look {
+        Ok(scans) => scans.into_iter().for_each(|scan| match scan {
             Ok(there) => found.extend(there),
             Err(e) => left_out.not_entered(e),
         }),
@@ -73,16 +74,16 @@ pub(super) fn in_each<T: Send>(look: impl Fn() -> T + Sync) -> (Vec<T>, LeftOut)
     (found, left_out)
 }
 
-/// None if it has ended in between: then it has no connections any more.
-fn visit<T>(paths: &[PathBuf], look: &impl Fn() -> T) -> io::Result<Option<T>> {
+/// Enters a namespace and scans it. None if the namespace has ended meanwhile: then it has no connections.
+fn visit<T>(paths: &[PathBuf], scan: &impl Fn() -> T) -> io::Result<Option<T>> {
     let Some(namespace) = open_any(paths)? else { return Ok(None) };
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-    // There may be more namespaces than files that may be open.
+    // There may be more namespaces than this process may have files open.
     drop(namespace);
-    Ok(Some(look()))
+    Ok(Some(scan()))
 }
 
-/// Of these processes some may have ended.
+/// Opens the first path that still exists. Some of the processes may have ended.
 fn open_any(paths: &[PathBuf]) -> io::Result<Option<File>> {
     for path in paths {
         match File::open(path) {
@@ -93,7 +94,7 @@ fn open_any(paths: &[PathBuf]) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-/// It does not panic unless `work` does.
+/// Runs `work` on a new thread. An error if `work` panics.
 fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = threads::spawn_scoped(scope, "tcptop-netns", work)?;
@@ -101,14 +102,14 @@ fn on_another_thread<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> 
     })
 }
 
-/// Every namespace but our own, once: by the paths of those who are in it, and its name.
+/// Every namespace but our own, once. Each has the paths of its processes and of its name.
 fn others() -> (Vec<Vec<PathBuf>>, LeftOut) {
     let (mut found, mut left_out) = (BTreeMap::<u64, Vec<PathBuf>>::new(), LeftOut::default());
     for path in processes().into_iter().chain(mounts::named_network_namespaces()) {
         match inode(&path) {
             Ok(inode) => found.entry(inode).or_default().push(path),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => left_out.not_shown(e),
-            // A process that has ended.
+            // The process has ended.
             Err(_) => {}
         }
     }
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_left_out_is_counted_and_told_with_the_reason() {
+    fn limits_count_what_was_left_out_and_give_the_reason() {
         let mut left_out = LeftOut::default();
         assert_eq!(left_out.limits().count(), 0);
         for _ in 0..3 {
@@ -148,17 +149,17 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_is_entered_by_whoever_is_still_there() {
+    fn a_namespace_is_entered_by_a_process_that_still_exists() {
         let paths = ["/proc/0/ns/net", "/proc/self/ns/net"].map(PathBuf::from);
         assert!(open_any(&paths).unwrap().is_some());
         assert!(open_any(&paths[..1]).unwrap().is_none());
         assert!(open_any(&[]).unwrap().is_none());
-        // What is there and cannot be opened is told.
+        // A path that exists but cannot be opened is an error.
         assert!(open_any(&["/proc/self/ns/net/beyond".into()]).is_err());
     }
 
     #[test]
-    fn a_look_that_panics_is_a_look_that_was_not_taken() {
+    fn a_scan_that_panics_is_an_error() {
         assert_eq!(on_another_thread(|| 5).unwrap(), 5);
         let quiet = std::panic::catch_unwind(|| on_another_thread(|| std::panic::resume_unwind(Box::new(5))));
         assert!(quiet.unwrap().is_err());

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is told about the way in which connections were found.
+//! The outcome of a search: the source of the connections, and its limits.
 
 use crate::capabilities::{Bootstrap, Visibility};
 
-/// How connections are found, and what stands in the way of more.
+/// The source of existing connections, and the limits of the search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(super) way: Bootstrap,
-    /// Why it is not a better way, and what was left out on this one.
+    /// Why no better source was used, and what was left out.
     pub(super) limits: Vec<String>,
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which process has a socket open: a walk over /proc/*/fd.
+//! The processes that have sockets open, by a scan of /proc/*/fd.
 //!
-//! Not found this way: sockets that a program keeps in io_uring's own file table, or that are on their way through
-//! SCM_RIGHTS, and those of a thread that has unshared its files from its process.
+//! The scan misses sockets in io_uring's own file table, sockets that are on their way through SCM_RIGHTS, and sockets
+//! of a thread that has unshared its files from its process.
 
 use super::sockets::NO_FILE;
 use super::unreadable;
@@ -19,9 +19,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// The process behind each of these inodes, as far as this process may look.
+/// The owner of each of these inodes, as far as this process may read the files of others.
 ///
-/// Processes come and go during the walk, and those of other users are closed to us: neither is an error.
+/// Processes may start and end during the scan, and those of other users may be unreadable. Neither is an error.
 pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
     let mut owners = Owners::default();
     if inodes.is_empty() {
@@ -29,7 +29,7 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
     }
     let mut cgroups = Cgroups::new(mounts::own_cgroup2());
     for process in process::all_processes().map_err(|e| unreadable("/proc", e))? {
-        match process.and_then(|process| look_into(&process, inodes, &mut cgroups)) {
+        match process.and_then(|process| scan_process(&process, inodes, &mut cgroups)) {
             Ok(Some((holder, sockets))) => sockets.iter().for_each(|&inode| owners.assign(inode, holder)),
             Ok(None) | Err(ProcError::NotFound(_)) => {}
             Err(ProcError::PermissionDenied(_)) => owners.hidden += 1,
@@ -39,14 +39,14 @@ pub(super) fn find(inodes: &HashSet<u64>) -> Result<Owners> {
     Ok(owners)
 }
 
-/// Who holds which socket.
+/// The owners of sockets.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
-    /// Of many sockets few processes are the owners.
+    /// Each owner once: a few processes own many sockets.
     processes: Vec<Process>,
-    /// By the socket's inode, which of them.
+    /// The position of the owner in `processes`, by the socket's inode.
     by_inode: HashMap<u64, u32>,
-    /// Processes whose files we may not look at.
+    /// The number of processes whose files this process may not read.
     pub(super) hidden: usize,
 }
 
@@ -57,16 +57,18 @@ impl Owners {
         self.processes.get(*owner as usize).copied()
     }
 
-    /// Takes note of one who has the socket with this inode open.
+    /// Records a process that has the socket with this inode open. The socket's owner is the process that started
+    /// first.
     ///
-    /// Several processes share a socket after fork(2), or when one has handed it to another. It is given to the one that
-    /// started first: as a rule that is the one that connected or accepted, which makes it the owner until another is
-    /// seen to use the socket. The youngest would often be a stranger: each child holds copies of all its parent's
-    /// sockets until it calls exec(2), a process forked to write a snapshot holds them for minutes, one that inherited a
-    /// leaked file descriptor for ever. The lower pid decides between processes of one clock tick.
+    /// Several processes share a socket after fork(2), or when one has handed it to another. As a rule the eldest of
+    /// them has connected or accepted, so it is the owner until another is seen to use the socket. The youngest would
+    /// often be a stranger. Each child holds copies of its parent's sockets until it calls exec(2). A process that was
+    /// forked to write a snapshot holds them for minutes, and a process that inherited a leaked descriptor for ever.
+    /// Between processes of the same clock tick, the lower pid is the owner.
     ///
-    /// The first process comes last: as a service manager it opens sockets for its services (systemd.socket(5)) and does
-    /// not use them. It is told by its pid, which nobody can choose; a name anybody can.
+    /// Process 1 is the owner only if no other process has the socket open: a service manager opens sockets for its
+    /// services (systemd.socket(5)) and does not use them. It is recognized by its pid, which no process can choose.
+    /// Any process can choose its name.
     pub(super) fn assign(&mut self, inode: u64, holder: Process) {
         let this = self.number(holder);
         let owner = self.by_inode.entry(inode).or_insert(this);
@@ -77,8 +79,8 @@ impl Owners {
         }
     }
 
-    /// Of how many of these sockets the holder is out of sight, and why, in words. (Others may have none: those of the
-    /// kernel, and what is on its way from one process to another.)
+    /// How many of these sockets have an owner that is out of sight, and why, as a text for people. (Sockets of the
+    /// kernel, and sockets on their way between processes, have no owner, and may be counted, too.)
     pub(super) fn limit(&self, inodes: impl Iterator<Item = u64>) -> Option<String> {
         let why = match self.hidden {
             0 if initial::in_initial_pid_namespace() => return None,
@@ -89,7 +91,8 @@ impl Owners {
         (count > 0).then(|| format!("sockets whose owner is out of sight: {count} ({why})"))
     }
 
-    /// Holders come one after the other, each with all its sockets.
+    /// The position of this process in `processes`. All sockets of a process come in a row, so a look at the last one
+    /// is enough.
     fn number(&mut self, holder: Process) -> u32 {
         if self.processes.last() != Some(&holder) {
             self.processes.push(holder);
@@ -99,8 +102,8 @@ impl Owners {
     }
 }
 
-/// The process and its sockets among `inodes`; none if it has none.
-fn look_into(
+/// The process and its sockets among `inodes`. None if it has no such socket.
+fn scan_process(
     process: &process::Process,
     inodes: &HashSet<u64>,
     cgroups: &mut Cgroups,
@@ -109,8 +112,8 @@ fn look_into(
     if sockets.is_empty() {
         return Ok(None);
     }
-    // `process` has been open since before the walk over its files, which goes by number: if it can still be read, the
-    // number was not given to another process in between.
+    // The scan of the files goes by pid. `process` was opened before the scan: if it can still be read, the pid was not
+    // given to another process meanwhile.
     Ok(Some((describe(process, cgroups)?, sockets)))
 }
 
@@ -120,7 +123,7 @@ fn sockets_of(pid: i32, inodes: &HashSet<u64>) -> io::Result<Vec<u64>> {
     if files > 0 {
         return Ok(sockets);
     }
-    // A main thread that has ended shows no files; its process may go on without it.
+    // A main thread that has ended shows no files, but its process may go on.
     for thread in fs::read_dir(root.join("task"))?.flatten() {
         let (found, files) = sockets_in(&thread.path().join("fd"), inodes).unwrap_or_default();
         sockets.extend(found);
@@ -137,7 +140,7 @@ fn sockets_in(fd_dir: &Path, inodes: &HashSet<u64>) -> io::Result<(Vec<u64>, usi
     let mut files = 0;
     for file in fs::read_dir(fd_dir)?.flatten() {
         files += 1;
-        // A file that cannot be read has been closed in between.
+        // A file that cannot be read was closed meanwhile.
         let inode =
             fs::read_link(file.path()).ok().and_then(|link| socket_inode(link.as_os_str().as_bytes()));
         sockets.extend(inode.filter(|inode| inodes.contains(inode)));
@@ -151,17 +154,17 @@ fn socket_inode(link: &[u8]) -> Option<u64> {
     std::str::from_utf8(number).ok()?.parse().ok()
 }
 
-/// Pid and uid are those of the namespaces that /proc shows and this process lives in; in a container with namespaces
-/// of its own they differ from the initial ones. The start time is cut down to clock ticks (of 10 ms), where the kernel
-/// knows nanoseconds.
+/// Describes the process. Pid and uid are those of the namespaces that /proc shows and this process lives in. In a
+/// container with its own namespaces, they differ from the initial ones. The start time is rounded down to clock ticks
+/// of 10 ms; in events it has nanoseconds.
 fn describe(process: &process::Process, cgroups: &mut Cgroups) -> ProcResult<Process> {
     let stat = process.stat()?;
     let status = status_from(&read(process, "status")?)?;
     let pid = u32::try_from(stat.pid).map_err(|_| ProcError::Other(format!("pid {}", stat.pid)))?;
     Ok(Process {
-        // Not from `stat`, which has replaced what is not UTF-8.
+        // `stat` has the name, too, but has replaced bytes that are not UTF-8.
         name: name_from(&read(process, "comm")?),
-        // The real one, as events have it. The owner of /proc/<pid> is root where the process cannot be dumped.
+        // The real uid, as in events. The owner of /proc/<pid> is root if the process cannot be dumped.
         uid: status.ruid,
         start_time_ns: clock::offsets().kernel_start(nanoseconds(stat.starttime, procfs::ticks_per_second())),
         cgroup_id: cgroups.id_of(process),
@@ -175,12 +178,12 @@ fn read(process: &process::Process, file: &str) -> ProcResult<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Also if the name in it is not UTF-8.
+/// Parses the status, also if the name in it is not UTF-8.
 fn status_from(bytes: &[u8]) -> ProcResult<Status> {
     Status::from_buf_read(String::from_utf8_lossy(bytes).as_bytes())
 }
 
-/// `comm` ends with a line feed; the name itself may contain others.
+/// The name in `comm`, which ends with a line feed. The name itself may contain line feeds.
 fn name_from(comm: &[u8]) -> ProcessName {
     let name = comm.strip_suffix(b"\n").unwrap_or(comm);
     let mut buffer = [0; 16];
@@ -195,7 +198,7 @@ fn nanoseconds(ticks: u64, per_second: u64) -> u64 {
     u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
-/// Ids of cgroups in the unified hierarchy. Many processes share few of them.
+/// The ids of cgroups in the unified hierarchy. They are kept, because many processes share a few cgroups.
 struct Cgroups {
     mount: Option<Cgroup2>,
     ids: HashMap<String, Option<CgroupId>>,
@@ -206,7 +209,7 @@ impl Cgroups {
         Self { mount, ids: HashMap::default() }
     }
 
-    /// None where it is not known: nothing is mounted, or the cgroup has been removed or is out of our sight.
+    /// The id of the process's cgroup. None if no cgroup2 is mounted, or if the cgroup was removed or is out of sight.
     fn id_of(&mut self, process: &process::Process) -> Option<CgroupId> {
         let mount = self.mount.as_ref()?;
         let ProcessCGroups(cgroups) = process.read("cgroup").ok()?;
@@ -224,7 +227,8 @@ impl Cgroups {
     }
 }
 
-/// Where the cgroup is mounted. A path that leads out of what is mounted (`/../other`) would name something else.
+/// The directory of the cgroup. None for a path that leads out of the mount (`/../other`), which would be another
+/// cgroup.
 fn directory(mount: &Cgroup2, cgroup: &str) -> Option<PathBuf> {
     let path = Path::new(cgroup).strip_prefix(&mount.root).ok()?;
     path.components().all(|part| matches!(part, Component::Normal(_))).then(|| mount.path.join(path))
@@ -249,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_socket_belongs_to_the_process_that_started_first_in_whatever_order_they_come() {
+    fn a_shared_socket_belongs_to_the_process_that_started_first_in_any_order() {
         let manager = process(1, "init", 1);
-        // A name is no privilege, and no disadvantage.
+        // The name of a process makes no difference.
         let (server, twin, child) =
             (process(900, "systemd", 10), process(901, "x", 10), process(200, "x", 20));
         for order in

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The socket tables of /proc/net.
+//! Listed sockets by the socket tables of /proc/net.
 
 use super::unreadable;
 use crate::error::Result;
@@ -16,17 +16,17 @@ pub(super) struct Socket {
     pub(super) key: ConnectionKey,
     /// None for UDP.
     pub(super) tcp_state: Option<TcpState>,
-    /// Number of the socket's inode, or [`NO_FILE`].
+    /// The number of the socket's inode, or [`NO_FILE`].
     pub(super) inode: u64,
 }
 
-/// The inode of a socket that no file belongs to: not accepted yet, or closed by its program while the kernel still
-/// delivers what was sent.
+/// The inode number of a socket without a file. Such a socket was not accepted yet, or was closed by its process while
+/// the kernel still delivers sent bytes.
 pub(super) const NO_FILE: u64 = 0;
 
 /// All connections of the calling thread's network namespace, each once.
 ///
-/// Only the TCP table must be there: without IPv6 the kernel has no `tcp6` and no `udp6`.
+/// The table `tcp` is required. The others may be missing: without IPv6 the kernel has no `tcp6` and no `udp6`.
 pub(super) fn read() -> Result<Vec<Socket>> {
     let path = path("tcp");
     let tcp: TcpNetEntries = read_table(&path).map_err(|e| unreadable(&path, e))?;
@@ -39,20 +39,20 @@ pub(super) fn read() -> Result<Vec<Socket>> {
     Ok(unique(tcp.chain(udp)))
 }
 
-/// How many sockets of these kinds there are in the calling thread's network namespace; 0 where that is not told.
+/// The number of TCP and UDP sockets in the calling thread's network namespace; 0 if it cannot be read.
 pub(super) fn count() -> usize {
     let tables = ["sockstat", "sockstat6"].map(|table| fs::read_to_string(path(table)).unwrap_or_default());
     tables.iter().flat_map(|table| table.lines()).filter_map(in_use).sum()
 }
 
-/// Of `TCP: inuse 7 orphan 0 …`, the number.
+/// The number in a line like `TCP: inuse 7 orphan 0 …`, if the line is about TCP or UDP.
 fn in_use(line: &str) -> Option<usize> {
     let (name, counts) = line.split_once(": inuse ")?;
     let count = counts.split(' ').next()?;
     matches!(name, "TCP" | "TCP6" | "UDP" | "UDP6").then(|| count.parse().ok()).flatten()
 }
 
-/// `/proc/net` is a link to `self/net`, which is that of the main thread.
+/// The path of a table of the calling thread's network namespace. `/proc/net` would be that of the main thread.
 fn path(table: &str) -> String {
     format!("/proc/thread-self/net/{table}")
 }
@@ -73,8 +73,8 @@ fn read_optional<T: FromReadSI>(table: &str) -> Option<T> {
     }
 }
 
-/// The kernel hands out a table in pieces and finds its place again by counting: when sockets come and go in between,
-/// one can show up twice.
+/// Removes repeated sockets. The kernel hands out a table in pieces, and finds its place again by counting. If sockets
+/// come and go meanwhile, a socket can appear twice.
 fn unique(sockets: impl Iterator<Item = Socket>) -> Vec<Socket> {
     let mut seen = HashSet::new();
     sockets.filter(|socket| seen.insert((socket.inode, socket.key))).collect()
@@ -87,7 +87,7 @@ fn from_tcp(entry: &TcpNetEntry) -> Option<Socket> {
     is_connection(state, inode).then_some(Socket { key, tcp_state: Some(state), inode })
 }
 
-/// An unconnected socket has an unspecified peer with port 0.
+/// The listed UDP socket. If it is not connected, it has an unspecified peer with port 0.
 fn from_udp(entry: &UdpNetEntry) -> Socket {
     let key = key(Protocol::Udp, entry.local_address, entry.remote_address);
     Socket { key, tcp_state: None, inode: entry.inode }
@@ -97,18 +97,18 @@ fn key(protocol: Protocol, local: SocketAddr, remote: SocketAddr) -> ConnectionK
     ConnectionKey::new(protocol, local.ip(), local.port(), remote.ip(), remote.port())
 }
 
-/// Does this entry stand for a connection whose end an event will report? Others would stay in a table for ever.
+/// Will an event report the end of this entry's connection? Other entries would stay in a table for ever.
 fn is_connection(state: TcpState, inode: u64) -> bool {
     match state {
-        // A listener has no peer, a closed socket none any more.
+        // A listener has no peer, and a closed socket has none any more.
         TcpState::Listen | TcpState::Close => false,
-        // The socket has reported CLOSE and is gone; a placeholder keeps its addresses from being used again.
+        // The socket has reported CLOSE and is gone. A placeholder keeps its addresses from being used again.
         TcpState::TimeWait => false,
-        // The same placeholder, for a peer that has not closed its side yet. /proc shows it in the state FIN_WAIT2 and
-        // without an inode. In the rare case that this is a socket (tcp_fin_timeout above 60 s), nothing but its end is
-        // to come, and that event says all that we could know.
+        // The same placeholder, but the peer has not closed its side yet. /proc shows it in the state FIN_WAIT2,
+        // without an inode. In rare cases it is a socket (tcp_fin_timeout above 60 s). Then its end will be its only
+        // event, and that event has all that this entry has.
         TcpState::FinWait2 if inode == NO_FILE => false,
-        // A request to a listener, not a socket yet. /proc calls it SYN_RECV.
+        // A request to a listener is not a socket yet. /proc shows it in the state SYN_RECV.
         TcpState::NewSynRecv => false,
         TcpState::SynRecv if inode == NO_FILE => false,
         _ => true,
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_in_use_of_these_kinds_are_counted() {
+    fn only_tcp_and_udp_sockets_in_use_are_counted() {
         let lines = [
             "sockets: used 16",
             "TCP: inuse 7 orphan 0 tw 36134 alloc 7 mem 19",
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_differ_in_their_inode_alone_are_two() {
+    fn sockets_with_different_inodes_are_two_even_with_one_key() {
         let socket = from_udp(&parse::<UdpNetEntries>(UDP).0[0]);
         let reuseport = Socket { inode: 99, ..socket };
         assert_eq!(unique([socket, reuseport, socket].into_iter()), [socket, reuseport]);

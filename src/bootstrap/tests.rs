@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The whole way on this machine, with sockets of the test process. Needs no privilege.
+//! The whole search on this machine, with sockets of the test process. Needs no privilege.
 
 use super::*;
 use crate::initial;
@@ -39,8 +39,8 @@ fn find(key: ConnectionKey) -> Vec<ConnectionRecord> {
     from_proc_alone().into_iter().filter(|record| record.key == key).collect()
 }
 
-/// The kernel's answer to a close or shutdown may take a moment: a FIN is acknowledged with a delay, and a child that
-/// another test starts holds copies of our sockets until it calls exec(2).
+/// Waits for a state after a close or shutdown. This may take a moment: a FIN is acknowledged with a delay, and a child
+/// that another test starts holds copies of our sockets until it calls exec(2).
 fn wait_for(key: ConnectionKey, state: Option<TcpState>) {
     let reached = || find(key).first().and_then(|record| record.tcp_state) == state;
     let patience = Instant::now() + Duration::from_secs(5);
@@ -50,7 +50,7 @@ fn wait_for(key: ConnectionKey, state: Option<TcpState>) {
     }
 }
 
-/// Exactly one record, and this process owns it: the process, not the thread that runs the test.
+/// There is exactly one record, and this process owns it (not the thread that runs the test).
 fn assert_ours(key: ConnectionKey, state: Option<TcpState>) {
     let before = KernelTime::now();
     let found = find(key);
@@ -71,7 +71,7 @@ fn assert_ours(key: ConnectionKey, state: Option<TcpState>) {
 }
 
 #[test]
-fn records_carry_what_the_tables_and_the_walk_have_found() {
+fn records_combine_the_socket_tables_with_the_owners() {
     let socket = |inode| Socket {
         key: key(Protocol::Tcp, ([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into()),
         tcp_state: Some(TcpState::LastAck),
@@ -146,7 +146,7 @@ fn udp_over_ipv6_is_found_and_mapped_addresses_are_ipv4() {
 }
 
 #[test]
-fn what_nobody_has_accepted_has_no_owner_and_what_is_over_is_not_there() {
+fn an_unaccepted_connection_has_no_owner_and_an_ended_one_is_not_listed() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let local = listener.local_addr().unwrap();
     let client = TcpStream::connect(local).unwrap();
@@ -160,7 +160,7 @@ fn what_nobody_has_accepted_has_no_owner_and_what_is_over_is_not_there() {
         "the listener is no connection"
     );
 
-    // Closed here, not yet there: the kernel has reported CLOSE and shows a placeholder as FIN_WAIT2.
+    // Closed at this end but not at the other: the kernel has reported CLOSE, and shows a placeholder in FIN_WAIT2.
     let ours = key_of(&client);
     drop(client);
     wait_for(server, Some(TcpState::CloseWait));
@@ -183,7 +183,7 @@ fn a_shared_socket_stays_with_the_elder_process_until_only_the_younger_has_it() 
 }
 
 #[test]
-fn one_look_at_many_sockets_finds_them_all() {
+fn one_search_finds_many_sockets() {
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
     let peer = server.local_addr().unwrap();
     let sockets: Vec<_> = (0..200).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
@@ -194,7 +194,7 @@ fn one_look_at_many_sockets_finds_them_all() {
 }
 
 #[test]
-fn without_an_iterator_owners_come_out_of_proc_and_the_reason_is_told() {
+fn without_an_iterator_owners_come_from_proc_and_the_limit_says_why() {
     let (client, _server) = tcp_pair("127.0.0.1", "127.0.0.1");
     let (found, outcome) = existing_connections(Bootstrap::SockDiag, &no_iterator()).unwrap();
     let row = found.iter().find(|record| record.key == key_of(&client)).unwrap();
@@ -215,7 +215,7 @@ fn unread() -> Result<Vec<Socket>> {
     Err(unreadable("its tables", std::io::Error::from(std::io::ErrorKind::PermissionDenied)))
 }
 
-/// One of the namespaces refuses sock_diag, one lets nobody read its tables either: each costs its own rows and no others.
+/// One namespace refuses sock_diag, and another refuses its tables, too. Each costs its own records and no others.
 #[test]
 fn a_network_namespace_that_cannot_be_read_costs_only_its_own_connections() {
     let _pair = tcp_pair("127.0.0.1", "127.0.0.1");
@@ -224,13 +224,13 @@ fn a_network_namespace_that_cannot_be_read_costs_only_its_own_connections() {
         let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, n].into(), 1, [10, 0, 0, 2].into(), 2);
         Ok(vec![(0, ConnectionRecord::new(key, KernelTime(0)))])
     };
-    let looks = vec![
-        look(wanted, |_| known(1), || unreachable!("sock_diag is enough")),
-        look(wanted, |_| refused("sock_diag: no memory"), sockets::read),
-        look(wanted, |_| refused("sock_diag: no memory"), unread),
-        look(wanted, |_| known(4), unread),
+    let scans = vec![
+        scan(wanted, |_| known(1), || unreachable!("sock_diag is enough")),
+        scan(wanted, |_| refused("sock_diag: no memory"), sockets::read),
+        scan(wanted, |_| refused("sock_diag: no memory"), unread),
+        scan(wanted, |_| known(4), unread),
     ];
-    let (found, outcome) = gather(looks).unwrap();
+    let (found, outcome) = gather(scans).unwrap();
     let whole: Vec<_> =
         found.iter().filter(|(_, row)| !row.is_partial).map(|(_, row)| row.key.local_addr).collect();
     assert_eq!(whole, [[10, 0, 0, 1], [10, 0, 0, 4]].map(std::net::IpAddr::from));
@@ -241,19 +241,19 @@ fn a_network_namespace_that_cannot_be_read_costs_only_its_own_connections() {
         "network namespaces that cannot be read: 1 (cannot read its tables: permission denied)",
     ];
     assert_eq!(outcome.limits, limits);
-    // Where it is the same everywhere, it is said once; and where nothing can be read at all, it is an error.
-    let looks = (0..3).map(|_| look(wanted, |_| refused("sock_diag: no"), || Ok(Vec::new()))).collect();
-    let (_, outcome) = gather(looks).unwrap();
+    // If every namespace has the same limit, it is named once. If no namespace can be read, that is an error.
+    let scans = (0..3).map(|_| scan(wanted, |_| refused("sock_diag: no"), || Ok(Vec::new()))).collect();
+    let (_, outcome) = gather(scans).unwrap();
     assert_eq!((outcome.way, outcome.limits), (Bootstrap::Procfs, vec!["sock_diag: no".to_owned()]));
-    assert!(gather(vec![look(wanted, |_| refused("no"), unread)]).is_err());
+    assert!(gather(vec![scan(wanted, |_| refused("no"), unread)]).is_err());
 }
 
 #[test]
-fn a_survey_shows_the_sockets_that_there_are() {
+fn a_survey_lists_the_sockets_that_exist() {
     let (client, server) = tcp_pair("127.0.0.1", "127.0.0.1");
     let udp = UdpSocket::bind("[::1]:0").unwrap();
     let Ok(before) = survey(vec![Protocol::Tcp, Protocol::Udp]) else {
-        // A kernel without INET_DIAG.
+        // This kernel has no INET_DIAG.
         return assert!(diag::is_there().is_err());
     };
     let cookies = [client.as_fd(), server.as_fd(), udp.as_fd()]
@@ -291,7 +291,7 @@ fn sockets_whose_owner_is_hidden_are_counted() {
 }
 
 #[test]
-fn what_is_prepared_is_what_was_wanted_or_less() {
+fn the_expected_source_is_the_wanted_one_or_proc() {
     let (holders, outcome) = prepare(Bootstrap::Procfs);
     assert!(holders.is_err());
     assert_eq!((outcome.way, outcome.limits), (Bootstrap::Procfs, vec!["not searched for yet".into()]));
