@@ -5,6 +5,7 @@ use crate::capabilities::{Backend, Bootstrap};
 use crate::collector::LinuxCollector;
 use crate::config::{Config, Granularity, WhenFull};
 use crate::error::Result;
+use crate::event::EventKind;
 use crate::model::{AddressFamily, CgroupId, NetNs, Protocol};
 use crate::output::EventHandler;
 use crate::poller::Poller;
@@ -164,6 +165,14 @@ impl LinuxCollectorBuilder {
     /// [`since`](crate::ConnectionInfo::since).
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         self.config.max_sockets = Some(sockets);
+        self
+    }
+
+    /// Whether each retransmission of TCP segments is reported
+    /// ([`CollectorEvent::TcpRetransmit`](crate::CollectorEvent::TcpRetransmit)). Default: no; then no program is loaded for
+    /// them. How many there were is told at the [end](crate::Closed::retransmits) of each connection in any case.
+    pub fn retransmits(mut self, yes: bool) -> Self {
+        self.config.report(EventKind::TcpRetransmit, yes);
         self
     }
 

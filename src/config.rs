@@ -3,6 +3,7 @@
 
 use crate::capabilities::{Backend, Bootstrap};
 use crate::error::{Error, Result};
+use crate::event::EventKind;
 use crate::model::{AddressFamily, CgroupId, ConnectionKey, NetNs, ParseError, Protocol};
 use crate::mounts;
 use crate::record::ConnectionRecord;
@@ -153,6 +154,8 @@ pub(crate) struct Config {
     pub(crate) max_sockets: Option<usize>,
     pub(crate) self_test: bool,
     pub(crate) bootstrap: Bootstrap,
+    /// Events that are not reported, and for which no program is loaded.
+    pub(crate) unwanted: Vec<EventKind>,
 }
 
 impl Default for Config {
@@ -167,11 +170,17 @@ impl Default for Config {
             max_sockets: None,
             self_test: false,
             bootstrap: Bootstrap::default(),
+            unwanted: vec![EventKind::TcpRetransmit],
         }
     }
 }
 
 impl Config {
+    pub(crate) fn report(&mut self, kind: EventKind, yes: bool) {
+        self.unwanted.retain(|&unwanted| unwanted != kind);
+        self.unwanted.extend((!yes).then_some(kind));
+    }
+
     /// Refuses wrong values by name, before the kernel refuses them in its own words.
     pub(crate) fn check(&self) -> Result<()> {
         let invalid = |what: &'static str| Err(Error::InvalidConfig { what });

@@ -3,7 +3,7 @@
 
 use crate::event::{
     CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectionInfo, EventKind, LossPlace, Lost, Opened,
-    StateChange, Totals, Transfer,
+    Retransmit, StateChange, Totals, Transfer,
 };
 use crate::model::{
     CgroupId, ConnectionKey, Direction, KernelTime, NetNs, Process, ProcessName, Protocol, Provenance, Role,
@@ -24,6 +24,7 @@ const KINDS: [EventKind; tt_kind::TT_KINDS.0 as usize] = meanings!(tt_kind up to
     TT_UDP_RECV => EventKind::UdpRecv,
     TT_TCP_STATE => EventKind::TcpStateChange,
     TT_CLOSED => EventKind::Closed,
+    TT_RETRANSMIT => EventKind::TcpRetransmit,
 ]);
 
 const PROVENANCES: [Provenance; tt_provenance::TT_PROVENANCES.0 as usize] = meanings!(tt_provenance up to TT_PROVENANCES: [
@@ -82,6 +83,7 @@ pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
         EventKind::UdpRecv => transfer(record, Direction::In).map(CollectorEvent::UdpRecv),
         EventKind::TcpStateChange => state_change(record).map(failure_at_once),
         EventKind::Closed => closed(record).map(CollectorEvent::Closed),
+        EventKind::TcpRetransmit => retransmit(record).map(CollectorEvent::TcpRetransmit),
         EventKind::Opened | EventKind::ConnectFailed => None,
     };
     event.ok_or(Undecodable::Malformed(kind))
@@ -126,7 +128,7 @@ pub(crate) fn derived_event(event: &CollectorEvent, record: &[u8]) -> Option<Col
 
 /// Is it a state record, and no transfer?
 pub(crate) fn is_of_state(record: &[u8]) -> bool {
-    matches!(kind(record), Some(EventKind::TcpStateChange | EventKind::Closed))
+    matches!(kind(record), Some(EventKind::TcpStateChange | EventKind::Closed | EventKind::TcpRetransmit))
 }
 
 /// Is it the record of a connection's end?
@@ -204,6 +206,16 @@ fn state_change(record: &[u8]) -> Option<StateChange> {
         error: (s.error != 0).then_some(s.error),
         totals: has(&s, tt_flags::TT_HAS_TOTALS).then(|| totals(&s)),
         rtt: rtt(s.rtt_us),
+    })
+}
+
+fn retransmit(record: &[u8]) -> Option<Retransmit> {
+    let s: tt_state = wire::read(record)?;
+    Some(Retransmit {
+        connection: connection(&s.conn, &s.owner)?,
+        state: TcpState::from_kernel(s.new_state.into()),
+        segments: s.segments,
+        total_segments: s.retransmits,
     })
 }
 

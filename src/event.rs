@@ -34,6 +34,9 @@ pub enum CollectorEvent {
     /// A connection was not established: the end of what began with a change to SYN_SENT, or with data in the SYN of a
     /// peer (TCP Fast Open). No [`Closed`] follows.
     ConnectFailed(ConnectFailed),
+    /// Segments of a TCP connection were sent again (tracepoint `tcp:tcp_retransmit_skb`). Comes only if it is asked for:
+    /// [`retransmits`](crate::LinuxCollectorBuilder::retransmits).
+    TcpRetransmit(Retransmit),
     /// A socket is gone, or connects or listens anew. TCP: the connection's final totals. UDP: every flow of this socket has
     /// ended; `key` names the socket, its peer is unspecified and `totals` are zero, because they belong to the flows. One
     /// that has moved nothing ends without this, unless it was listed: by
@@ -62,6 +65,7 @@ impl CollectorEvent {
             Self::TcpStateChange(s) => Some(&s.connection),
             Self::Opened(o) => Some(&o.connection),
             Self::ConnectFailed(f) => Some(&f.connection),
+            Self::TcpRetransmit(r) => Some(&r.connection),
             Self::Closed(c) => Some(&c.connection),
             Self::Lost(_) => None,
         }
@@ -78,6 +82,7 @@ impl CollectorEvent {
             Self::Opened(_) => Some(EventKind::Opened),
             Self::ConnectFailed(_) => Some(EventKind::ConnectFailed),
             Self::Closed(_) => Some(EventKind::Closed),
+            Self::TcpRetransmit(_) => Some(EventKind::TcpRetransmit),
             Self::Lost(_) => None,
         }
     }
@@ -308,6 +313,30 @@ impl ConnectFailure {
     }
 }
 
+/// Segments of a TCP connection were sent again: data, a SYN or a FIN that the peer has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Retransmit {
+    /// Who and where.
+    pub connection: ConnectionInfo,
+    /// The state of the socket: SYN_SENT, for instance, where a connect gets no answer.
+    pub state: TcpState,
+    /// How many segments were sent again now (`tcp_skb_cb.tcp_gso_segs`). The segments of all events add up to
+    /// `total_segments`, but for those that came before the tracer or were [lost](CollectorEvent::Lost), and for those that
+    /// could not be handed to IP: older kernels (6.12) only count these, newer ones (6.18) report them.
+    pub segments: u32,
+    /// How many were sent again since the connection began (`tcp_sock.total_retrans`).
+    pub total_segments: u32,
+}
+
+impl Retransmit {
+    /// One segment; the other fields are public and can be set.
+    pub fn new(connection: ConnectionInfo, state: TcpState, total_segments: u32) -> Self {
+        Self { connection, state, segments: 1, total_segments }
+    }
+}
+
 /// How a TCP connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -432,6 +461,7 @@ pub enum EventKind {
     #[cfg_attr(feature = "serde", serde(rename = "tcp_state"))]
     TcpStateChange,
     Closed,
+    TcpRetransmit,
     Opened,
     ConnectFailed,
 }
@@ -439,19 +469,20 @@ pub enum EventKind {
 impl EventKind {
     /// All kinds, in the order in which the kernel side numbers them; the last two are made of state changes, and lost as
     /// such, but for those that are lost in the channel.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TcpSend,
         Self::TcpRecv,
         Self::UdpSend,
         Self::UdpRecv,
         Self::TcpStateChange,
         Self::Closed,
+        Self::TcpRetransmit,
         Self::Opened,
         Self::ConnectFailed,
     ];
 
-    /// Lower-case name: `tcp_send`, `tcp_recv`, `udp_send`, `udp_recv`, `tcp_state`, `closed`, `opened` or
-    /// `connect_failed`.
+    /// Lower-case name: `tcp_send`, `tcp_recv`, `udp_send`, `udp_recv`, `tcp_state`, `closed`, `tcp_retransmit`,
+    /// `opened` or `connect_failed`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TcpSend => "tcp_send",
@@ -460,6 +491,7 @@ impl EventKind {
             Self::UdpRecv => "udp_recv",
             Self::TcpStateChange => "tcp_state",
             Self::Closed => "closed",
+            Self::TcpRetransmit => "tcp_retransmit",
             Self::Opened => "opened",
             Self::ConnectFailed => "connect_failed",
         }

@@ -114,7 +114,7 @@ pub use config::{Granularity, WhenFull};
 pub use error::{Error, Result};
 pub use event::{
     CloseReason, Closed, CollectorEvent, ConnectFailed, ConnectFailure, ConnectionInfo, EventKind, LossPlace,
-    Lost, Opened, StateChange, Totals, Transfer,
+    Lost, Opened, Retransmit, StateChange, Totals, Transfer,
 };
 pub use model::{
     AddressFamily, CgroupId, ConnectionKey, Direction, KernelTime, NetNs, ParseError, Process, ProcessName,

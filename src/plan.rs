@@ -8,6 +8,7 @@ pub(crate) use features::features;
 pub(crate) use programs::{Program, Target, programs};
 
 use crate::capabilities::{Backend, Feature, Visibility};
+use crate::event::EventKind;
 use std::collections::BTreeMap;
 
 /// What is known of the running kernel. Collected by `kernel::facts`; presence in BTF is not permission, so
@@ -68,8 +69,8 @@ impl Plan {
     }
 }
 
-/// The plan for a backend, or why it cannot run.
-pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
+/// The plan for a backend, or why it cannot run. Programs that report what is unwanted, and nothing else, are left out.
+pub(crate) fn plan(backend: Backend, facts: &Facts, unwanted: &[EventKind]) -> Result<Plan, String> {
     facts.typed_tracepoints.clone()?;
     match backend {
         Backend::Fentry => facts.fexit.clone()?,
@@ -88,7 +89,8 @@ pub(crate) fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
         comes_first: true,
         recvmsg_args: facts.functions.get("tcp_recvmsg").map_or(0, |&n| u32::try_from(n).unwrap_or(0)),
     };
-    for program in programs(backend, facts.preemptible) {
+    let is_wanted = |program: &Program| program.reports.is_none_or(|kind| !unwanted.contains(&kind));
+    for program in programs(backend, facts.preemptible).filter(is_wanted) {
         match absence(program, backend, facts) {
             Presence::Present => plan.programs.push(program),
             Presence::OtherVariant => {}

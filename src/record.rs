@@ -52,7 +52,8 @@ pub struct ConnectionRecord {
     /// [`Closed::min_rtt`](crate::Closed::min_rtt)). None for UDP.
     #[cfg_attr(feature = "serde", serde(rename = "min_rtt_us", with = "crate::model::micros", default))]
     pub min_rtt: Option<Duration>,
-    /// Segments that were sent again, as of the latest event that tells: bootstrap and the end do. None for UDP, and
+    /// Segments that were sent again, as of the latest event that tells: bootstrap and the end do, and
+    /// each [retransmission](crate::CollectorEvent::TcpRetransmit) if they are reported. None for UDP, and
     /// where nothing has told yet.
     #[cfg_attr(feature = "serde", serde(default))]
     pub retransmits: Option<u32>,

@@ -266,6 +266,39 @@ int BPF_PROG(tcp_set_state_2, struct sock *sk, int old_state, int new_state)
 	return state_changes(sk, old_state, new_state);
 }
 
+/* The segments that TCP makes of what is in this buffer, which it has queued (tcp_skb_pcount()). */
+static __always_inline __u16 segments_of(struct sk_buff *skb)
+{
+	struct tcp_skb_cb *cb = (struct tcp_skb_cb *)skb->cb;
+
+	return use_cast ? CAST(struct tcp_skb_cb, cb)->tcp_gso_segs : BPF_CORE_READ(cb, tcp_gso_segs);
+}
+
+/*
+ * tcp_retransmit_skb: segments were handed to IP once more; newer kernels (6.18) come here, too, when that fails. They are in the total by then,
+ * with as many as the kernel says. Runs with the socket locked, mostly in softirq: the current process is a stranger.
+ */
+SEC("?tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit, struct sock *sk, struct sk_buff *skb)
+{
+	struct change ch = { .kind = TT_RETRANSMIT };
+	struct tcp_sock *tp = tcp_of(sk);
+	struct sk_state *st;
+
+	if (!tp)
+		return 0;
+	st = tcp_state(sk, tp, TT_RETRANSMIT);
+	if (!st || !is_wanted(&st->c.conn, st->owner))
+		return 0;
+	note_told(st, &st->c.conn);
+	st->retransmits = TCP(tp, total_retrans);
+	ch.now = bpf_ktime_get_ns();
+	ch.old_state = ch.new_state = sk->__sk_common.skc_state;
+	ch.segments = segments_of(skb);
+	emit_state(st, &ch);
+	return 0;
+}
+
 /*
  * tcp_destroy_sock: nobody holds the socket any more. Reads may have gone on after ->CLOSE, so the last word
  * about what was consumed is spoken here. The current process may be anybody; in close() it has the lock.

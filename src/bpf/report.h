@@ -338,11 +338,12 @@ static __always_inline void flush(const struct counted *c)
 	}
 }
 
-/* A TCP state change, or the end of a socket (no states then). */
+/* A TCP state change, the end of a socket (no states then), or a retransmission. */
 struct change {
 	__u64 now;
 	__u32 kind;
 	__s32 error;
+	__u32 segments; /* of a retransmission */
 	__u8 old_state;
 	__u8 new_state;
 	bool has_totals;
@@ -380,6 +381,7 @@ static __always_inline void put_change(struct tt_state *s, const struct sk_state
 	s->lasted_ns = st->born && st->end ? st->ended_ns - c->conn.since : 0;
 	s->min_rtt_us = st->min_rtt_us;
 	s->retransmits = st->retransmits;
+	s->segments = ch->segments;
 	s->error = ch->error;
 	s->old_state = ch->old_state;
 	s->new_state = ch->new_state;

@@ -15,6 +15,7 @@ enum tt_kind {
 	TT_UDP_RECV,
 	TT_TCP_STATE,
 	TT_CLOSED,
+	TT_RETRANSMIT,
 	TT_KINDS,
 };
 
@@ -103,7 +104,7 @@ struct tt_transfer {
 	__u32 span_us;
 };
 
-/* TT_TCP_STATE and TT_CLOSED. */
+/* TT_TCP_STATE, TT_CLOSED and TT_RETRANSMIT, which does not change the state. */
 struct tt_state {
 	__u32 kind;
 	__u32 rtt_us;
@@ -115,12 +116,14 @@ struct tt_state {
 	__u64 packets_out;
 	__u64 lasted_ns; /* until CLOSE; 0: the begin was not seen, or this is not the end */
 	__u32 min_rtt_us;
-	__u32 retransmits;
+	__u32 retransmits; /* segments, since the connection began */
+	__u32 segments;	   /* TT_RETRANSMIT: that are sent again now */
 	__s32 error;
 	__u8 old_state;
 	__u8 new_state;
 	__u8 flags; /* enum tt_flags */
 	__u8 end;   /* enum tt_end */
+	__u8 pad[4];
 };
 
 /* What waits for the end of an interval or for room in the ring. A state record leaves `span_us` alone, and so the count of
@@ -159,7 +162,6 @@ struct tt_control {
 	struct tt_counters lost; /* here, because it can be read without asking the kernel */
 	__u64 states_aside; /* state records that found no room in the ring, and wait in a slot or are lost */
 	__u64 reports_aside; /* the same of transfers */
-	__u64 rest[2];
 };
 
 enum tt_reader {
@@ -171,7 +173,7 @@ enum tt_reader {
 _Static_assert(sizeof(struct tt_process) == 40, "wire layout");
 _Static_assert(sizeof(struct tt_conn) == 72, "wire layout");
 _Static_assert(sizeof(struct tt_transfer) == 200, "wire layout");
-_Static_assert(sizeof(struct tt_state) == 176, "wire layout");
+_Static_assert(sizeof(struct tt_state) == 184, "wire layout");
 _Static_assert(sizeof(struct tt_holder) == 48, "wire layout");
 _Static_assert(sizeof(struct tt_control) == 5 * 64, "cache lines");
 

@@ -78,8 +78,9 @@ impl Bytes {
             .u64(lasted_ns)
             .u32(70)
             .u32(3)
+            .u32(2)
             .u32(error)
-            .padded(&bytes, 4)
+            .padded(&bytes, 8)
     }
 }
 
@@ -195,6 +196,17 @@ fn an_end_carries_final_totals() {
 }
 
 #[test]
+fn a_retransmission_carries_its_state_and_both_counts() {
+    let record = Bytes::state(6, 2, 0, 2, 2, 2).0;
+    assert_eq!(record.len(), 184);
+    let Ok(CollectorEvent::TcpRetransmit(r)) = event(&record) else { panic!("{:?}", event(&record)) };
+    assert_eq!((r.state, r.segments, r.total_segments), (TcpState::SynSent, 2, 3));
+    assert_eq!(r.connection.owner.map(|owner| owner.pid), Some(4242));
+    assert!(is_of_state(&record) && !is_end(&record));
+    assert_eq!(derived_event(&event(&record).unwrap(), &record), None);
+}
+
+#[test]
 fn bytes_that_are_in_no_report_are_noticed_at_the_end() {
     let unbalanced = |kind, flags| {
         let record = Bytes::end(kind, 2, 0, [1, 7, flags, 1], 1).0;
@@ -271,7 +283,7 @@ fn garbage_is_named_and_never_decoded() {
     let good = Bytes::transfer(0, 0, 4, 6, &[], &[]).0;
     assert_eq!(event(&[]), Err(Undecodable::UnknownKind));
     assert_eq!(event(&[0, 0, 0]), Err(Undecodable::UnknownKind));
-    assert_eq!(event(&Bytes::new().u32(6).padded(&[], 188).0), Err(Undecodable::UnknownKind));
+    assert_eq!(event(&Bytes::new().u32(7).padded(&[], 188).0), Err(Undecodable::UnknownKind));
     assert_eq!(event(&Bytes::new().u32(u32::MAX).0), Err(Undecodable::UnknownKind));
     let malformed = Err(Undecodable::Malformed(EventKind::TcpSend));
     for len in 4..good.len() {
@@ -298,10 +310,10 @@ fn no_random_bytes_make_the_decoder_panic() {
         seed
     };
     for _ in 0..20_000 {
-        let len = [0, 4, 100, 176, 192, 200][(next() % 6) as usize];
+        let len = [0, 4, 100, 184, 192, 200][(next() % 6) as usize];
         let mut record: Vec<u8> = (0..len).map(|_| next() as u8).collect();
         if let Some(kind) = record.first_chunk_mut::<4>() {
-            *kind = ((next() % 8) as u32).to_ne_bytes();
+            *kind = ((next() % 9) as u32).to_ne_bytes();
         }
         drop(event(&record));
     }
@@ -309,7 +321,7 @@ fn no_random_bytes_make_the_decoder_panic() {
 
 #[test]
 fn losses_have_a_kind_and_a_place_and_only_news_is_reported() {
-    let counters = tt_counters { ring: [100, 1, 2, 3, 4, 110], storage: [112, 1, 2, 3, 4, 5] };
+    let counters = tt_counters { ring: [100, 1, 2, 3, 4, 110, 6], storage: [112, 1, 2, 3, 4, 5, 6] };
     let table = losses(&counters);
     assert_eq!(table.get(EventKind::TcpSend, LossPlace::Ring), 100);
     assert_eq!(table.get(EventKind::Closed, LossPlace::Ring), 110);

@@ -32,7 +32,7 @@ pub(crate) fn start(config: &Config, facts: &Facts) -> Result<(Session, Capabili
     let _quiet = Quiet::new();
     let mut rejected = Vec::new();
     for backend in Backend::ALL.into_iter().filter(|&b| config.backend.is_none_or(|wanted| wanted == b)) {
-        match plan::plan(backend, facts).and_then(|plan| start_backend(config, plan)) {
+        match plan::plan(backend, facts, &config.unwanted).and_then(|plan| start_backend(config, plan)) {
             Ok((session, plan)) => return Ok((session, capabilities(plan, rejected))),
             Err(reason) => {
                 log::info!("backend {backend} does not run: {reason}");

@@ -164,13 +164,14 @@ use AddressFamily::{Ipv4, Ipv6};
 use Feature as F;
 
 #[rustfmt::skip]
-const PROGRAMS: [Program; 42] = [
+const PROGRAMS: [Program; 43] = [
     all("tcp_set_state", Tracepoint("inet_sock_set_state", 3))
         .reports(EventKind::TcpStateChange).essential().shows(&[F::TcpTotals]).backup(Always("tcp_set_state_2")),
     all("tcp_chunk_in", Tracepoint("tcp_rcv_space_adjust", 1))
         .reports(EventKind::TcpRecv).essential().backup(IfPreemptible("tcp_chunk_in_2")),
     all("tcp_destroy", Tracepoint("tcp_destroy_sock", 1))
         .reports(EventKind::Closed).essential().backup(Always("tcp_destroy_2")),
+    all("tcp_retransmit", Tracepoint("tcp_retransmit_skb", 2)).reports(EventKind::TcpRetransmit),
 
     fentry("fexit_tcp_sendmsg", Exit("tcp_sendmsg_locked", &[3]))
         .reports(EventKind::TcpSend).essential().shows(&[F::TcpSend]).backup(IfPreemptible("fexit_tcp_sendmsg_2")),

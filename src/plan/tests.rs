@@ -25,14 +25,20 @@ const FUNCTIONS: [(&str, usize); 18] = [
     ("tcp_v6_connect", 3),
 ];
 
-const TRACEPOINTS: [(&str, usize); 6] = [
+const TRACEPOINTS: [(&str, usize); 7] = [
     ("inet_sock_set_state", 3),
     ("tcp_rcv_space_adjust", 1),
     ("tcp_destroy_sock", 1),
+    ("tcp_retransmit_skb", 2),
     ("tcp_probe", 2),
     ("sock_send_length", 3),
     ("sock_recv_length", 3),
 ];
+
+/// With all events.
+fn plan(backend: Backend, facts: &Facts) -> Result<Plan, String> {
+    super::plan(backend, facts, &[])
+}
 
 /// A kernel on which everything works, such as a distribution's 6.12.
 fn everything() -> Facts {
@@ -176,6 +182,22 @@ fn what_fails_at_once_is_seen_at_the_exit_of_connect_alone() {
     }
     facts.functions.remove("tcp_v6_connect");
     assert_eq!(seen(Backend::Fentry, &facts), Visibility::Limited("IPv4 only".into()));
+}
+
+#[test]
+fn for_events_that_nobody_wants_no_program_is_loaded_or_missed() {
+    let mut facts = everything();
+    for backend in Backend::ALL {
+        let [with, without] =
+            [&[][..], &[EventKind::TcpRetransmit]].map(|unwanted| super::plan(backend, &facts, unwanted));
+        let (mut with, without) = (with.unwrap(), without.unwrap());
+        assert!(names(&with).contains(&"tcp_retransmit"));
+        with.programs.retain(|program| program.name != "tcp_retransmit");
+        assert_eq!(with, without);
+    }
+    facts.tracepoints.remove("tcp_retransmit_skb");
+    let missing = |unwanted: &[_]| super::plan(Backend::Fentry, &facts, unwanted).unwrap().missing.len();
+    assert_eq!([missing(&[]), missing(&[EventKind::TcpRetransmit])], [1, 0]);
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use super::ConnectionTable;
 use super::entry::Entry;
 use super::place::{CROWD, Flow, Place};
-use crate::event::{Closed, CollectorEvent, ConnectFailed, ConnectionInfo, Opened, StateChange, Transfer};
+use crate::event::{
+    Closed, CollectorEvent, ConnectFailed, ConnectionInfo, Opened, Retransmit, StateChange, Transfer,
+};
 use crate::model::{KernelTime, Protocol, Provenance, TcpState};
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ impl ConnectionTable {
             CollectorEvent::Closed(closed) => self.closed(closed),
             CollectorEvent::ConnectFailed(failed) => self.connect_failed(failed),
             CollectorEvent::Opened(opened) => self.opened(opened),
+            CollectorEvent::TcpRetransmit(retransmit) => self.retransmit(retransmit),
             CollectorEvent::Lost(_) => {}
         }
         if !self.misplaced.is_empty() {
@@ -51,6 +54,11 @@ impl ConnectionTable {
     fn opened(&mut self, opened: &Opened) {
         let (info, window) = (&opened.connection, self.window);
         self.fold(info, info.time, opened.rtt, |entry| entry.opened(opened, window));
+    }
+
+    fn retransmit(&mut self, retransmit: &Retransmit) {
+        let info = &retransmit.connection;
+        self.fold(info, info.time, None, |entry| entry.retransmit(retransmit));
     }
 
     /// As a rule a state change has told of it; where connect() failed at once there was none.

@@ -8,7 +8,9 @@ use super::counter::Counter;
 use super::gone;
 use super::place::{Flow, completeness};
 use super::rate::Window;
-use crate::event::{Closed, ConnectFailed, ConnectionInfo, Opened, StateChange, Totals, Transfer};
+use crate::event::{
+    Closed, ConnectFailed, ConnectionInfo, Opened, Retransmit, StateChange, Totals, Transfer,
+};
 use crate::model::{ConnectionKey, Direction, KernelTime, Protocol, Provenance, Role, TcpState};
 use crate::record::ConnectionRecord;
 use account::{Left, Settled};
@@ -258,6 +260,12 @@ impl Entry {
         let live = self.live();
         live.min_rtt = least(live.min_rtt, rtt);
         self.state(&StateChange::new(connection, before, TcpState::Established), window);
+    }
+
+    pub(super) fn retransmit(&mut self, retransmit: &Retransmit) {
+        let live = self.live();
+        live.retransmits = live.retransmits.max(Some(retransmit.total_segments));
+        self.publish();
     }
 
     /// Nothing has moved, before the tracer or since.

@@ -44,6 +44,7 @@ mod reasons;
 mod redirected;
 mod refusal;
 mod refused;
+mod retransmits;
 mod rewriter;
 mod scenarios;
 mod soak;

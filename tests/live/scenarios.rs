@@ -3,7 +3,7 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 25] = [
+const SOURCES: [&str; 26] = [
     include_str!("cgroups.rs"),
     include_str!("collector.rs"),
     include_str!("connecting.rs"),
@@ -23,6 +23,7 @@ const SOURCES: [&str; 25] = [
     include_str!("peers.rs"),
     include_str!("reasons.rs"),
     include_str!("redirected.rs"),
+    include_str!("retransmits.rs"),
     include_str!("storm.rs"),
     include_str!("tcp.rs"),
     include_str!("udp.rs"),
