@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub(crate) fn path() -> PathBuf {
     let path = std::env::var_os("TCPTOP_TEST_CLI").map_or_else(beside_this_test, PathBuf::from);
-    assert!(path.exists(), "{} is missing: build it with `cargo build --example tcptop`", path.display());
+    assert!(path.exists(), "{} is missing: build it with `cargo build --examples`", path.display());
     path
 }
 
@@ -39,8 +39,8 @@ fn tcptop(arguments: &[&str]) -> Command {
     command
 }
 
-/// A tcptop that runs, and the lines it prints.
-struct Running {
+/// A tcptop, or another example, that runs, and the lines it prints.
+pub(crate) struct Running {
     process: Process,
     lines: Option<BufReader<std::process::ChildStdout>>,
 }
@@ -66,7 +66,7 @@ impl Running {
         Self::start_command(&mut tcptop(arguments))
     }
 
-    fn start_command(command: &mut Command) -> (Self, String) {
+    pub(crate) fn start_command(command: &mut Command) -> (Self, String) {
         let mut process = command.spawn().unwrap();
         let lines = process.stdout.take().map(BufReader::new);
         let mut running = Self { process, lines };
@@ -74,7 +74,7 @@ impl Running {
         (running, start)
     }
 
-    fn line(&mut self) -> Option<String> {
+    pub(crate) fn line(&mut self) -> Option<String> {
         let mut text = String::new();
         self.lines.as_mut()?.read_line(&mut text).unwrap();
         (!text.is_empty()).then_some(text)
@@ -97,7 +97,7 @@ impl Running {
     }
 
     /// The same without --json.
-    fn finish_text(mut self) -> (Vec<String>, i32, String) {
+    pub(crate) fn finish_text(mut self) -> (Vec<String>, i32, String) {
         let lines = std::iter::from_fn(|| self.line()).collect();
         let mut errors = String::new();
         self.process.stderr.take().unwrap().read_to_string(&mut errors).unwrap();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Live tests: real sockets, real kernels. Every expected number is one that the test itself moved or that the kernel
 //! told it. They need root; one at a time (`--test-threads=1`), because some look at all of the kernel's BPF programs.
-//! `TCPTOP_TEST_BACKEND` names the backend under test, `TCPTOP_TEST_CLI` the example program.
+//! `TCPTOP_TEST_BACKEND` names the backend under test, `TCPTOP_TEST_CLI` the example program, beside
+//! which the small examples are.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,6 +22,7 @@ mod crowds;
 mod datagrams;
 mod embed;
 mod ends;
+mod examples;
 mod existing;
 mod filters;
 mod foreign;
