@@ -2,11 +2,11 @@
 //! What works, and what is told, where the kernel refuses a part.
 
 use crate::collector::{bpf_objects, nothing_left_but};
-use crate::harness::{Trace, builder, skipped};
-use crate::net::{Child, enter_own_network, hear, port, recv, send, tcp_pair, tell};
-use crate::refusal::{
+use crate::fault_injection::{
     ITERATORS, NETLINK, Refused, with_capabilities, without, without_cap_sys_admin, without_program,
 };
+use crate::harness::{Trace, builder, skipped};
+use crate::net::{Child, enter_own_network, hear, port, recv, send, tcp_pair, tell};
 use std::net::UdpSocket;
 use tcptop::{
     Backend, Bootstrap, Capabilities, ConnectionRecord, EventKind, Feature, Granularity,
