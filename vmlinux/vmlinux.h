@@ -176,8 +176,27 @@ struct inet_cork {
 	unsigned int length;
 };
 
+union flowi_uli {
+	struct {
+		__be16 dport;
+		__be16 sport;
+	} ports;
+};
+
+struct flowi4 {
+	__be32 daddr;
+	union flowi_uli uli;
+};
+
+struct flowi {
+	union {
+		struct flowi4 ip4;
+	} u;
+};
+
 struct inet_cork_full {
 	struct inet_cork base;
+	struct flowi fl;
 };
 
 struct inet_sock {

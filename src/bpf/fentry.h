@@ -214,7 +214,7 @@ static __always_inline void udp_send(struct sock *sk, struct msghdr *msg, int re
 	if (name)
 		peer_of_msg(&peer, name, msg->msg_namelen);
 	else
-		peer_of_connected(&peer, sk, true);
+		peer_of_send(&peer, sk);
 	/* An address that is none fails. */
 	if (!name || peer.family)
 		udp_sent(sk, udp_peek(sk, true), ret, segment, &peer);

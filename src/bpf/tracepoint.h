@@ -224,7 +224,7 @@ static __always_inline void udp_call_out(struct sock *sk, int ret, const bool un
 	if (peer.family && st)
 		st->begins = 1;
 	if (!peer.family)
-		peer_of_connected(&peer, sk, true);
+		peer_of_send(&peer, sk);
 	forget_strangers(sk, st);
 	if (notes_are_complete && !peer.family && !is_corked(sk) && !(st && (st->waiting | st->corked)))
 		count_storage_loss(TT_UDP_SEND);

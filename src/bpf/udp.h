@@ -50,6 +50,22 @@ static __always_inline void peer_of_connected(struct peer *peer, struct sock *sk
 }
 
 /*
+ * Where a send without an address goes. On an IPv4 socket that is the flow that the socket keeps: connect() sets it. So does
+ * a corked send to another address, and then udp_sendmsg() sends there what has no address.
+ */
+static __always_inline void peer_of_send(struct peer *peer, struct sock *sk)
+{
+	__u32 addr;
+
+	peer_of_connected(peer, sk, true);
+	if (!peer->family || sk->__sk_common.skc_family != AF_INET)
+		return;
+	addr = UDP(sk, inet.cork.fl.u.ip4.daddr);
+	if (addr)
+		peer_v4(peer, addr, UDP(sk, inet.cork.fl.u.ip4.uli.ports.dport));
+}
+
+/*
  * A datagram to no address (0.0.0.0, ::) goes to this machine: to where the socket is bound, or over loopback. The peer is
  * who gets it. (By connect() the kernel does the same, and the socket has the outcome.)
  */

@@ -2,10 +2,11 @@
 //! UDP: who the peer is where it is not simply who was named.
 
 use crate::harness::{AFTERMATH, Answer, Trace, answer, builder};
-use crate::net::{Cgroup, Child, enter_own_network, hear, recv, run, send, tell};
+use crate::net::{Cgroup, Child, enter_own_network, hear, recv, run, send, sockaddr, tell};
 use crate::rewriter::balance;
 use crate::udp::bound;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use tcptop::{AddressFamily, Feature, Protocol, Visibility};
 
@@ -45,6 +46,35 @@ fn datagrams_to_no_address_are_one_flow() {
     there_and_back(&mut trace, "[::ffff:127.0.0.1]:0", v6.into(), "127.0.0.1:0", home);
     // To where the socket is bound.
     there_and_back(&mut trace, "127.0.0.5:0", v4.into(), "127.0.0.5:0", Ipv4Addr::new(127, 0, 0, 5).into());
+}
+
+/// 95: a corked send to another address changes where a connected IPv4 socket sends to. The kernel goes on to send there, and
+/// says so to nobody.
+#[test]
+fn a_connected_socket_that_has_sent_elsewhere_goes_on_to_send_there() {
+    let mut trace = Trace::start();
+    let [(sender, s), (peer, p), (other, o)] = [(); 3].map(|()| bound("127.0.0.1:0"));
+    sender.connect(("127.0.0.1", p)).unwrap();
+    assert_eq!(send(&sender, &[1; 10], 0), 10);
+    let to = sockaddr([127, 0, 0, 1], o);
+    // SAFETY: a buffer and an address, each with its length.
+    let corked = unsafe {
+        let length = size_of_val(&to) as libc::socklen_t;
+        libc::sendto(
+            sender.as_raw_fd(),
+            [1_u8; 7].as_ptr().cast(),
+            7,
+            libc::MSG_MORE,
+            (&raw const to).cast(),
+            length,
+        )
+    };
+    assert_eq!((corked, send(&sender, &[1; 13], 0), send(&sender, &[1; 30], 0)), (7, 13, 30));
+    assert_eq!((recv(&peer, 99, 0), recv(&other, 99, 0), recv(&other, 99, 0)), (10, 20, 30));
+    peer.set_nonblocking(true).unwrap();
+    assert!(peer.recv(&mut [0; 99]).is_err() && sender.peer_addr().unwrap().port() == p);
+    trace.udp(s, p, 0, 10);
+    trace.udp(s, o, 0, 50);
 }
 
 const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 77), 7777);
