@@ -172,6 +172,10 @@ fn a_record_tells_what_is_new_since_the_look_before() {
     drop(table.sums(GroupBy::Process, KernelTime(3000)));
     assert_eq!(new(&mut table), (0, 100), "with what a lost event would have told");
     assert_eq!(new(&mut table), (0, 0));
+    let mut table = table.max_connections(1);
+    table.apply(&send(ConnectionInfo { socket: 2, ..tcp(2002) }, 1, 1));
+    table.apply(&send(tcp(2003), 20, 5120));
+    assert_eq!(new(&mut table), (0, 20), "it was evicted, and is back");
 }
 
 #[test]
