@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Compiles the BPF programs of `src/bpf` and generates their skeletons into `OUT_DIR`.
+//! Compiles the BPF programs of `src/bpf` and generates their skeletons into `OUT_DIR`. With the feature `static` it also
+//! says where libelf and zlib are.
 
 use libbpf_cargo::SkeletonBuilder;
-use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
+use std::{env, fs};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// What is compiled; everything else in `src/bpf` is a header. From `wire` come types alone.
@@ -31,6 +32,44 @@ fn main() {
     for name in OBJECTS {
         compile(name, &clang, &out);
     }
+    // With `vendored` libbpf-sys has built static libraries itself.
+    let has = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    if has("STATIC") && !has("VENDORED") {
+        link_statically(&out.join("static"));
+    }
+}
+
+/// libbpf-sys asks for `-lelf -lz`. The linker searches this directory before those of the system, and finds libraries with
+/// these names that are static: scripts, each with the path of the real one.
+///
+/// The feature `static` of libbpf-sys does it otherwise: rustc itself looks for the libraries, and does not know the
+/// directories where Debian has them.
+fn link_statically(directory: &Path) {
+    // Newer libraries of ELF files need zstd, older ones do not.
+    for (name, optional) in [("libelf.a", Some("libzstd.a")), ("libz.a", None)] {
+        let Some(library) = static_library(name) else {
+            fail(
+                &format!("cannot find {name}, which the feature `static` links"),
+                "install libelf-dev and zlib1g-dev, or what your distribution calls the static libraries; or use the \
+                 feature `vendored`",
+            );
+        };
+        let files = [Some(library), optional.and_then(static_library)].into_iter().flatten();
+        let script: String = files.map(|file| format!("INPUT(\"{}\")\n", file.display())).collect();
+        let written = fs::create_dir_all(directory).and_then(|()| fs::write(directory.join(name), script));
+        if let Err(e) = written {
+            fail(&format!("cannot write {}: {e}", directory.join(name).display()), "is the disk full?");
+        }
+    }
+    println!("cargo:rustc-link-search=native={}", directory.display());
+}
+
+/// Where the C compiler finds it; none if it does not.
+fn static_library(name: &str) -> Option<PathBuf> {
+    let mut compiler = cc::Build::new().try_get_compiler().ok()?.to_command();
+    let answer = compiler.arg(format!("-print-file-name={name}")).output().ok()?;
+    // A name that it does not find it gives back as it is.
+    Some(PathBuf::from(String::from_utf8(answer.stdout).ok()?.trim())).filter(|path| path.is_absolute())
 }
 
 fn compile(name: &str, clang: &OsString, out: &Path) {
