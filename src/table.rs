@@ -181,27 +181,41 @@ impl ConnectionTable {
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
     /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
     pub fn records_at(&mut self, now: KernelTime) -> impl Iterator<Item = &ConnectionRecord> {
-        self.bring_to(now);
-        self.store.iter_mut().for_each(Entry::look);
+        self.end_and_drop(now);
+        let window = self.window;
+        self.store.iter_mut().for_each(|entry| {
+            entry.refresh_rates(now, window);
+            entry.look();
+        });
         self.records()
     }
 
     /// Ends and drops what has to, and brings the rates to this moment.
     fn bring_to(&mut self, now: KernelTime) {
-        self.end_idle(now);
-        let is_over = |entry: &Entry| {
-            entry.gone_since().is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger)
-        };
-        let over: Vec<u32> =
-            self.store.iter().filter(|(_, entry)| is_over(entry)).map(|(slot, _)| slot).collect();
+        self.end_and_drop(now);
+        let window = self.window;
+        self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
+    }
+
+    /// Closes UDP flows that have been silent for long enough, and drops closed connections that have lingered.
+    fn end_and_drop(&mut self, now: KernelTime) {
+        let (mut ended, mut over) = (Vec::new(), Vec::new());
+        for (slot, entry) in self.store.slots_mut() {
+            if entry.end_if_idle(now, self.udp_idle) {
+                ended.push(slot);
+            }
+            let gone = entry.gone_since();
+            if gone.is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger) {
+                over.push(slot);
+            }
+        }
+        ended.into_iter().for_each(|slot| self.store.requeue(slot));
         for slot in over {
             if let Some(entry) = self.store.remove(slot) {
                 self.leave(&entry);
             }
         }
         self.give_memory_back();
-        let window = self.window;
-        self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
     }
 
     /// All records in no particular order. Their rates are those of the latest look at a moment
@@ -246,16 +260,6 @@ impl ConnectionTable {
     /// since the kernel began to count). [Sums](Self::sums) go on to count them.
     pub fn evicted(&self) -> u64 {
         self.evicted
-    }
-
-    fn end_idle(&mut self, now: KernelTime) {
-        let mut ended = Vec::new();
-        for (slot, entry) in self.store.slots_mut() {
-            if entry.end_if_idle(now, self.udp_idle) {
-                ended.push(slot);
-            }
-        }
-        ended.into_iter().for_each(|slot| self.store.requeue(slot));
     }
 
     fn give_memory_back(&mut self) {

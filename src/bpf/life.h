@@ -275,8 +275,8 @@ static __always_inline __u16 segments_of(struct sk_buff *skb)
 }
 
 /*
- * tcp_retransmit_skb: segments were handed to IP once more; newer kernels (6.18) come here, too, when that fails. They are in the total by then,
- * with as many as the kernel says. Runs with the socket locked, mostly in softirq: the current process is a stranger.
+ * tcp_retransmit_skb: segments were handed to IP once more. Newer kernels (6.18) come here, too, when that fails. The segments
+ * are in the total by then. Runs with the socket locked, mostly in softirq: the current process is a stranger.
  */
 SEC("?tp_btf/tcp_retransmit_skb")
 int BPF_PROG(tcp_retransmit, struct sock *sk, struct sk_buff *skb)

@@ -219,8 +219,8 @@ struct {
 } wanted_pids SEC(".maps");
 
 /*
- * Id of a cgroup -> does it pass the filter (enum tt_cgroup)? Those that the user names are written by the library before the programs are
- * attached; the map is made only if there are any. Where trees are wanted the programs add what they have found out of
+ * Id of a cgroup -> does it pass the filter (enum tt_cgroup)? The library writes those that the user names before the programs
+ * are attached; the map is made only if there are any. Where trees are wanted the programs add what they have found out of
  * others, which holds for good: a cgroup keeps its place, and its id is not used again. Full: it is found out anew.
  */
 struct {

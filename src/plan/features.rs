@@ -13,7 +13,7 @@ pub(crate) fn features(plan: &Plan) -> Vec<(Feature, Visibility)> {
 pub(super) fn visibility(feature: Feature, plan: &Plan) -> Visibility {
     let seen = match feature {
         Feature::SocketCookie if plan.use_cookie => Visibility::Exact,
-        // No program finds those: `Finding::tell` knows better.
+        // No program finds existing connections: the search for them says how well they are seen.
         Feature::SocketCookie | Feature::Existing => Visibility::Unseen,
         _ => by_programs(feature, plan),
     };
