@@ -325,8 +325,10 @@ static __always_inline int uncorked(struct sock *sk)
 {
 	struct sk_state *st = udp_peek(sk, true);
 
-	if (st && st->waiting && st->waiting == corked_bytes(sk))
+	if (st && st->waiting && st->waiting == corked_bytes(sk)) {
+		follow_connect(sk, st);
 		count_waiting(sk, st);
+	}
 	return 0;
 }
 

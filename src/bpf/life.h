@@ -131,7 +131,7 @@ static __always_inline void begin_life(struct sk_state *st, struct sock *sk, str
 	if (st->known && !st->failed)
 		emit_end(st, now);
 	renew(st, st->c.conn.socket);
-	st->listens = listens;
+	st->listens = listens ? LISTENS : 0;
 	st->active = !listens;
 	put_identity(&st->c.conn, sk, IPPROTO_TCP, true);
 	st->c.conn.since = now;
@@ -204,7 +204,7 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 	}
 	learn_owner(st, sk);
 	if (changes_to(st, TCP_LISTEN))
-		listens_here(st);
+		listens_here(st, sk);
 	else if (changes_from(st, TCP_LISTEN))
 		listens_no_more(st);
 	if (changes_from(st, TCP_SYN_SENT))

@@ -34,6 +34,8 @@ const volatile bool calls_run_twice = false;  /* understudies on call hooks, see
 const volatile __u64 identity_secret[6] = {}; /* random; see current_identity() */
 
 #define FAILED_BY_ITSELF 2
+#define LISTENS		 1
+#define LISTENS_KNOWN	 2
 
 /* An account: what moved in one direction. */
 struct acct {
@@ -86,6 +88,7 @@ struct sk_state {
 	__u32 retransmits;
 	union {
 		__u32 seq_out; /* write_seq at byte 0 */
+		__u32 device;  /* of a listener: see struct listen_key */
 		__u32 waiting; /* UDP: bytes of a datagram that is not sent yet (UDP_CORK, MSG_MORE) */
 	};
 	__s16 error;	 /* sk_err then */
@@ -94,7 +97,7 @@ struct sk_state {
 	__u8 first_in; /* when the first receive on a connection older than this tracer began that is not finished */
 	__u8 moved_in; /* a receive call has moved bytes and is not finished */
 	union {
-		__u8 listens;
+		__u8 listens; /* LISTENS, or LISTENS_KNOWN: `listeners` counts it */
 		__u8 strangers; /* UDP: what waits may be older than connect(), and so from anybody (tracepoints) */
 	};
 	__u8 noted;	 /* a UDP peer was noted for this socket (tracepoints) */
@@ -173,6 +176,7 @@ struct {
 struct listen_key {
 	__u8 addr[16];
 	__u32 netns;
+	__u32 device; /* that the socket is bound to (SO_BINDTODEVICE), or 0 */
 	__u16 port;
 	__u8 family; /* 4 or 6 */
 	__u8 pad;

@@ -346,6 +346,17 @@ static __always_inline void count_waiting(struct sock *sk, struct sk_state *st)
 }
 
 /*
+ * connect() with a datagram waiting in the socket changes where that goes, if it goes by IPv4: to where the flow says that it
+ * was corked with.
+ */
+static __always_inline void follow_connect(struct sock *sk, struct sk_state *st)
+{
+	if (st->sent_to.family == 4)
+		peer_v4(&st->sent_to, UDP(sk, inet.cork.fl.u.ip4.daddr),
+			UDP(sk, inet.cork.fl.u.ip4.uli.ports.dport));
+}
+
+/*
  * A send has ended and left a datagram that waits: its own, which goes where it says, or one to which it has added. What is
  * waiting beside that has been sent.
  */
@@ -372,6 +383,8 @@ static __always_inline void sends_pieces(struct sock *sk, struct sk_state *st, _
 	if (st->begins || (bytes && bytes_of_pieces(sk) == st->waiting)) {
 		count_waiting(sk, st);
 		st->sent_to = *peer;
+	} else {
+		follow_connect(sk, st);
 	}
 	count_gone_of(sk, st, take_all(st) + bytes, segment);
 }

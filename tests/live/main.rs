@@ -36,6 +36,7 @@ mod identity;
 mod intervals;
 mod kernel;
 mod lifecycle;
+mod listeners;
 mod misses;
 mod namespaces;
 mod net;

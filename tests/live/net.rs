@@ -293,3 +293,13 @@ pub(crate) fn connect(socket: &impl AsRawFd, addr: &libc::sockaddr_in) -> isize 
             as isize
     })
 }
+
+/// Sends from a UDP socket to a port of 127.0.0.1.
+pub(crate) fn send_to(socket: &impl AsRawFd, bytes: &[u8], port: u16, flags: i32) -> isize {
+    let to = sockaddr([127, 0, 0, 1], port);
+    // SAFETY: bytes and an address that are as long as is said.
+    checked(unsafe {
+        let (address, length) = ((&raw const to).cast(), size_of_val(&to) as libc::socklen_t);
+        libc::sendto(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, address, length)
+    })
+}

@@ -2,11 +2,11 @@
 //! UDP: who the peer is where it is not simply who was named.
 
 use crate::harness::{AFTERMATH, Answer, Trace, answer, builder};
-use crate::net::{Cgroup, Child, enter_own_network, hear, recv, run, send, sockaddr, tell};
+use crate::net::{Cgroup, Child, enter_own_network, hear, recv, run, send, send_to, tell};
 use crate::rewriter::balance;
 use crate::udp::bound;
+use crate::unsent::cork;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use tcptop::{AddressFamily, Feature, Protocol, Visibility};
 
@@ -56,25 +56,48 @@ fn a_connected_socket_that_has_sent_elsewhere_goes_on_to_send_there() {
     let [(sender, s), (peer, p), (other, o)] = [(); 3].map(|()| bound("127.0.0.1:0"));
     sender.connect(("127.0.0.1", p)).unwrap();
     assert_eq!(send(&sender, &[1; 10], 0), 10);
-    let to = sockaddr([127, 0, 0, 1], o);
-    // SAFETY: a buffer and an address, each with its length.
-    let corked = unsafe {
-        let length = size_of_val(&to) as libc::socklen_t;
-        libc::sendto(
-            sender.as_raw_fd(),
-            [1_u8; 7].as_ptr().cast(),
-            7,
-            libc::MSG_MORE,
-            (&raw const to).cast(),
-            length,
-        )
-    };
+    let corked = send_to(&sender, &[1; 7], o, libc::MSG_MORE);
     assert_eq!((corked, send(&sender, &[1; 13], 0), send(&sender, &[1; 30], 0)), (7, 13, 30));
     assert_eq!((recv(&peer, 99, 0), recv(&other, 99, 0), recv(&other, 99, 0)), (10, 20, 30));
     peer.set_nonblocking(true).unwrap();
     assert!(peer.recv(&mut [0; 99]).is_err() && sender.peer_addr().unwrap().port() == p);
     trace.udp(s, p, 0, 10);
     trace.udp(s, o, 0, 50);
+}
+
+/// 96: the kernel sends a datagram to where the IPv4 socket is connected last, though it was begun for another address.
+#[test]
+fn a_corked_datagram_goes_where_its_socket_is_connected_to_meanwhile() {
+    let mut trace = Trace::start();
+    let [(begun_for, b), (peer, p)] = [(); 2].map(|()| bound("127.0.0.1:0"));
+    begun_for.set_nonblocking(true).unwrap();
+    for (local, is_uncorked) in
+        [("127.0.0.1:0", false), ("127.0.0.1:0", true), ("[::ffff:127.0.0.1]:0", false)]
+    {
+        let (sender, s) = bound(local);
+        let mapped = Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+        if sender.local_addr().unwrap().is_ipv4() {
+            assert_eq!(send_to(&sender, &[1; 7], b, libc::MSG_MORE), 7);
+            sender.connect(("127.0.0.1", p)).unwrap();
+        } else {
+            sender.connect((mapped, b)).unwrap();
+            assert_eq!(send(&sender, &[1; 7], libc::MSG_MORE), 7);
+            sender.connect((mapped, p)).unwrap();
+        }
+        let bytes = if is_uncorked {
+            cork(&sender, 0);
+            7
+        } else {
+            assert_eq!(send(&sender, &[1; 13], 0), 13);
+            20
+        };
+        assert_eq!(recv(&peer, 99, 0), bytes, "{local}");
+        assert!(begun_for.recv(&mut [0; 99]).is_err());
+        // Of an uncorking the end of the socket tells, with some backends.
+        drop(sender);
+        let lesser = is_uncorked && answer(96, trace.backend()) == Answer::Lesser;
+        trace.udp(s, if lesser { b } else { p }, 0, bytes as u64);
+    }
 }
 
 const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 77), 7777);

@@ -2,7 +2,7 @@
 //! UDP: what a program gave to the kernel and the kernel did not send, and what it made several datagrams of.
 
 use crate::harness::{AFTERMATH, Answer, Trace, answer, is_slow};
-use crate::net::{Cgroup, Child, hear, recv, send, set_option, sockaddr, tell};
+use crate::net::{Cgroup, Child, hear, recv, send, send_to, set_option, tell};
 use crate::rewriter::refuse_packets;
 use crate::udp::bound;
 use std::net::UdpSocket;
@@ -13,7 +13,7 @@ const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
 const MSG_PROBE: i32 = 0x10;
 
-fn cork(socket: &UdpSocket, on: i32) {
+pub(crate) fn cork(socket: &UdpSocket, on: i32) {
     set_option(socket, libc::IPPROTO_UDP, UDP_CORK, on);
 }
 
@@ -100,29 +100,22 @@ fn pieces_go_where_the_first_one_goes() {
     let mut trace = Trace::start();
     let [(a, to_a), (b, to_b)] = [(); 2].map(|()| bound("127.0.0.1:0"));
     let [at_a, at_b] = [&a, &b].map(|receiver| receiver.local_addr().unwrap());
-    let send_to = |sender: &UdpSocket, size: usize, to, flags| {
-        let addr = sockaddr([127, 0, 0, 1], to);
-        // SAFETY: bytes and an address that are as long as is said.
-        let sent = unsafe {
-            let address = (&raw const addr).cast();
-            let length = size_of_val(&addr) as u32;
-            libc::sendto(sender.as_raw_fd(), [1_u8; 100].as_ptr().cast(), size, flags, address, length)
-        };
-        assert_eq!(sent, size as isize);
+    let piece = |sender: &UdpSocket, size: usize, flags| {
+        assert_eq!(send_to(sender, &[1; 100][..size], to_a, flags), size as isize);
     };
     let of_pieces: [&dyn Fn(&UdpSocket); 3] = [
         &|sender| {
-            send_to(sender, 0, to_a, libc::MSG_MORE);
-            send_to(sender, 100, to_a, 0);
+            piece(sender, 0, libc::MSG_MORE);
+            piece(sender, 100, 0);
         },
         &|sender| {
             sender.connect(at_b).unwrap();
-            send_to(sender, 33, to_a, libc::MSG_MORE);
+            piece(sender, 33, libc::MSG_MORE);
             assert_eq!([send(sender, &[1; 33], libc::MSG_MORE), send(sender, &[1; 34], 0)], [33, 34]);
         },
         &|sender| {
             sender.connect(at_b).unwrap();
-            send_to(sender, 0, to_a, libc::MSG_MORE);
+            piece(sender, 0, libc::MSG_MORE);
             assert_eq!(send(sender, &[1; 100], 0), 100);
         },
     ];
