@@ -175,39 +175,38 @@ impl ConnectionTable {
 
     /// A copy of all records in no particular order, with their rates at `now`: see [`records_at`](Self::records_at).
     pub fn snapshot(&mut self, now: KernelTime) -> Vec<ConnectionRecord> {
-        self.records_at(now).cloned().collect()
+        let mut records = Vec::with_capacity(self.len());
+        self.bring_to(now, |entry| {
+            entry.look();
+            records.push(entry.record.clone());
+        });
+        records
     }
 
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
     /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
     pub fn records_at(&mut self, now: KernelTime) -> impl Iterator<Item = &ConnectionRecord> {
-        self.end_and_drop(now);
-        let window = self.window;
-        self.store.iter_mut().for_each(|entry| {
-            entry.refresh_rates(now, window);
-            entry.look();
-        });
+        self.bring_to(now, Entry::look);
         self.records()
     }
 
-    /// Ends and drops what has to, and brings the rates to this moment.
-    fn bring_to(&mut self, now: KernelTime) {
-        self.end_and_drop(now);
-        let window = self.window;
-        self.store.iter_mut().for_each(|entry| entry.refresh_rates(now, window));
-    }
-
-    /// Closes UDP flows that have been silent for long enough, and drops closed connections that have lingered.
-    fn end_and_drop(&mut self, now: KernelTime) {
+    /// Closes UDP flows that have been silent for long enough, drops closed connections that have lingered, and brings the
+    /// rates of the others to this moment. One pass, in which `visit` sees each that stays: with many connections memory is
+    /// what it costs.
+    fn bring_to(&mut self, now: KernelTime, mut visit: impl FnMut(&mut Entry)) {
+        let (window, linger, idle) = (self.window, self.linger, self.udp_idle);
         let (mut ended, mut over) = (Vec::new(), Vec::new());
         for (slot, entry) in self.store.slots_mut() {
-            if entry.end_if_idle(now, self.udp_idle) {
+            if entry.end_if_idle(now, idle) {
                 ended.push(slot);
             }
             let gone = entry.gone_since();
-            if gone.is_some_and(|end| now >= end && now.saturating_since(end) >= self.linger) {
+            if gone.is_some_and(|end| now >= end && now.saturating_since(end) >= linger) {
                 over.push(slot);
+                continue;
             }
+            entry.refresh_rates(now, window);
+            visit(entry);
         }
         ended.into_iter().for_each(|slot| self.store.requeue(slot));
         for slot in over {

@@ -68,14 +68,15 @@ impl Buckets {
 
     fn in_window(&self, now: KernelTime, window: Window) -> f64 {
         let now = now.max(self.latest);
-        let newest = window.number(now);
         let leaving = (now.0 % window.bucket_ns) as f64 / window.bucket_ns as f64;
+        // Of the buckets that are kept the latest is the youngest. Before the first one there are only empty ones.
+        let youngest = window.number(now) - self.number;
+        let mut place = bucket_of(self.number);
         let mut bytes = 0.0;
-        for age in 0..KEPT {
-            let number = newest.checked_sub(age as u64);
-            let Some(place) = number.and_then(|number| self.place(number)) else { continue };
-            let weight = if age == BUCKETS { 1.0 - leaving } else { 1.0 };
+        for age in youngest..KEPT as u64 {
+            let weight = if age == BUCKETS as u64 { 1.0 - leaving } else { 1.0 };
             bytes += self.bytes[place] as f64 * weight;
+            place = place.checked_sub(1).unwrap_or(KEPT - 1);
         }
         bytes
     }

@@ -36,7 +36,7 @@ impl ConnectionTable {
     ///   4,096 others were evicted meanwhile, only what it moves from then on is added.
     #[must_use]
     pub fn sums(&mut self, by: GroupBy, now: KernelTime) -> Vec<Sum> {
-        self.bring_to(now);
+        self.bring_to(now, |_| ());
         self.trim_groups();
         let grouping = self.groups.by(by);
         let mut pass = Pass::new(grouping);

@@ -116,7 +116,7 @@ impl Entry {
     }
 }
 
-/// Between two processes, or from one cgroup to another.
+/// Between two processes, or from one cgroup to another. Nearly every event names the same owner as the one before.
 fn is_handed_over(from: &Process, to: &Process) -> bool {
-    Name::of_process(from) != Name::of_process(to) || from.cgroup_id != to.cgroup_id
+    from != to && (Name::of_process(from) != Name::of_process(to) || from.cgroup_id != to.cgroup_id)
 }
