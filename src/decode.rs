@@ -42,7 +42,7 @@ const ENDS: [Option<CloseReason>; tt_end::TT_ENDS.0 as usize] = meanings!(tt_end
     TT_ABORTED => Some(CloseReason::Aborted),
 ]);
 
-/// Why a record is no event.
+/// Why a record cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undecodable {
     /// A kind that this version does not know.
@@ -53,28 +53,28 @@ pub(crate) enum Undecodable {
 
 /// The event in a record of the ring buffer.
 pub(crate) fn event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
-    simple_event(record).map_or_else(|| any_event(record), Ok)
+    fast_event(record).map_or_else(|| full_event(record), Ok)
 }
 
-/// The same for what most records are; none for others.
+/// The fast path: an event over IPv4 by processes with clean names, which most records are. None for all others.
 ///
-/// It is made where it will be, field by field: what was just written in bytes and is then copied in words makes the
-/// processor wait for both, and for the record to come from another processor's cache.
+/// It writes each field where the event will be. A processor stalls when it copies in words what it has just written in
+/// bytes, and the record comes from another processor's cache anyway.
 #[inline(always)]
-pub(crate) fn simple_event(record: &[u8]) -> Option<CollectorEvent> {
-    let t = wire::view(record).filter(|t| is_simple(t))?;
+pub(crate) fn fast_event(record: &[u8]) -> Option<CollectorEvent> {
+    let t = wire::view(record).filter(|t| fits_fast_path(t))?;
     match kind(record)? {
-        EventKind::TcpSend => Some(CollectorEvent::TcpSend(simple_transfer(t, Direction::Out))),
-        EventKind::TcpRecv => Some(CollectorEvent::TcpRecv(simple_transfer(t, Direction::In))),
-        EventKind::UdpSend => Some(CollectorEvent::UdpSend(simple_transfer(t, Direction::Out))),
-        EventKind::UdpRecv => Some(CollectorEvent::UdpRecv(simple_transfer(t, Direction::In))),
+        EventKind::TcpSend => Some(CollectorEvent::TcpSend(fast_transfer(t, Direction::Out))),
+        EventKind::TcpRecv => Some(CollectorEvent::TcpRecv(fast_transfer(t, Direction::In))),
+        EventKind::UdpSend => Some(CollectorEvent::UdpSend(fast_transfer(t, Direction::Out))),
+        EventKind::UdpRecv => Some(CollectorEvent::UdpRecv(fast_transfer(t, Direction::In))),
         _ => None,
     }
 }
 
-/// The same for all records.
+/// The full path: any record.
 #[inline(never)]
-pub(crate) fn any_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
+pub(crate) fn full_event(record: &[u8]) -> Result<CollectorEvent, Undecodable> {
     let kind = kind(record).ok_or(Undecodable::UnknownKind)?;
     let event = match kind {
         EventKind::TcpSend => transfer(record, Direction::Out).map(CollectorEvent::TcpSend),
@@ -94,7 +94,7 @@ fn kind(record: &[u8]) -> Option<EventKind> {
     KINDS.get(number as usize).copied()
 }
 
-/// A connect that fails before it changes the socket's state has a record, too.
+/// A connect() that fails before it changes the socket's state is recorded as a change from CLOSE to CLOSE.
 fn failure_at_once(change: StateChange) -> CollectorEvent {
     let StateChange { connection, old_state, new_state, error, .. } = change;
     match (old_state, new_state) {
@@ -105,7 +105,7 @@ fn failure_at_once(change: StateChange) -> CollectorEvent {
     }
 }
 
-/// What a state change means in the life of its connection: that it has begun, or that it never will.
+/// The event that a state change implies: its connection is established, or will never be.
 pub(crate) fn derived_event(event: &CollectorEvent, record: &[u8]) -> Option<CollectorEvent> {
     use TcpState::{Close, Established, SynRecv, SynSent};
     let CollectorEvent::TcpStateChange(change) = event else { return None };
@@ -117,7 +117,7 @@ pub(crate) fn derived_event(event: &CollectorEvent, record: &[u8]) -> Option<Col
             CollectorEvent::Opened(Opened { connection, role, rtt })
         }
         (SynSent | SynRecv, Close) => {
-            // When a peer's SYN came is not known.
+            // The kernel does not tell when a peer's SYN came.
             let duration = lasted(&s).filter(|_| old_state == SynSent);
             CollectorEvent::ConnectFailed(ConnectFailed { duration, ..ConnectFailed::new(connection, error) })
         }
@@ -126,17 +126,17 @@ pub(crate) fn derived_event(event: &CollectorEvent, record: &[u8]) -> Option<Col
     Some(event)
 }
 
-/// Is it a state record, and no transfer?
+/// Whether it is a state record and not a transfer.
 pub(crate) fn is_of_state(record: &[u8]) -> bool {
     matches!(kind(record), Some(EventKind::TcpStateChange | EventKind::Closed | EventKind::TcpRetransmit))
 }
 
-/// Is it the record of a connection's end?
+/// Whether it is the record of a connection's end.
 pub(crate) fn is_end(record: &[u8]) -> bool {
     kind(record) == Some(EventKind::Closed)
 }
 
-/// Does the record of an end say that more or less was reported than moved?
+/// Whether the record of an end says that reports add up to more or less than the socket moved.
 pub(crate) fn has_audit_mismatch(event: &CollectorEvent, record: &[u8]) -> bool {
     let is_end = matches!(event, CollectorEvent::Closed(_));
     is_end && wire::read(record).is_some_and(|s| has(&s, tt_flags::TT_UNBALANCED))
@@ -146,11 +146,11 @@ fn has(s: &tt_state, flag: tt_flags) -> bool {
     u32::from(s.flags) & flag.0 != 0
 }
 
-/// Valid, of IPv4, and of processes whose names are as they shall be?
+/// Whether [`fast_event`] decodes it: it is valid, over IPv4, and names two processes in clean ASCII.
 #[inline(always)]
-fn is_simple(t: &tt_transfer) -> bool {
-    let is_simple = |process: &tt_process| process.pid != 0 && ProcessName::is_simple(&process.comm);
-    is_valid(&t.conn) && t.conn.family == 4 && is_simple(&t.owner) && is_simple(&t.actor)
+fn fits_fast_path(t: &tt_transfer) -> bool {
+    let is_named = |process: &tt_process| process.pid != 0 && ProcessName::is_clean(&process.comm);
+    is_valid(&t.conn) && t.conn.family == 4 && is_named(&t.owner) && is_named(&t.actor)
 }
 
 fn is_valid(conn: &tt_conn) -> bool {
@@ -159,9 +159,9 @@ fn is_valid(conn: &tt_conn) -> bool {
         && usize::from(conn.provenance) < PROVENANCES.len()
 }
 
-/// Of a [simple](is_simple) record.
+/// Of a record that [`fits_fast_path`].
 #[inline(always)]
-fn simple_transfer(t: &tt_transfer, direction: Direction) -> Transfer {
+fn fast_transfer(t: &tt_transfer, direction: Direction) -> Transfer {
     let tt_transfer {
         kind: _,
         rtt_us,
@@ -176,10 +176,10 @@ fn simple_transfer(t: &tt_transfer, direction: Direction) -> Transfer {
         span_us,
     } = t;
     Transfer {
-        connection: simple_connection(conn, owner),
+        connection: fast_connection(conn, owner),
         direction,
         until: KernelTime(conn.time.saturating_add(u64::from(*span_us) * 1000)),
-        actor: simple_process(actor),
+        actor: fast_process(actor),
         bytes: *bytes,
         calls: *calls,
         total_bytes: *total_bytes,
@@ -193,7 +193,7 @@ fn transfer(record: &[u8], direction: Direction) -> Option<Transfer> {
     Some(Transfer {
         connection: connection(&t.conn, &t.owner)?,
         actor: process(&t.actor),
-        ..simple_transfer(&t, direction)
+        ..fast_transfer(&t, direction)
     })
 }
 
@@ -254,20 +254,20 @@ fn rtt(us: u32) -> Option<Duration> {
 
 fn connection(conn: &tt_conn, owner: &tt_process) -> Option<ConnectionInfo> {
     is_valid(conn).then_some(())?;
-    let simple = simple_connection(conn, owner);
-    let key = if conn.family == 6 { v6_key(conn, simple.key.protocol) } else { simple.key };
-    Some(ConnectionInfo { key, owner: process(owner), ..simple })
+    let fast = fast_connection(conn, owner);
+    let key = if conn.family == 6 { v6_key(conn, fast.key.protocol) } else { fast.key };
+    Some(ConnectionInfo { key, owner: process(owner), ..fast })
 }
 
-/// Folds addresses that stand for others of IPv4.
+/// Folds IPv4-mapped addresses to IPv4.
 fn v6_key(conn: &tt_conn, protocol: Protocol) -> ConnectionKey {
     let [local, remote] = [conn.local_addr, conn.remote_addr].map(|addr| Ipv6Addr::from(addr).into());
     ConnectionKey::new(protocol, local, conn.local_port, remote, conn.remote_port)
 }
 
-/// Of a valid record, as if it were [simple](is_simple): the addresses are of IPv4.
+/// Of a valid record: takes its addresses for IPv4, and the name of the owner for clean.
 #[inline(always)]
-fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
+fn fast_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
     let tt_conn {
         time,
         socket,
@@ -296,7 +296,7 @@ fn simple_connection(conn: &tt_conn, owner: &tt_process) -> ConnectionInfo {
         },
         netns: NetNs::new(*netns),
         is_partial: *uncounted != 0,
-        owner: simple_process(owner),
+        owner: fast_process(owner),
         provenance: match PROVENANCES.get(usize::from(*provenance)) {
             Some(known) if is_somebody(owner) => *known,
             _ => Provenance::Unknown,
@@ -310,15 +310,15 @@ fn v4(&[a, b, c, d, ..]: &[u8; 16]) -> IpAddr {
 }
 
 fn process(p: &tt_process) -> Option<Process> {
-    simple_process(p).map(|simple| Process { name: ProcessName::from_kernel(p.comm), ..simple })
+    fast_process(p).map(|fast| Process { name: ProcessName::from_kernel(p.comm), ..fast })
 }
 
 #[inline(always)]
-fn simple_process(p: &tt_process) -> Option<Process> {
+fn fast_process(p: &tt_process) -> Option<Process> {
     let tt_process { start_ns, cgroup, pid, uid, ref comm } = *p;
     is_somebody(p).then_some(Process {
         pid,
-        name: ProcessName::as_it_is(comm),
+        name: ProcessName::from_clean(comm),
         uid,
         start_time_ns: start_ns,
         cgroup_id: CgroupId::new(cgroup),

@@ -53,7 +53,7 @@ impl Sink {
         if self.keeps_ends && decode::is_end(record) {
             return self.ends.push(record.to_vec());
         }
-        match decode::simple_event(record) {
+        match decode::fast_event(record) {
             Some(event) => self.batch.push(event),
             None => self.any_record(record),
         }
@@ -61,7 +61,7 @@ impl Sink {
 
     #[inline(never)]
     fn any_record(&mut self, record: &[u8]) {
-        match decode::any_event(record) {
+        match decode::full_event(record) {
             Ok(event) => {
                 let derived = decode::derived_event(&event, record);
                 self.stats.audit_mismatches += u64::from(decode::has_audit_mismatch(&event, record));

@@ -6,13 +6,13 @@ mod bootstrap;
 mod counter;
 mod dropped;
 mod entry;
-mod gone;
 mod groups;
 mod index;
-mod older;
+mod matching;
 mod order;
-mod place;
+mod preexisting;
 mod rate;
+mod recent_closes;
 mod slots;
 mod store;
 mod sums;
@@ -24,10 +24,10 @@ use crate::record::ConnectionRecord;
 use dropped::Dropped;
 use entry::Entry;
 use foldhash::HashMap;
-use gone::Gone;
 use groups::Groups;
-use place::{Flow, Place};
+use matching::{Flow, MatchKey};
 use rate::Window;
+use recent_closes::RecentCloses;
 use std::time::Duration;
 use store::Store;
 use vanished::Missing;
@@ -85,16 +85,16 @@ use vanished::Missing;
 #[derive(Clone, Debug)]
 pub struct ConnectionTable {
     store: Store,
-    gone: Gone,
+    recent_closes: RecentCloses,
     linger: Duration,
     udp_idle: Duration,
     window: Window,
     max_connections: usize,
     evicted: u64,
-    /// Rows of a walk that proved to belong to another connection than the one that had claimed them.
+    /// Rows of a scan that proved to belong to another connection than the one that had claimed them.
     misplaced: Vec<ConnectionRecord>,
-    /// Open UDP sockets that are older than the tracer, and the first walk that has found each.
-    older: HashMap<u64, KernelTime>,
+    /// Open UDP sockets that are older than the tracer, and the first scan that has found each.
+    preexisting: HashMap<u64, KernelTime>,
     missing: Missing,
     groups: Groups,
     dropped: Dropped,
@@ -112,14 +112,14 @@ impl ConnectionTable {
     pub fn new() -> Self {
         Self {
             store: Store::default(),
-            gone: Gone::default(),
+            recent_closes: RecentCloses::default(),
             linger: Duration::from_secs(10),
             udp_idle: Duration::from_secs(120),
             window: Window::new(Duration::from_secs(5)),
             max_connections: 65_536,
             evicted: 0,
             misplaced: Vec::new(),
-            older: HashMap::default(),
+            preexisting: HashMap::default(),
             missing: Missing::default(),
             groups: Groups::default(),
             dropped: Dropped::default(),
@@ -200,8 +200,8 @@ impl ConnectionTable {
             if entry.end_if_idle(now, idle) {
                 ended.push(slot);
             }
-            let gone = entry.gone_since();
-            if gone.is_some_and(|end| now >= end && now.saturating_since(end) >= linger) {
+            let since = entry.lingers_since();
+            if since.is_some_and(|end| now >= end && now.saturating_since(end) >= linger) {
                 over.push(slot);
                 continue;
             }
@@ -235,7 +235,7 @@ impl ConnectionTable {
     /// know its owner, inherits it.
     pub fn owner_of(&self, info: &ConnectionInfo) -> Option<(Process, Provenance)> {
         let own = info.owner.map(|owner| (owner, info.provenance));
-        let slot = self.store.find(&Flow::of(info)).or_else(|| self.store.row_of(&Place::of_event(info)));
+        let slot = self.store.find(&Flow::of(info)).or_else(|| self.store.row_of(&MatchKey::of_event(info)));
         let known = slot.and_then(|slot| self.store.get(slot)).map(|entry| &entry.record);
         let known = known.and_then(|record| Some((record.owner?, record.provenance)));
         match (own, known) {
@@ -263,8 +263,8 @@ impl ConnectionTable {
 
     fn give_memory_back(&mut self) {
         self.store.shrink();
-        if self.older.capacity() > 1024.max(4 * self.older.len()) {
-            self.older.shrink_to_fit();
+        if self.preexisting.capacity() > 1024.max(4 * self.preexisting.len()) {
+            self.preexisting.shrink_to_fit();
         }
     }
 

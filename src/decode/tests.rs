@@ -119,10 +119,10 @@ fn each_kind_of_transfer_becomes_its_own_variant_and_zero_rtt_means_none() {
     }
 }
 
-/// What is simple and aligned goes another way than the rest.
+/// Records that fit the fast path go there, and give the same event as on the full path.
 #[test]
 fn the_event_is_the_same_wherever_the_record_lies_and_whatever_its_names_are() {
-    let simple = |name: &[u8]| {
+    let fast = |name: &[u8]| {
         let mut record = Bytes::transfer(1, 7, 4, 6, &[10, 0, 0, 1], &[10, 0, 0, 2]).0;
         // The names of owner and actor.
         for at in [104, 144] {
@@ -144,7 +144,7 @@ fn the_event_is_the_same_wherever_the_record_lies_and_whatever_its_names_are() {
         (b"a\xffb", "a?b"),
     ];
     for (name, expected) in names {
-        let record = simple(name);
+        let record = fast(name);
         let Ok(CollectorEvent::TcpRecv(t)) = at(&record, 0) else { panic!("{expected}") };
         assert_eq!(t.actor.map(|actor| actor.name), Some(expected.into()));
         assert_eq!(t.connection.owner.map(|owner| owner.name), Some(expected.into()));

@@ -40,20 +40,20 @@ impl ProcessName {
     pub fn from_kernel(comm: [u8; 16]) -> Self {
         let (len, name) = measure(&comm);
         if name & NOT_ASCII == 0 {
-            return Self::as_it_is(&name.to_le_bytes());
+            return Self::from_clean(&name.to_le_bytes());
         }
         Self::with_question_marks(&comm[..len])
     }
 
-    /// Without a look at what is there; see [`is_simple`](Self::is_simple).
+    /// Of a buffer that [`is_clean`](Self::is_clean). Does not check it.
     #[inline(always)]
-    pub(crate) fn as_it_is([bytes @ .., _]: &[u8; 16]) -> Self {
+    pub(crate) fn from_clean([bytes @ .., _]: &[u8; 16]) -> Self {
         Self { bytes: *bytes, end: End::Zero }
     }
 
-    /// Whether this buffer is a name as it is: ASCII, and zero after the end.
+    /// Whether this buffer can be a name unchanged: ASCII, and zeros after its end.
     #[inline(always)]
-    pub(crate) fn is_simple(comm: &[u8; 16]) -> bool {
+    pub(crate) fn is_clean(comm: &[u8; 16]) -> bool {
         let (_, name) = measure(comm);
         name & NOT_ASCII == 0 && name == u128::from_le_bytes(*comm)
     }
@@ -76,7 +76,7 @@ impl ProcessName {
                 rest = &rest[1..];
             }
         }
-        Self::as_it_is(&bytes)
+        Self::from_clean(&bytes)
     }
 
     /// The name as text.

@@ -3,7 +3,7 @@
 
 use super::ConnectionTable;
 use super::entry::Entry;
-use super::place::{CROWD, Flow, Place};
+use super::matching::{CROWD, Flow, MatchKey};
 use crate::event::{
     Closed, CollectorEvent, ConnectFailed, ConnectionInfo, Opened, Retransmit, StateChange, Transfer,
 };
@@ -74,8 +74,8 @@ impl ConnectionTable {
             let slot = self.fold(info, info.time, closed.rtt, |entry| entry.closed(closed, window));
             return self.end(slot, end_of(info, closed.duration));
         }
-        self.gone.insert((info.socket, None), &Place::of_event(info), info.time);
-        self.older.remove(&info.socket);
+        self.recent_closes.insert((info.socket, None), &MatchKey::of_event(info), info.time);
+        self.preexisting.remove(&info.socket);
         let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
         for slot in flows {
             if let Some(entry) = self.store.get_mut(slot) {
@@ -112,7 +112,7 @@ impl ConnectionTable {
         }
         if let Some(key) = better_key {
             self.store.relist(slot, |entry| entry.record.key = key);
-            if let Some(row) = self.take_row(&Place::of_event(info)) {
+            if let Some(row) = self.take_row(&MatchKey::of_event(info)) {
                 self.claim(slot, row);
             }
         }
@@ -120,17 +120,17 @@ impl ConnectionTable {
     }
 
     fn create(&mut self, info: &ConnectionInfo) -> u32 {
-        let row = self.take_row(&Place::of_event(info));
+        let row = self.take_row(&MatchKey::of_event(info));
         self.make_room();
         let entry = Entry::new(info);
-        let ended = entry.gone_id().and_then(|id| self.gone.time(id));
+        let ended = entry.close_id().and_then(|id| self.recent_closes.time(id));
         let slot = self.store.insert(entry);
         if let Some(row) = row {
             self.claim(slot, row);
         }
         self.bring_back(slot, info);
         if info.key.protocol == Protocol::Udp {
-            self.mark_if_older(slot, info);
+            self.mark_if_preexisting(slot, info);
         }
         if let Some(time) = ended {
             self.end(slot, time);
@@ -201,8 +201,8 @@ impl ConnectionTable {
         } else {
             self.store.relist(slot, |entry| entry.end(time)).flatten()
         };
-        if let Some((id, entry)) = self.store.get(slot).and_then(|entry| Some((entry.gone_id()?, entry))) {
-            self.gone.insert(id, &Place::of_record(&entry.record), time);
+        if let Some((id, entry)) = self.store.get(slot).and_then(|entry| Some((entry.close_id()?, entry))) {
+            self.recent_closes.insert(id, &MatchKey::of_record(&entry.record), time);
         }
         if was_open {
             self.store.requeue(slot);

@@ -1,23 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Rows of a walk over what exists, and what events tell of the same connections, in whichever order they come.
+//! Merges rows of a scan over existing connections with events of the same connections, in whichever order they come.
 //!
-//! A row may have no socket id, so it is matched by its place. What keeps this right is time: the walk that found the row
-//! began at `last_seen`, so a connection that ended before that cannot be the one that was found, and one that ended
-//! after it can.
+//! A row may have no socket id. Then its key, namespace and owner find the connection, and time rules out wrong ones: a
+//! connection that ended before `last_seen`, when the scan began, cannot be the one that the scan found.
 
 use super::ConnectionTable;
 use super::entry::Entry;
-use super::older::Found;
-use super::place::CROWD;
-use super::place::{Flow, Place, is_unconnected, unconnected_keys};
+use super::matching::{CROWD, Flow, MatchKey, is_unconnected, unconnected_keys};
+use super::preexisting::Found;
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, NetNs, Process, Protocol, Provenance, TcpState};
 use crate::record::ConnectionRecord;
 
-/// Who of the connections known from events a row stands for.
+/// Which connection known from events a row stands for.
 enum Match {
     One(u32),
-    /// One of several, or one that is gone already: there is nothing to add, and nothing it surely tells.
+    /// One of several, or one that has ended: the row adds nothing.
     Unclear,
     None,
 }
@@ -64,7 +62,7 @@ impl ConnectionTable {
         match self.match_row(&row) {
             Match::One(slot) => self.claim(slot, row),
             Match::Unclear => {}
-            Match::None => match self.store.row_of(&Place::of_record(&row)) {
+            Match::None => match self.store.row_of(&MatchKey::of_record(&row)) {
                 Some(twin) => {
                     if let Some(entry) = self.store.get_mut(twin) {
                         entry.found_again(&row);
@@ -83,16 +81,16 @@ impl ConnectionTable {
     }
 
     fn match_row(&self, row: &ConnectionRecord) -> Match {
-        let (place, walk) = (Place::of_record(row), row.last_seen);
+        let (wanted, scan) = (MatchKey::of_record(row), row.last_seen);
         let is_candidate = |&(_, entry): &(u32, &Entry)| {
-            !entry.ended_before(walk) && place.may_be(&Place::of_record(&entry.record))
+            !entry.ended_before(scan) && wanted.may_match(&MatchKey::of_record(&entry.record))
         };
         let shown = match (row.socket, row.key.protocol) {
             (None, _) => match_one(self.store.confirmed(&row.key).filter(is_candidate)),
             (Some(socket), Protocol::Tcp) => match_one(self.lives_of(socket).filter(is_candidate)),
             // It may have any number of peers.
             (Some(socket), Protocol::Udp) => {
-                let slot = self.store.find(&Flow::new(socket, walk, &row.key));
+                let slot = self.store.find(&Flow::new(socket, scan, &row.key));
                 let flow = slot.and_then(|slot| Some((slot, self.store.get(slot)?)));
                 match_one(flow.into_iter().filter(is_candidate))
             }
@@ -101,9 +99,9 @@ impl ConnectionTable {
             let with_id = row.socket.into_iter().flat_map(|socket| self.store.rows_of_socket(socket));
             let mut rows = self.store.ended_rows(&row.key).chain(with_id.filter(|(_, row)| !row.is_open()));
             let socket = row.socket.filter(|_| row.key.protocol == Protocol::Udp);
-            let ended = socket.and_then(|socket| self.gone.time((socket, None)));
-            ended.is_some_and(|end| end >= walk)
-                || self.gone.ended_since(&place, walk)
+            let ended = socket.and_then(|socket| self.recent_closes.time((socket, None)));
+            ended.is_some_and(|end| end >= scan)
+                || self.recent_closes.ended_since(&wanted, scan)
                 || rows.any(|row| is_candidate(&row))
         };
         match shown {
@@ -114,30 +112,30 @@ impl ConnectionTable {
 
     pub(super) fn claim(&mut self, slot: u32, row: ConnectionRecord) {
         let Some(entry) = self.store.get_mut(slot) else { return };
-        let (is_partial, walk) = (row.is_partial, row.last_seen);
+        let (is_partial, scan) = (row.is_partial, row.last_seen);
         entry.claim(row);
         if let (Some(Flow::Udp { socket, .. }), true) = (entry.flow(), is_partial) {
-            self.mark_flows_of(socket, walk);
+            self.mark_flows_of(socket, scan);
         }
     }
 
-    /// Takes the row out of the table that stands for the connection at this place. A late event may find that it has ended.
-    pub(super) fn take_row(&mut self, place: &Place<'_>) -> Option<ConnectionRecord> {
+    /// Takes the row of this connection out of the table. For a late event the row may have ended already.
+    pub(super) fn take_row(&mut self, wanted: &MatchKey<'_>) -> Option<ConnectionRecord> {
         let of_socket = || {
-            let mut rows = self.store.rows_of_socket(place.socket?);
-            rows.find(|(_, row)| row.record.key == *place.key).map(|(slot, _)| slot)
+            let mut rows = self.store.rows_of_socket(wanted.socket?);
+            rows.find(|(_, row)| row.record.key == *wanted.key).map(|(slot, _)| slot)
         };
-        let slot = self.store.row_of(place).or_else(of_socket)?;
+        let slot = self.store.row_of(wanted).or_else(of_socket)?;
         self.store.remove(slot).map(|entry| entry.record)
     }
 
     /// A UDP socket was closed: so is its row, if it had one of its own. It is the one with the same id, wherever the socket
     /// has been since, or at the same address. Where several share that it is the one with the same owner, or none.
     pub(super) fn close_row(&mut self, info: &ConnectionInfo) {
-        let event = Place::of_event(info);
+        let event = MatchKey::of_event(info);
         let at = |key: ConnectionKey| {
-            let same_owner = Place { key: &key, ..event };
-            let any_owner = Place { pid: None, ..same_owner };
+            let same_owner = MatchKey { key: &key, ..event };
+            let any_owner = MatchKey { pid: None, ..same_owner };
             self.store.row_of(&same_owner).or_else(|| self.store.row_of(&any_owner))
         };
         let is_in_time =
@@ -165,12 +163,12 @@ impl ConnectionTable {
         }
         let mut found: Option<(Process, KernelTime)> = None;
         for key in unconnected_keys(flow) {
-            let place = Place { key: &key, netns, socket, pid: None };
+            let wanted = MatchKey { key: &key, netns, socket, pid: None };
             for (count, (_, row)) in self.store.open_rows(&key).enumerate() {
                 if count + 1 == CROWD {
                     return None;
                 }
-                if !place.may_be(&Place::of_record(&row.record)) {
+                if !wanted.may_match(&MatchKey::of_record(&row.record)) {
                     continue;
                 }
                 let owner = row.record.owner?;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections that have left the table lately. With its next event one comes back, and sums must not count it twice.
+//! Connections that were dropped from the table lately. Such a connection comes back with its next event, and sums must not
+//! count it twice.
 
 use super::counter::Counter;
 use super::groups::Amount;
-use super::place::Flow;
+use super::matching::Flow;
 use foldhash::HashMap;
 use std::collections::VecDeque;
 

@@ -5,9 +5,9 @@
 mod account;
 
 use super::counter::Counter;
-use super::gone;
-use super::place::{Flow, completeness};
+use super::matching::{Flow, completeness};
 use super::rate::Window;
+use super::recent_closes;
 use crate::event::{
     Closed, ConnectFailed, ConnectionInfo, Opened, Retransmit, StateChange, Totals, Transfer,
 };
@@ -45,9 +45,9 @@ struct Live {
     looked: [u64; 2],
     owner_time: KernelTime,
     state_time: KernelTime,
-    /// The walk that found its UDP socket: what moved before is missing.
-    older: Option<KernelTime>,
-    /// The row of a walk that this connection was found to be; needed again if that proves wrong.
+    /// The scan that found its UDP socket: what moved before is missing.
+    preexisting: Option<KernelTime>,
+    /// The row of a scan that this connection was found to be; needed again if that proves wrong.
     claimed: Option<Box<ConnectionRecord>>,
 }
 
@@ -60,7 +60,7 @@ impl Entry {
         Self::from_parts(record, true)
     }
 
-    /// A row of a walk over what exists.
+    /// A row of a scan over what exists.
     pub(super) fn unconfirmed(record: ConnectionRecord) -> Self {
         Self::from_parts(record, false)
     }
@@ -104,8 +104,8 @@ impl Entry {
         self.live.get_or_insert_default()
     }
 
-    pub(super) fn older(&self) -> Option<KernelTime> {
-        self.live.as_ref().and_then(|live| live.older)
+    pub(super) fn preexisting(&self) -> Option<KernelTime> {
+        self.live.as_ref().and_then(|live| live.preexisting)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -116,16 +116,16 @@ impl Entry {
         self.record.closed_at
     }
 
-    /// Whether its socket cannot be one that a walk at this time has found.
-    pub(super) fn ended_before(&self, walk: KernelTime) -> bool {
-        self.record.is_end_seen && self.closed_at().is_some_and(|end| end < walk)
+    /// Whether its socket cannot be one that a scan at this time has found.
+    pub(super) fn ended_before(&self, scan: KernelTime) -> bool {
+        self.record.is_end_seen && self.closed_at().is_some_and(|end| end < scan)
     }
 
-    /// A walk at this time has found the UDP socket of this flow.
-    pub(super) fn found_by(&mut self, walk: KernelTime) {
-        if !self.ended_before(walk) {
-            let older = &mut self.live().older;
-            *older = Some(older.map_or(walk, |known| known.min(walk)));
+    /// A scan at this time has found the UDP socket of this flow.
+    pub(super) fn found_by(&mut self, scan: KernelTime) {
+        if !self.ended_before(scan) {
+            let preexisting = &mut self.live().preexisting;
+            *preexisting = Some(preexisting.map_or(scan, |known| known.min(scan)));
             self.publish();
         }
     }
@@ -155,13 +155,13 @@ impl Entry {
     }
 
     /// When it ended, or the time of a later event.
-    pub(super) fn gone_since(&self) -> Option<KernelTime> {
+    pub(super) fn lingers_since(&self) -> Option<KernelTime> {
         self.closed_at().map(|time| time.max(self.record.last_seen))
     }
 
     /// Under which its end is remembered: a UDP socket ends with all its flows.
-    pub(super) fn gone_id(&self) -> Option<gone::Id> {
-        self.flow().as_ref().map(gone_id)
+    pub(super) fn close_id(&self) -> Option<recent_closes::Id> {
+        self.flow().as_ref().map(close_id)
     }
 
     /// The event's key, where it is a better one than the record's: later, or more complete.
@@ -304,7 +304,7 @@ impl Entry {
             (self.record.owner, self.record.provenance) = (None, Provenance::Unknown);
         }
         let wrong = live.claimed.take_if(|row| row.last_seen > end);
-        if live.older.take_if(|walk| *walk > end).is_some() {
+        if live.preexisting.take_if(|scan| *scan > end).is_some() {
             self.publish();
         }
         let wrong = wrong?;
@@ -313,7 +313,7 @@ impl Entry {
         Some(wrong)
     }
 
-    /// This row of a walk is this connection: it fills in what is missing.
+    /// This row of a scan is this connection: it fills in what is missing.
     pub(super) fn claim(&mut self, row: ConnectionRecord) {
         if let Some(owner) = row.owner.filter(|_| self.record.owner.is_none()) {
             self.learn_owner(owner, row.provenance, row.last_seen);
@@ -323,7 +323,7 @@ impl Entry {
         }
         self.record.netns = self.record.netns.or(row.netns);
         self.record.rtt = self.record.rtt.or(row.rtt);
-        // A walk may have begun before a connection that it then saw.
+        // A scan may have begun before a connection that it then saw.
         if !self.born {
             self.record.first_seen = self.record.first_seen.min(row.first_seen);
         }
@@ -337,7 +337,7 @@ impl Entry {
         self.publish();
     }
 
-    /// The same row, found by another walk.
+    /// The same row, found by another scan.
     pub(super) fn found_again(&mut self, row: &ConnectionRecord) {
         let record = &mut self.record;
         let is_newer = row.last_seen >= record.last_seen;
@@ -369,12 +369,13 @@ impl Entry {
 
     fn publish(&mut self) {
         let Self { record, live, .. } = self;
-        let Live { out, r#in, older, claimed, min_rtt, retransmits, .. } = &**live.get_or_insert_default();
+        let Live { out, r#in, preexisting, claimed, min_rtt, retransmits, .. } =
+            &**live.get_or_insert_default();
         (record.bytes_out, record.packets_out) = (out.bytes(), out.packets());
         (record.bytes_in, record.packets_in) = (r#in.bytes(), r#in.packets());
         record.min_rtt = least(*min_rtt, claimed.as_ref().and_then(|row| row.min_rtt));
         record.retransmits = (*retransmits).max(claimed.as_ref().and_then(|row| row.retransmits));
-        // What a walk has read may be from the middle of a change. It stands in until an event says how much it is.
+        // What a scan has read may be from the middle of a change. It stands in until an event says how much it is.
         let row = claimed.as_ref().filter(|row| row.key.protocol == Protocol::Tcp && !row.is_partial);
         if let Some(row) = row.filter(|_| !out.is_known()) {
             (record.bytes_out, record.packets_out) = (row.bytes_out, row.packets_out);
@@ -385,7 +386,7 @@ impl Entry {
         let is_whole = row.is_some() || out.is_known() && r#in.is_known();
         record.is_partial = match record.key.protocol {
             Protocol::Tcp => self.is_bypassed || !(self.born || is_whole),
-            Protocol::Udp => older.is_some(),
+            Protocol::Udp => preexisting.is_some(),
         };
     }
 }
@@ -397,8 +398,8 @@ fn least(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
     }
 }
 
-/// See [`Entry::gone_id`].
-pub(super) fn gone_id(flow: &Flow) -> gone::Id {
+/// See [`Entry::close_id`].
+pub(super) fn close_id(flow: &Flow) -> recent_closes::Id {
     match *flow {
         Flow::Tcp { socket, since } => (socket, Some(since)),
         Flow::Udp { socket, .. } => (socket, None),

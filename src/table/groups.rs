@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is kept of connections that have left the table, by group: sums go on to count it.
+//! The part of each sum that comes from connections which have left the table.
 
 use crate::model::{CgroupId, ConnectionKey, KernelTime, Process, Protocol};
 use crate::sums::{Group, GroupBy};
@@ -119,7 +119,7 @@ impl Name {
 
 /// What is remembered of a group from one look to the next.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct GroupState {
     /// Of connections that have left the table, or the process.
     pub(super) share: Share,
     pub(super) process: Option<Process>,
@@ -132,34 +132,34 @@ pub(super) struct Kept {
 /// All groups of one kind.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Grouping {
-    pub(super) groups: HashMap<Name, Kept>,
+    pub(super) groups: HashMap<Name, GroupState>,
     /// Groups that were too many.
-    pub(super) other: Kept,
+    pub(super) other: GroupState,
     /// With how many groups it is next looked which of them have no connection.
     next_trim: usize,
 }
 
 impl Grouping {
     fn keep(&mut self, name: Name, owner: Option<Process>, share: &Share) {
-        let kept = self.groups.entry(name).or_default();
-        if kept.process.is_none() || share.last_seen >= kept.share.last_seen {
-            kept.process = owner.or(kept.process);
+        let state = self.groups.entry(name).or_default();
+        if state.process.is_none() || share.last_seen >= state.share.last_seen {
+            state.process = owner.or(state.process);
         }
-        kept.share.add(share);
+        state.share.add(share);
     }
 
     /// Keeps at most `limit` groups that are not in use, those that were seen last.
     fn trim(&mut self, limit: usize, is_in_use: impl Fn(&Name) -> bool) {
         let unused = self.groups.iter().filter(|(name, _)| !is_in_use(name) && **name != Name::Unknown);
-        let mut unused: Vec<_> = unused.map(|(&name, kept)| (kept.share.last_seen, name)).collect();
+        let mut unused: Vec<_> = unused.map(|(&name, state)| (state.share.last_seen, name)).collect();
         let surplus = unused.len().saturating_sub(limit);
         if surplus > 0 {
             unused.select_nth_unstable_by_key(surplus - 1, |(last_seen, _)| *last_seen);
         }
         for (_, name) in &unused[..surplus] {
-            if let Some(kept) = self.groups.remove(name) {
-                self.other.share.add(&kept.share);
-                self.other.looked = [0, 1].map(|way| self.other.looked[way] + kept.looked[way]);
+            if let Some(state) = self.groups.remove(name) {
+                self.other.share.add(&state.share);
+                self.other.looked = [0, 1].map(|way| self.other.looked[way] + state.looked[way]);
             }
         }
         self.next_trim = 2 * self.groups.len().max(limit);

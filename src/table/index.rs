@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Slots found by something that their entries hold anyway: a map would hold it a second time, and with 100,000
-//! connections its keys alone would not fit into a processor's cache.
+//! A hash index from a key to a slot. The key itself stays in the slot's entry: with a second copy the keys of 100,000
+//! connections would not fit into a processor's cache.
 //!
-//! Others choose the keys. The hashes are seeded anew for each index, from addresses and times that only this process
-//! knows, so nobody can choose keys whose hashes collide.
+//! Traffic chooses the keys. Each index has a seed of its own, from addresses and times that only this process knows, so an
+//! attacker cannot choose keys whose hashes collide.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Who has to go first when the table is full: what closed longest ago, then what was least recently seen.
+//! The order of eviction when the table is full: first what closed longest ago, then what was least recently seen.
 
 use super::entry::Entry;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Stale places beyond one for each entry are tolerated up to this many before they are swept out.
+/// So many stale tickets are tolerated, beyond one for each entry, before they are swept out.
 const SLACK: usize = 1024;
 
-/// A queue that is not told about every event: an entry's place tells when it was last seen at the time when it was
-/// queued, and is put right when its turn comes. So an event costs nothing here, and choosing is O(log n) for each
-/// entry that was seen since, at most once per event.
+/// A queue that does not follow every event. A ticket says when its entry was last seen at the time it was queued. When its
+/// turn comes and the entry was seen since, it is queued again. So an event costs nothing here, and an eviction O(log n) for
+/// each entry that was seen since.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Order {
     queue: BinaryHeap<Reverse<Ticket>>,

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Numbered places for values that stay where they are: a vector that grows would copy all of them, and have both copies
-//! for that time.
+//! Numbered slots whose values never move. A vector that grows would copy all values, and hold both copies meanwhile.
 
 /// A page of entries takes less than 100 kB.
 const PAGE: usize = 256;

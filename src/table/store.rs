@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where the entries are kept, and the ways to find them: by flow (one look-up for each event), by socket and by key.
+//! Stores the entries and finds them: by flow (one look-up for each event), by socket and by key.
 //!
-//! Anybody can make many connections that have a key in common (SO_REUSEPORT), or a socket (one that connects again and
-//! again). So no search follows a chain for longer than [`CROWD`], and where there are ids they are used.
+//! Any user can make many connections with one key (SO_REUSEPORT), or with one socket that connects again and again. So a
+//! search follows a chain for [`CROWD`] steps at most, and uses ids where there are any.
 
 use super::entry::Entry;
 use super::index::Index;
+use super::matching::{CROWD, Flow, MatchKey};
 use super::order::{Order, Ticket};
-use super::place::{CROWD, Flow, Place};
 use crate::model::ConnectionKey;
 use std::hash::Hash;
 use std::num::NonZeroU32;
@@ -21,7 +21,7 @@ pub(super) struct Store {
     /// Of connections that events have shown.
     sockets: Index,
     keys: Index,
-    /// Rows of a walk that no event has confirmed yet: apart, because each new connection looks for its own here. Those
+    /// Rows of a scan that no event has confirmed yet: apart, because each new connection looks for its own here. Those
     /// that have ended are apart again, so that none of them stands before one that is looked for.
     open_rows: Index,
     /// Open rows that have an id: of interest to nobody who has one.
@@ -33,7 +33,7 @@ pub(super) struct Store {
     serial: u64,
 }
 
-type Slots = super::slots::Slots<Kept>;
+type Slots = super::slots::Slots<Stored>;
 
 #[cfg(test)]
 thread_local! {
@@ -42,7 +42,7 @@ thread_local! {
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct Stored {
     entry: Entry,
     serial: u64,
     links: [Link; 2],
@@ -99,15 +99,15 @@ impl Store {
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Entry> {
-        self.kept(slot).map(|kept| &kept.entry)
+        self.stored(slot).map(|stored| &stored.entry)
     }
 
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Entry> {
-        self.slots.get_mut(slot).map(|kept| &mut kept.entry)
+        self.slots.get_mut(slot).map(|stored| &mut stored.entry)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        self.slots.iter().map(|(slot, kept)| (slot, &kept.entry))
+        self.slots.iter().map(|(slot, stored)| (slot, &stored.entry))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
@@ -115,7 +115,7 @@ impl Store {
     }
 
     pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = (u32, &mut Entry)> {
-        self.slots.iter_mut().map(|(slot, kept)| (slot, &mut kept.entry))
+        self.slots.iter_mut().map(|(slot, stored)| (slot, &mut stored.entry))
     }
 
     /// All connections of a socket that events have shown, the latest first.
@@ -124,7 +124,7 @@ impl Store {
         self.chain(Chain::Socket, self.sockets.get(&socket, has_id))
     }
 
-    /// The rows of a walk with this id. A socket has one, or few if it was connected elsewhere in between.
+    /// The rows of a scan with this id. A socket has one, or few if it was connected elsewhere in between.
     pub(super) fn rows_of_socket(&self, socket: u64) -> impl Iterator<Item = (u32, &Entry)> {
         let has_id = |slot| socket_of(&self.slots, slot) == Some(socket);
         self.chain(Chain::Socket, self.row_ids.get(&socket, has_id)).take(CROWD)
@@ -135,7 +135,7 @@ impl Store {
         self.with_key(&self.keys, key).take(CROWD)
     }
 
-    /// Rows of a walk with this key that are open and have no id.
+    /// Rows of a scan with this key that are open and have no id.
     pub(super) fn open_rows(&self, key: &ConnectionKey) -> impl Iterator<Item = (u32, &Entry)> {
         self.with_key(&self.open_rows, key).take(CROWD)
     }
@@ -156,23 +156,23 @@ impl Store {
         self.chain(Chain::Key, list.get(key, has_key))
     }
 
-    /// The open row of a walk that is this connection: the one with its id, else one without an id. Where several could be,
+    /// The open row of a scan that is this connection: the one with its id, else one without an id. Where several could be,
     /// it takes the same owner.
-    pub(super) fn row_of(&self, place: &Place<'_>) -> Option<u32> {
+    pub(super) fn row_of(&self, wanted: &MatchKey<'_>) -> Option<u32> {
         if self.open_rows.len() + self.named_rows.len() == 0 {
             return None;
         }
-        let is_it = |row: &Entry| row.is_open() && place.may_be(&Place::of_record(&row.record));
-        let mut with_id = place.socket.into_iter().flat_map(|socket| self.rows_of_socket(socket));
+        let is_it = |row: &Entry| row.is_open() && wanted.may_match(&MatchKey::of_record(&row.record));
+        let mut with_id = wanted.socket.into_iter().flat_map(|socket| self.rows_of_socket(socket));
         if let Some((slot, _)) = with_id.find(|(_, row)| is_it(row)) {
             return Some(slot);
         }
-        let named = Some(&self.named_rows).filter(|_| place.socket.is_none());
+        let named = Some(&self.named_rows).filter(|_| wanted.socket.is_none());
         let rows = || {
-            let named = named.into_iter().flat_map(|list| self.with_key(list, place.key)).take(CROWD);
-            self.open_rows(place.key).chain(named).filter(|(_, row)| is_it(row))
+            let named = named.into_iter().flat_map(|list| self.with_key(list, wanted.key)).take(CROWD);
+            self.open_rows(wanted.key).chain(named).filter(|(_, row)| is_it(row))
         };
-        let same_owner = rows().find(|(_, row)| place.pid.is_some() && row.record.pid() == place.pid);
+        let same_owner = rows().find(|(_, row)| wanted.pid.is_some() && row.record.pid() == wanted.pid);
         let only_one = || rows().next().filter(|_| rows().nth(1).is_none());
         same_owner.or_else(only_one).map(|(slot, _)| slot)
     }
@@ -182,7 +182,7 @@ impl Store {
         let slot = self.free.pop().unwrap_or_else(|| self.slots.add());
         let (flow, socket) = (entry.flow(), entry.record.socket);
         self.order.push(Ticket::new(&entry, self.serial, slot));
-        self.slots.put(slot, Kept { entry, serial: self.serial, links: [Link::default(); 2] });
+        self.slots.put(slot, Stored { entry, serial: self.serial, links: [Link::default(); 2] });
         self.attach_key(slot);
         if let Some(flow) = &flow {
             let Self { flows, slots, .. } = self;
@@ -209,10 +209,10 @@ impl Store {
             let (ids, slots) = self.ids(flow.is_some());
             link.leave(ids, &socket, |slot| socket_of(slots, slot));
         }
-        let kept = self.slots.take(slot)?;
+        let stored = self.slots.take(slot)?;
         self.free.push(slot);
         self.sweep();
-        Some(kept.entry)
+        Some(stored.entry)
     }
 
     fn sweep(&mut self) {
@@ -236,17 +236,17 @@ impl Store {
         }
         let Self { slots, serial, .. } = std::mem::take(self);
         self.serial = serial;
-        for kept in slots.into_values() {
-            self.insert(kept.entry);
+        for stored in slots.into_values() {
+            self.insert(stored.entry);
         }
     }
 
     /// To be called when an entry has closed, or opened again. Its former ticket is worth nothing any more.
     pub(super) fn requeue(&mut self, slot: u32) {
         self.serial += 1;
-        if let Some(kept) = self.slots.get_mut(slot) {
-            kept.serial = self.serial;
-            self.order.push(Ticket::new(&kept.entry, kept.serial, slot));
+        if let Some(stored) = self.slots.get_mut(slot) {
+            stored.serial = self.serial;
+            self.order.push(Ticket::new(&stored.entry, stored.serial, slot));
             self.sweep();
         }
     }
@@ -258,7 +258,7 @@ impl Store {
         self.remove(slot)
     }
 
-    fn kept(&self, slot: u32) -> Option<&Kept> {
+    fn stored(&self, slot: u32) -> Option<&Stored> {
         self.slots.get(slot)
     }
 
@@ -294,18 +294,18 @@ impl Store {
     }
 
     fn chain(&self, chain: Chain, head: Option<u32>) -> impl Iterator<Item = (u32, &Entry)> {
-        let with_slot = |slot: Option<u32>| slot.and_then(|slot| Some((slot, self.kept(slot)?)));
-        std::iter::successors(with_slot(head), move |(_, kept)| {
+        let with_slot = |slot: Option<u32>| slot.and_then(|slot| Some((slot, self.stored(slot)?)));
+        std::iter::successors(with_slot(head), move |(_, stored)| {
             #[cfg(test)]
             STEPS.with(|steps| steps.set(steps.get() + 1));
-            with_slot(kept.links[chain as usize].next.slot())
+            with_slot(stored.links[chain as usize].next.slot())
         })
-        .map(|(slot, kept)| (slot, &kept.entry))
+        .map(|(slot, stored)| (slot, &stored.entry))
     }
 
     fn link(&mut self, chain: Chain, slot: Option<u32>) -> Option<&mut Link> {
-        let kept = self.slots.get_mut(slot?)?;
-        kept.links.get_mut(chain as usize)
+        let stored = self.slots.get_mut(slot?)?;
+        stored.links.get_mut(chain as usize)
     }
 
     fn put_before(&mut self, chain: Chain, slot: u32, head: Option<u32>) {
@@ -358,7 +358,7 @@ impl Store {
 }
 
 fn entry_in(slots: &Slots, slot: u32) -> Option<&Entry> {
-    slots.get(slot).map(|kept| &kept.entry)
+    slots.get(slot).map(|stored| &stored.entry)
 }
 
 fn flow_of(slots: &Slots, slot: u32) -> Option<Flow> {
@@ -375,6 +375,6 @@ fn key_of(slots: &Slots, slot: u32) -> Option<ConnectionKey> {
 
 /// The ticket that the holder of this one would get today.
 fn current(slots: &Slots, ticket: &Ticket) -> Option<Ticket> {
-    let kept = slots.get(ticket.slot).filter(|kept| kept.serial == ticket.serial)?;
-    Some(Ticket::new(&kept.entry, kept.serial, ticket.slot))
+    let stored = slots.get(ticket.slot).filter(|stored| stored.serial == ticket.serial)?;
+    Some(Ticket::new(&stored.entry, stored.serial, ticket.slot))
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sums by process, host, cgroup or port: one pass over the table, and what is kept of connections that have left it.
+//! Sums by process, host, cgroup or port: one pass over the table, plus what connections moved that have left it.
 
 use super::ConnectionTable;
 use super::entry::Entry;
-use super::groups::{Grouping, Kept, Name, Share};
+use super::groups::{GroupState, Grouping, Name, Share};
 use crate::model::{KernelTime, Process};
 use crate::sums::{Group, GroupBy, Sum};
 use foldhash::HashSet;
@@ -81,8 +81,8 @@ struct Part {
 }
 
 impl Part {
-    fn new(name: Option<Name>, kept: &Kept) -> Self {
-        let Kept { share, process, .. } = *kept;
+    fn new(name: Option<Name>, state: &GroupState) -> Self {
+        let GroupState { share, process, .. } = *state;
         let process_seen = share.last_seen;
         Self { name, process, process_seen, share, open: 0, rates: [0.0; 2], has_rows: false }
     }
@@ -111,25 +111,25 @@ impl Part {
 }
 
 impl Pass {
-    /// Begins with what is kept.
+    /// Begins with what is state.
     fn new(grouping: &mut Grouping) -> Self {
         let mut parts = Vec::with_capacity(grouping.groups.len() + 1);
         parts.push(Part::new(None, &grouping.other));
-        for (&name, kept) in &mut grouping.groups {
-            kept.at = parts.len();
-            parts.push(Part::new(Some(name), kept));
+        for (&name, state) in &mut grouping.groups {
+            state.at = parts.len();
+            parts.push(Part::new(Some(name), state));
         }
         Self { parts, rtts: Vec::new() }
     }
 
     fn add(&mut self, grouping: &mut Grouping, by: GroupBy, entry: &Entry) {
         let name = name(by, entry);
-        let kept = grouping.groups.entry(name).or_insert_with(|| {
-            let kept = Kept { at: self.parts.len(), ..Kept::default() };
-            self.parts.push(Part::new(Some(name), &kept));
-            kept
+        let state = grouping.groups.entry(name).or_insert_with(|| {
+            let state = GroupState { at: self.parts.len(), ..GroupState::default() };
+            self.parts.push(Part::new(Some(name), &state));
+            state
         });
-        let (at, part) = (kept.at, &mut self.parts[kept.at]);
+        let (at, part) = (state.at, &mut self.parts[state.at]);
         let record = &entry.record;
         part.share.add(&entry.share());
         if part.process.is_none() || record.last_seen >= part.process_seen {
@@ -154,14 +154,14 @@ impl Pass {
         }
         let parts = self.parts.iter().zip(medians);
         let sums = parts.filter(|(part, _)| part.has_rows || !part.share.is_empty()).map(|(part, rtt)| {
-            let kept =
+            let state =
                 part.name.and_then(|name| grouping.groups.get_mut(&name)).unwrap_or(&mut grouping.other);
             let looked = [part.share.amount.new_in, part.share.amount.new_out];
-            part.sum(rtt, std::mem::replace(&mut kept.looked, looked))
+            part.sum(rtt, std::mem::replace(&mut state.looked, looked))
         });
         let sums = sums.collect();
         // A connection may have found another owner.
-        grouping.groups.retain(|_, kept| self.parts[kept.at].has_rows || !kept.share.is_empty());
+        grouping.groups.retain(|_, state| self.parts[state.at].has_rows || !state.share.is_empty());
         sums
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections whose end nobody has told of: they are found out by what the kernel lists.
+//! Connections whose end was lost: the kernel does not list their sockets any more.
 
 use super::ConnectionTable;
 use super::entry::Entry;

@@ -3,7 +3,7 @@
 
 use crate::harness::{SCENARIOS, scenarios};
 
-const SOURCES: [&str; 26] = [
+const SOURCES: [&str; 27] = [
     include_str!("cgroups.rs"),
     include_str!("collector.rs"),
     include_str!("connecting.rs"),
@@ -16,6 +16,7 @@ const SOURCES: [&str; 26] = [
     include_str!("identity.rs"),
     include_str!("kernel.rs"),
     include_str!("lifecycle.rs"),
+    include_str!("listeners.rs"),
     include_str!("namespaces.rs"),
     include_str!("once.rs"),
     include_str!("owner.rs"),

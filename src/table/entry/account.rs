@@ -7,7 +7,7 @@ use crate::record::ConnectionRecord;
 use crate::table::counter::Counter;
 use crate::table::dropped::Remembered;
 use crate::table::groups::{Amount, Name, Share};
-use crate::table::place::Flow;
+use crate::table::matching::Flow;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settled {

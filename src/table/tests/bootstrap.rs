@@ -4,7 +4,7 @@
 use super::*;
 use Provenance::*;
 
-/// What a walk over /proc that began at `time` has found.
+/// What a scan over /proc that began at `time` has found.
 fn row(key: ConnectionKey, time: u64, pid: u32) -> ConnectionRecord {
     let owner = (pid != 0).then(|| Process::new(pid, "row"));
     ConnectionRecord {
@@ -70,7 +70,7 @@ fn merging_works_at_any_time() {
 }
 
 #[test]
-fn a_connection_that_ended_during_the_walk_leaves_no_ghost() {
+fn a_connection_that_ended_during_the_scan_leaves_no_ghost() {
     let all = in_any_order(&row(tcp_key(), 1500, 50), &[closes(tcp(1500)), closed(tcp(1502), totals(1, 2))]);
     let [record] = all.as_slice() else { panic!("{all:?}") };
     assert!(record.is_closed);
@@ -78,7 +78,7 @@ fn a_connection_that_ended_during_the_walk_leaves_no_ghost() {
 }
 
 #[test]
-fn a_connection_that_ended_before_the_walk_is_another_one() {
+fn a_connection_that_ended_before_the_scan_is_another_one() {
     let row = row(tcp_key(), 1500, 50);
     let all = in_any_order(&row, &[send(tcp(1400), 5, 5), closes(tcp(1499))]);
     let [open, ended] = all.as_slice() else { panic!("{all:?}") };
@@ -186,7 +186,7 @@ fn a_row_from_the_middle_of_a_change_is_put_right_by_the_next_event() {
 }
 
 #[test]
-fn a_walk_that_knows_less_takes_nothing_away() {
+fn a_scan_that_knows_less_takes_nothing_away() {
     let mut table = ConnectionTable::new();
     table.merge_bootstrap([whole_row()]);
     table.apply(&send(tcp(1600), 10, 910));
@@ -235,7 +235,7 @@ fn an_unconnected_udp_socket_stays_a_row_until_it_is_closed_and_lends_its_owner(
     table.snapshot(KernelTime(20 * SECOND));
     assert!(table.is_empty());
     table.merge_bootstrap([unconnected(1500, 50)]);
-    assert!(table.is_empty(), "the socket was closed after the walk");
+    assert!(table.is_empty(), "the socket was closed after the scan");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn the_end_of_an_earlier_udp_socket_leaves_the_row_alone() {
 
 /// Connecting gives it an address, so its row and its end are at different places.
 #[test]
-fn a_udp_socket_that_was_connected_after_the_walk_takes_its_row_along() {
+fn a_udp_socket_that_was_connected_after_the_scan_takes_its_row_along() {
     let anywhere = ConnectionKey { local_addr: [0, 0, 0, 0].into(), ..unconnected(1500, 50).key };
     let events = |time| [send(udp(2, time - 50), 1, 1), udp_closed(time)];
     for (socket, closed, open) in
@@ -340,7 +340,7 @@ fn flows_of_a_udp_socket_that_is_older_than_the_tracer_are_partial() {
 }
 
 #[test]
-fn flows_of_a_udp_socket_that_ended_before_the_walk_or_is_another_one_are_whole() {
+fn flows_of_a_udp_socket_that_ended_before_the_scan_or_is_another_one_are_whole() {
     for row in without_and_with_id(unconnected(1500, 50)) {
         let ended = [send(udp(2, 1400), 1, 1), udp_closed(1450)];
         let row = ConnectionRecord { socket: row.socket.map(|_| 2), ..row };
@@ -403,13 +403,13 @@ fn an_older_udp_socket_that_connects_later_has_partial_flows() {
     assert_eq!(partial_flows(&row, &[send(udp(2, 1600), 1, 1)]), [(ip(2), true)]);
 }
 
-/// Silent, between two walks it changes hands and gets another peer, and then it is closed.
+/// Silent, between two scans it changes hands and gets another peer, and then it is closed.
 #[test]
 fn a_udp_socket_with_an_id_has_one_row_wherever_it_goes() {
     let mut table = ConnectionTable::new();
-    let walks =
+    let scans =
         [(unconnected(0, 0).key, 50), (unconnected(0, 0).key, 60), (udp_key(2), 60), (udp_key(3), 60)];
-    for ((key, pid), time) in walks.into_iter().zip(1500..) {
+    for ((key, pid), time) in scans.into_iter().zip(1500..) {
         table.merge_bootstrap([ConnectionRecord { socket: Some(1), ..row(key, time, pid) }]);
         let row = only(&table);
         assert_eq!((row.key, row.pid(), row.is_closed), (key, Some(pid), false));
@@ -429,7 +429,7 @@ fn a_transfer_may_come_after_the_end_of_its_row() {
     assert_eq!((flow.bytes_out, flow.is_partial, flow.is_closed), (1, true, true));
 }
 
-/// One of two sockets that share an address has ended, before or after the walk's row of the other one comes.
+/// One of two sockets that share an address has ended, before or after the scan's row of the other one comes.
 #[test]
 fn the_end_of_one_udp_socket_is_not_that_of_another_at_its_address() {
     let other = ConnectionRecord { socket: Some(2), ..unconnected(1500, 50) };

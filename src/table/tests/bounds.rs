@@ -98,7 +98,7 @@ fn indices_and_queue_do_not_outgrow_the_table() {
     assert_eq!(table.store.index_sizes(), [0; 7]);
 }
 
-/// A storm of short flows, of connections, of rows that a walk has found: nothing is kept for those that are gone, and what
+/// A storm of short flows, of connections, of rows that a scan has found: nothing is kept for those that are gone, and what
 /// is still there is found as before.
 #[test]
 fn what_is_gone_gives_its_memory_back() {
@@ -134,8 +134,11 @@ fn what_is_gone_gives_its_memory_back() {
     }
     let left = table.snapshot(KernelTime(3 * SECOND)).len();
     assert_eq!(left, ids().filter(stays).count());
-    let (room, older) = (table.store.room(), table.older.capacity());
-    assert!(room <= 1024.max(8 * left) && older <= 1024, "{left} left, room for {room} and {older}");
+    let (room, preexisting) = (table.store.room(), table.preexisting.capacity());
+    assert!(
+        room <= 1024.max(8 * left) && preexisting <= 1024,
+        "{left} left, room for {room} and {preexisting}"
+    );
     for id in ids().filter(stays) {
         match id % 3 {
             0 => table.apply(&send(of(id, udp(2, 4 * SECOND)), 1, 2)),

@@ -5,7 +5,7 @@
 use super::super::store::STEPS;
 use super::*;
 
-/// A socket of those that share an address (SO_REUSEPORT), as a walk finds it.
+/// A socket of those that share an address (SO_REUSEPORT), as a scan finds it.
 fn sharer(id: u64, pid: u32, has_id: bool) -> ConnectionRecord {
     let any = ConnectionKey::new(Protocol::Udp, ip(1), 5000, [0, 0, 0, 0].into(), 0);
     let mut row = ConnectionRecord::new(any, KernelTime(1500));
@@ -70,7 +70,7 @@ fn lives(n: u64) {
     assert_eq!(table.records().filter(|row| !row.is_closed).count(), 1, "the latest");
 }
 
-/// A walk began before they ended, and its rows come after.
+/// A scan began before they ended, and its rows come after.
 fn late_rows(n: u64, has_id: bool) {
     let mut table = ConnectionTable::new().max_connections(1 << 20);
     for id in 0..n {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which connection is which: by socket where the socket is known, by place where it is not.
+//! What names a connection, and how rows and events of one connection find each other.
 
 use crate::event::ConnectionInfo;
 use crate::model::{ConnectionKey, KernelTime, NetNs, Protocol};
@@ -7,8 +7,8 @@ use crate::record::ConnectionRecord;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// How far a chain is followed where one candidate is as good as another. Machines have fewer processors, and so fewer
-/// workers that share an address.
+/// A search looks at so many candidates with the same key at most. Workers that share an address are rarely more than
+/// processors, and machines have fewer.
 pub(super) const CROWD: usize = 256;
 
 /// What names a connection in events. The tuple of addresses and ports does not: it repeats in other network
@@ -36,7 +36,7 @@ impl Flow {
         Self::new(info.socket, info.since, &info.key)
     }
 
-    /// A row of a TCP socket that no event has confirmed.
+    /// Of a TCP row that no event has confirmed.
     pub(super) fn of_row(socket: u64) -> Self {
         Self::Tcp { socket, since: KernelTime(0) }
     }
@@ -49,10 +49,10 @@ impl Flow {
     }
 }
 
-/// Where a connection is, as far as it is known. This is how rows of a walk, which may have no socket id, and
-/// events find each other.
+/// What is known of a connection's identity. A row may have no socket id: then its key, namespace and owner find the
+/// events of the same connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct MatchKey<'a> {
     pub(super) key: &'a ConnectionKey,
     pub(super) netns: Option<NetNs>,
     pub(super) socket: Option<u64>,
@@ -60,20 +60,19 @@ pub(super) struct Place<'a> {
     pub(super) pid: Option<u32>,
 }
 
-impl Place<'_> {
-    pub(super) fn of_record(record: &ConnectionRecord) -> Place<'_> {
-        Place { key: &record.key, netns: record.netns, socket: record.socket, pid: record.pid() }
+impl MatchKey<'_> {
+    pub(super) fn of_record(record: &ConnectionRecord) -> MatchKey<'_> {
+        MatchKey { key: &record.key, netns: record.netns, socket: record.socket, pid: record.pid() }
     }
 
-    pub(super) fn of_event(info: &ConnectionInfo) -> Place<'_> {
+    pub(super) fn of_event(info: &ConnectionInfo) -> MatchKey<'_> {
         let pid = info.owner.map(|owner| owner.pid);
-        Place { key: &info.key, netns: info.netns, socket: Some(info.socket), pid }
+        MatchKey { key: &info.key, netns: info.netns, socket: Some(info.socket), pid }
     }
 
-    /// Can both be the same connection? At one time a tuple is unique in its namespace. But UDP sockets without a peer
-    /// share an address (SO_REUSEPORT, one socket for each worker): where their ids do not tell, those of different owners are
-    /// different ones.
-    pub(super) fn may_be(&self, other: &Place<'_>) -> bool {
+    /// Whether both can be the same connection. A key is unique in its namespace at one time. The exception is UDP sockets
+    /// without a peer, which can share an address (SO_REUSEPORT): without ids those of different owners are different.
+    pub(super) fn may_match(&self, other: &MatchKey<'_>) -> bool {
         let same_socket = match (self.socket, other.socket) {
             (Some(one), Some(other)) => one == other,
             _ => {
