@@ -5,6 +5,7 @@ mod hostile;
 mod json;
 mod limits;
 mod options;
+mod scripts;
 
 use crate::collector::{bpf_objects, nothing_left_but};
 use crate::harness::wanted_backend;
@@ -30,12 +31,13 @@ fn beside_this_test() -> PathBuf {
 
 fn tcptop(arguments: &[&str]) -> Command {
     let mut command = Command::new(path());
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if let Some(backend) = wanted_backend() {
         if !arguments.contains(&"--backend") {
             command.args(["--backend", backend.as_str()]);
         }
     }
+    // Last, because what follows "--" is no option.
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

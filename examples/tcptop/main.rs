@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! tcptop: which process exchanges how many bytes with whom. Uses nothing but the public API of the library.
+
+mod command;
+mod lines;
+mod options;
+mod output;
+mod rows;
+mod session;
+
+use clap::{CommandFactory as _, Parser as _};
+use crossbeam_channel::{Receiver, bounded};
+use options::Options;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::error::Error;
+use std::io::{self, ErrorKind, Write, stderr, stdout};
+use std::process::{self, ExitCode};
+use std::{iter, thread};
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(status) => status,
+        // A reader that has seen enough, as in `| head`, is no error.
+        Err(e) if e.downcast_ref().map(io::Error::kind) == Some(ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
+        Err(e) => {
+            // If stderr is gone too, there is nobody to tell.
+            let causes =
+                iter::successors(e.source(), |&cause| cause.source()).map(|cause| format!(": {cause}"));
+            let _ = writeln!(stderr(), "tcptop: {e}{}", causes.collect::<String>());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    if let Some(shell) = options.completions {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Options::command(), "tcptop", &mut text);
+        stdout().write_all(&text)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.man {
+        clap_mangen::Man::new(Options::command()).render(&mut stdout())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    session::run(options, &signals(!options.command.is_empty())?)
+}
+
+/// Signals that ask for an end. What the terminal sends goes to a command as well, and ends this program by ending the
+/// command.
+fn signals(with_command: bool) -> io::Result<Receiver<i32>> {
+    let (stop, stopped) = bounded(1);
+    let ends = if with_command { &[SIGTERM, SIGHUP][..] } else { &[SIGTERM, SIGHUP, SIGINT] };
+    let mut all = Signals::new([SIGTERM, SIGHUP, SIGINT].into_iter().chain(with_command.then_some(SIGQUIT)))?;
+    let ends = ends.to_vec();
+    thread::spawn(move || {
+        for signal in all.forever().filter(|signal| ends.contains(signal)) {
+            // Who asks again while this waits for its reader does not want to wait.
+            stop.try_send(signal).unwrap_or_else(|_| process::exit(1));
+        }
+    });
+    Ok(stopped)
+}

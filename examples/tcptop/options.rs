@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The options, and what they mean to the library.
+
+use crate::rows::Column;
+use clap::Parser;
+use clap_complete::Shell;
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tcptop::{
+    AddressFamily, Backend, CgroupId, Granularity, GroupBy, LinuxCollector, LinuxCollectorBuilder, NetNs,
+    Protocol,
+};
+
+/// Shows which process exchanges how many bytes with whom over TCP and UDP
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[rustfmt::skip] // one line of help, one of code
+pub(crate) struct Options {
+    /// Print JSON Lines: events as they come, connections and statistics at the end
+    #[arg(long, help_heading = "Output", conflicts_with = "csv")] pub(crate) json: bool,
+    /// Print all connections as CSV at the end
+    #[arg(long, help_heading = "Output")] pub(crate) csv: bool,
+    /// Print the existing connections, and end
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["duration", "no_bootstrap", "command"])] pub(crate) once: bool,
+    /// At the end, print sums by process, remote_host, cgroup, local_port or remote_port
+    #[arg(long, help_heading = "Output", value_name = "GROUP")] pub(crate) summary: Option<GroupBy>,
+    /// Print so many rows at most: by default 25 in tables, all in JSON and CSV
+    #[arg(long, help_heading = "Output", value_name = "N")] pub(crate) top: Option<usize>,
+    /// Order of the rows: rate, total, in, out, rtt, retransmits, duration, pid, process, local, remote or state
+    #[arg(long, help_heading = "Output", value_enum, value_name = "COLUMN", hide_possible_values = true)] pub(crate) sort: Option<Column>,
+    /// Write to this file and not to standard output (with COMMAND: standard error)
+    #[arg(short, long, help_heading = "Output", value_name = "FILE")] pub(crate) output: Option<PathBuf>,
+    /// Exit with status 3 if more bytes moved than this, in and out together, such as 500K or 2G
+    #[arg(long, help_heading = "Output", value_name = "BYTES", value_parser = bytes)] pub(crate) fail_over: Option<u64>,
+    /// Print every event as it comes (default with --json)
+    #[arg(long, help_heading = "Output", overrides_with = "no_events")] pub(crate) events: bool,
+    /// Print no events, not even losses, which are printed without --json, too
+    #[arg(long, help_heading = "Output", overrides_with = "events")] pub(crate) no_events: bool,
+
+    /// Only connections of this process; may be repeated
+    #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) pid: Vec<u32>,
+    /// Only connections with this local or remote port; may be repeated
+    #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) port: Vec<u16>,
+    /// Only processes in this cgroup or below it: a path, or the id; may be repeated
+    #[arg(long, help_heading = "Filters", value_name = "PATH|ID", value_parser = cgroup)] pub(crate) cgroup: Vec<CgroupId>,
+    /// Only this network namespace: the pid of a process in it, or a path as in /run/netns
+    #[arg(long, help_heading = "Filters", value_name = "PID|PATH", value_parser = netns)] pub(crate) netns: Option<NetNs>,
+    /// Only this protocol
+    #[arg(long, help_heading = "Filters", value_name = "tcp|udp")] pub(crate) protocol: Option<Protocol>,
+    /// Only peers with such an address
+    #[arg(long, help_heading = "Filters", value_name = "ipv4|ipv6")] pub(crate) family: Option<AddressFamily>,
+    /// Leave out connections over loopback
+    #[arg(long, help_heading = "Filters")] pub(crate) no_loopback: bool,
+
+    /// End after this time; without it: at Ctrl-C
+    #[arg(long, help_heading = "Tracing", value_name = "SECS", value_parser = seconds)] pub(crate) duration: Option<Duration>,
+    /// Time from one table to the next; rates are over as long, but at least a second and twice --granularity
+    #[arg(long, help_heading = "Tracing", value_name = "SECS", value_parser = seconds, default_value = "1")] pub(crate) interval: Duration,
+    /// Report every call, or each socket and direction at most once in this time, such as 100ms or 1s
+    #[arg(long, help_heading = "Tracing", value_name = "call|TIME", default_value = "100ms")] pub(crate) granularity: Granularity,
+    /// Report each retransmission of TCP segments
+    #[arg(long, help_heading = "Tracing")] pub(crate) retransmits: bool,
+    /// How to look into the kernel
+    #[arg(long, help_heading = "Tracing", value_parser = ["auto", "fentry", "kprobe", "tracepoint"], default_value = "auto")] pub(crate) backend: String,
+    /// Do not try out, by some bytes over loopback, whether everything is seen that should be
+    #[arg(long, help_heading = "Tracing")] pub(crate) no_self_test: bool,
+    /// Leave out connections that exist already, until something happens on them
+    #[arg(long, help_heading = "Tracing")] pub(crate) no_bootstrap: bool,
+
+    /// Print the completions of this shell, and end
+    #[arg(long, value_name = "SHELL")] pub(crate) completions: Option<Shell>,
+    /// Print the manual page, and end
+    #[arg(long)] pub(crate) man: bool,
+
+    /// Run this command, trace it with all its children, and exit with its status
+    #[arg(last = true, value_name = "COMMAND")] pub(crate) command: Vec<OsString>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tcptop --once --sort total           what each connection has moved so far
+  tcptop --port 443 --summary process  until Ctrl-C, then sums by process
+  tcptop --json | jq                   each event as it comes
+  tcptop -- cargo fetch                what a command exchanges, and with whom
+
+Exit status: 0; 1 for an error; 2 for wrong options; 3 for --fail-over; with COMMAND, that of
+the command, or 128 and the number of the signal that ended it.";
+
+fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
+    let seconds = Duration::try_from_secs_f64(text.parse()?)?;
+    if seconds.as_millis() < 100 { Err("must be at least 0.1".into()) } else { Ok(seconds) }
+}
+
+/// Steps of 1024, as in the tables.
+fn bytes(text: &str) -> Result<u64, Box<dyn Error + Send + Sync>> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let steps = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "K" | "KiB" => 1,
+        "M" | "MiB" => 2,
+        "G" | "GiB" => 3,
+        "T" | "TiB" => 4,
+        _ => return Err("expected a number with K, M, G or T, or without".into()),
+    };
+    digits.parse::<u64>()?.checked_mul(1 << (10 * steps)).ok_or_else(|| "too many bytes".into())
+}
+
+/// An id, a path, or a path below the usual place of the hierarchy.
+fn cgroup(text: &str) -> Result<CgroupId, Box<dyn Error + Send + Sync>> {
+    if let Ok(id) = text.parse() {
+        return CgroupId::new(id).ok_or_else(|| "0 is no cgroup".into());
+    }
+    let path = Path::new(text);
+    let below = || CgroupId::of_path(Path::new("/sys/fs/cgroup").join(text.trim_start_matches('/')));
+    Ok(CgroupId::of_path(path).or_else(|e| below().map_err(|_| e))?)
+}
+
+fn netns(text: &str) -> Result<NetNs, Box<dyn Error + Send + Sync>> {
+    if let Ok(pid) = text.parse() {
+        return Ok(NetNs::of_process(pid)?);
+    }
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(text)?);
+    u32::try_from(inode).ok().and_then(NetNs::new).ok_or_else(|| "not a network namespace".into())
+}
+
+impl Options {
+    /// A collector as these options want it.
+    pub(crate) fn collector(&self) -> LinuxCollectorBuilder {
+        let backend: Option<Backend> = self.backend.parse().ok(); // None of them is `auto`.
+        let self_test = !self.no_self_test && !self.once && self.command.is_empty();
+        let builder = LinuxCollector::builder()
+            .granularity(self.granularity)
+            .self_test(self_test)
+            .loopback(!self.no_loopback)
+            .retransmits(self.retransmits);
+        let builder = backend.into_iter().fold(builder, LinuxCollectorBuilder::backend);
+        let builder = self.protocol.into_iter().fold(builder, LinuxCollectorBuilder::protocol);
+        let builder = self.family.into_iter().fold(builder, LinuxCollectorBuilder::family);
+        let builder = self.netns.into_iter().fold(builder, LinuxCollectorBuilder::netns);
+        let builder = self.port.iter().copied().fold(builder, LinuxCollectorBuilder::port);
+        let builder = self.cgroup.iter().copied().fold(builder, LinuxCollectorBuilder::cgroup_tree);
+        self.pid.iter().copied().fold(builder, LinuxCollectorBuilder::pid)
+    }
+
+    /// Whether rows are printed again and again.
+    pub(crate) fn shows_tables(&self) -> bool {
+        !self.json && !self.csv && !self.once && self.command.is_empty()
+    }
+
+    /// How many rows are printed.
+    pub(crate) fn rows(&self) -> usize {
+        let is_table = !self.json && !self.csv && !self.once;
+        self.top.unwrap_or(if is_table { 25 } else { usize::MAX })
+    }
+
+    /// The order of the rows; by default the busiest first while it runs, then those that have moved most.
+    pub(crate) fn order(&self) -> Column {
+        self.sort.unwrap_or(if self.shows_tables() { Column::Rate } else { Column::Total })
+    }
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where and how all is printed.
+
+use crate::lines;
+use crate::options::Options;
+use crate::rows::{self, FINAL, Field, LIVE, amount, millis};
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, BufWriter, Write, stderr, stdout};
+use std::time::Duration;
+use tcptop::{
+    Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, GroupBy, KernelTime, Stats,
+    Sum, Visibility,
+};
+
+pub(crate) struct Output<'a> {
+    options: &'a Options,
+    /// Standard output: only of that it is looked whether somebody reads.
+    is_stdout: bool,
+    to: RefCell<Box<dyn Write>>,
+}
+
+impl<'a> Output<'a> {
+    pub(crate) fn new(options: &'a Options) -> io::Result<Self> {
+        let (to, is_stdout): (Box<dyn Write>, _) = match &options.output {
+            Some(path) => {
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+                (Box::new(File::create(path).map_err(named)?), false)
+            }
+            // The command has standard output for itself.
+            None if !options.command.is_empty() => (Box::new(stderr()), false),
+            None => (Box::new(stdout()), true),
+        };
+        Ok(Self { options, is_stdout, to: RefCell::new(to) })
+    }
+
+    fn line(&self, line: &str) -> io::Result<()> {
+        writeln!(self.to.borrow_mut(), "{line}")
+    }
+
+    /// Many lines at once.
+    fn lines(&self, lines: impl Iterator<Item = String>) -> io::Result<()> {
+        let mut to = self.to.borrow_mut();
+        let mut buffer = BufWriter::new(&mut *to);
+        lines.into_iter().try_for_each(|line| writeln!(buffer, "{line}"))?;
+        buffer.flush()
+    }
+
+    /// A write would tell, too, but there may be nothing to write.
+    pub(crate) fn nobody_reads(&self) -> bool {
+        let mut output = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
+        // SAFETY: a pointer to one pollfd, which outlives the call.
+        self.is_stdout && unsafe { libc::poll(&mut output, 1, 0) > 0 }
+    }
+
+    /// What runs, and what it does not see.
+    pub(crate) fn start(&self, can: &Capabilities) -> io::Result<()> {
+        if self.options.json {
+            return self.line(&lines::start(can));
+        }
+        if self.options.shows_tables() {
+            self.line(&format!("tracing with {} on Linux {}", can.backend(), can.kernel()))?;
+            can.self_test()
+                .iter()
+                .filter(|c| c.has_failed())
+                .try_for_each(|c| self.line(&format!("  {c}")))?;
+            can.rejected_backends().iter().try_for_each(|step| self.line(&format!("  not with {step}")))?;
+        }
+        match can.visibility(Feature::Existing) {
+            Visibility::Limited(how) if !self.options.no_bootstrap && self.options.command.is_empty() => {
+                writeln!(stderr(), "tcptop: existing connections are shown with limits: {how}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn event(&self, table: &ConnectionTable, event: &CollectorEvent) -> io::Result<()> {
+        let &Options { json, events, no_events, csv, .. } = self.options;
+        let is_told = !no_events && !csv && (json || events || matches!(event, CollectorEvent::Lost(_)));
+        if is_told { self.line(&lines::event(table, event, json)) } else { Ok(()) }
+    }
+
+    /// While it runs.
+    pub(crate) fn tables(&self, table: &mut ConnectionTable) -> io::Result<()> {
+        let before = table.len();
+        let left = table.records_at(KernelTime::now()).count();
+        if before - left > 10_000 {
+            give_memory_back();
+        }
+        let all: Vec<_> = table.records().collect();
+        let rate =
+            |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(|r| of(r)).fold(0.0, |a, b| a + b));
+        let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
+        let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
+        let text = self.table(&LIVE, all);
+        self.line(&format!("\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{text}"))
+    }
+
+    /// Rows in their order, what was left out, and what the signs mean. Without the last end of a line.
+    fn table(&self, fields: &[&[Field<ConnectionRecord>]], all: Vec<&ConnectionRecord>) -> String {
+        let order = self.options.order();
+        let (first, rest) = rows::first(all, self.options.rows(), |a, b| order.compare(a, b));
+        let mut text = rows::table(fields, &first);
+        if rest > 0 {
+            text += &format!("… and {rest} more\n");
+        }
+        if first.iter().any(|r| r.is_partial) {
+            text += "~ at least: counted since tcptop started, or past what it sees\n";
+        }
+        text.trim_end().to_owned()
+    }
+
+    /// All that is known, when it ends.
+    pub(crate) fn end(&self, table: &mut ConnectionTable, stats: &Stats, took: Duration) -> io::Result<()> {
+        if self.options.shows_tables() {
+            self.tables(table)?;
+        } else {
+            self.connections(table, took)?;
+        }
+        if let Some(by) = self.options.summary {
+            self.sums(by, table)?;
+        }
+        if self.options.json { self.line(&lines::stats(stats, table.evicted())) } else { Ok(()) }
+    }
+
+    fn connections(&self, table: &mut ConnectionTable, took: Duration) -> io::Result<()> {
+        let all: Vec<_> = table.records_at(KernelTime::now()).collect();
+        let &Options { json, csv, .. } = self.options;
+        if json || csv {
+            let order = self.options.order();
+            let rows = match self.options.sort {
+                None if self.options.top.is_none() => all,
+                _ => rows::first(all, self.options.rows(), |a, b| order.compare(a, b)).0,
+            };
+            let line = if json { lines::connection } else { lines::csv_row };
+            return self.lines(csv.then(lines::csv_header).into_iter().chain(rows.into_iter().map(line)));
+        }
+        if self.options.command.is_empty() {
+            return self.line(&self.table(&FINAL, all));
+        }
+        let bytes = |of: fn(&ConnectionRecord) -> u64| amount(all.iter().map(|r| of(r)).sum::<u64>() as f64);
+        let (n, bytes_in, bytes_out) = (all.len(), bytes(|r| r.bytes_in), bytes(|r| r.bytes_out));
+        let head = format!("\n{n} connections, {bytes_in} in, {bytes_out} out, {:.1} s", took.as_secs_f64());
+        if n == 0 { self.line(&head) } else { self.line(&format!("{head}\n{}", self.table(&FINAL, all))) }
+    }
+
+    fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> io::Result<()> {
+        let all = table.sums(by, KernelTime::now());
+        let moved = |sum: &Sum| sum.new_bytes_in + sum.new_bytes_out;
+        let name = |sum: &Sum| sum.group.to_string();
+        let (sums, rest) = rows::first(all, self.options.rows(), |one, other| {
+            moved(other).cmp(&moved(one)).then_with(|| name(one).cmp(&name(other)))
+        });
+        if self.options.json {
+            return self.lines(sums.iter().map(lines::sum));
+        }
+        let fields: [&[Field<Sum>]; 2] = [
+            match by {
+                GroupBy::Process => &[Field::text("PROCESS", |s| s.group.to_string())],
+                GroupBy::RemoteHost => &[Field::text("REMOTE HOST", |s| s.group.to_string())],
+                GroupBy::Cgroup => &[Field::text("CGROUP", |s| s.group.to_string())],
+                GroupBy::LocalPort => &[Field::text("LOCAL PORT", |s| s.group.to_string())],
+                _ => &[Field::text("REMOTE PORT", |s| s.group.to_string())],
+            },
+            &[
+                Field::number("CONNECTIONS", |s| s.connections.to_string()),
+                Field::number("OPEN", |s| s.open.to_string()),
+                Field::number("NEW IN", |s| amount(s.new_bytes_in as f64)),
+                Field::number("NEW OUT", |s| amount(s.new_bytes_out as f64)),
+                Field::number("IN", |s| amount(s.bytes_in as f64)),
+                Field::number("OUT", |s| amount(s.bytes_out as f64)),
+                Field::number("RETRANS", |s| s.retransmits.to_string()),
+                Field::number("RTT", |s| millis(s.rtt)),
+            ],
+        ];
+        let more = if rest > 0 { format!("… and {rest} more\n") } else { String::new() };
+        let rows: Vec<_> = sums.iter().collect();
+        self.line(format!("\n{}{more}", rows::table(&fields, &rows)).trim_end())
+    }
+}
+
+/// What the table has given back the allocator of glibc keeps, which may be hundreds of megabytes after a storm.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes any number, see malloc_trim(3).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

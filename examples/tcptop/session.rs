@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From the start of tracing to its end.
+
+use crate::command::Command;
+use crate::options::Options;
+use crate::output::Output;
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
+use std::error::Error;
+use std::io::{Write, stderr};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use std::{iter, thread};
+use tcptop::{CollectorEvent, ConnectionTable, Granularity, GroupBy, KernelTime, LinuxCollector, Survey};
+
+/// How often it is looked whether ends were lost.
+const SURVEY_EVERY: Duration = Duration::from_secs(30);
+/// If something was lost, that is worth a look; but not all the time.
+const SURVEY_AGAIN: Duration = Duration::from_secs(5);
+
+/// The exit status of --fail-over.
+const TOO_MUCH: u8 = 3;
+
+pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode, Box<dyn Error>> {
+    let output = Output::new(options)?;
+    let command =
+        Some(options).filter(|o| !o.command.is_empty()).map(|o| Command::new(&o.command)).transpose()?;
+    let builder =
+        command.iter().fold(options.collector(), |builder, command| builder.cgroup_tree(command.cgroup()));
+    let (mut collector, events) = builder.spawn()?;
+    let mut table = new_table(options);
+    if !options.no_bootstrap && command.is_none() {
+        bootstrap(&collector, &mut table)?;
+    }
+    // After the search: only now it is known how much it has found.
+    collector.capabilities().map_or(Ok(()), |can| output.start(&can))?;
+    let began = Instant::now();
+    let mut running = command.map(Command::start).transpose()?;
+    let ended = running.as_mut().map_or_else(never, |command| command.ended());
+    if !options.once {
+        let signal = thread::scope(|scope| {
+            let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
+            scope.spawn(|| survey(&collector, asked, tell));
+            let mut watch = Watch {
+                options,
+                output: &output,
+                table: &mut table,
+                ask,
+                asked: Instant::now(),
+                pause: SURVEY_EVERY,
+            };
+            watch.until_the_end(&events, stopped, &ended, &surveys)
+        })?;
+        signal.zip(running.as_ref()).map_or(Ok(()), |(signal, command)| command.pass_on(signal))?;
+    }
+    let took = began.elapsed();
+    collector.stop()?;
+    for event in &events {
+        table.apply(&event);
+        output.event(&table, &event)?;
+    }
+    let moved = moved(options, &mut table);
+    output.end(&mut table, &collector.stats(), took)?;
+    let status = running.map(|command| command.status()).transpose()?;
+    Ok(match (options.fail_over, status) {
+        (Some(most), None | Some(0)) if moved > most => {
+            writeln!(stderr(), "tcptop: {moved} bytes moved, more than {most}")?;
+            ExitCode::from(TOO_MUCH)
+        }
+        (_, status) => ExitCode::from(status.unwrap_or(0)),
+    })
+}
+
+/// Only for --fail-over, and before the sums are printed: these say what is new since the sums before.
+fn moved(options: &Options, table: &mut ConnectionTable) -> u64 {
+    let by = if options.summary == Some(GroupBy::Process) { GroupBy::LocalPort } else { GroupBy::Process };
+    let sums = options.fail_over.map(|_| table.sums(by, KernelTime::now()));
+    sums.into_iter().flatten().map(|sum| sum.new_bytes_in + sum.new_bytes_out).sum()
+}
+
+fn new_table(options: &Options) -> ConnectionTable {
+    let linger =
+        if options.shows_tables() { options.interval + Duration::from_secs(5) } else { Duration::MAX };
+    let every = if let Granularity::Interval(every) = options.granularity { every } else { Duration::ZERO };
+    let window = options.interval.max(Duration::from_secs(1)).max(2 * every);
+    ConnectionTable::new().linger(linger).rate_window(window).max_connections(1 << 20)
+}
+
+fn bootstrap(collector: &LinuxCollector, table: &mut ConnectionTable) -> std::io::Result<()> {
+    match collector.bootstrap_existing() {
+        // Memory is given back meanwhile: else all would be there twice.
+        Ok(mut all) => table.merge_bootstrap(iter::from_fn(|| {
+            all.shrink_to(all.len().next_multiple_of(8192));
+            all.pop()
+        })),
+        Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e:?}")?,
+    }
+    Ok(())
+}
+
+/// Beside the rest, because it may take a while. Ends when nobody asks any more.
+fn survey(collector: &LinuxCollector, asked: Receiver<()>, tell: Sender<tcptop::Result<Survey>>) {
+    // Who asks may be gone by now.
+    asked.iter().for_each(|()| drop(tell.send(collector.survey())));
+}
+
+struct Watch<'a> {
+    options: &'a Options,
+    output: &'a Output<'a>,
+    table: &'a mut ConnectionTable,
+    ask: Sender<()>,
+    asked: Instant,
+    pause: Duration,
+}
+
+impl Watch<'_> {
+    /// Returns the signal that asked for the end, if one did.
+    fn until_the_end(
+        &mut self,
+        events: &Receiver<CollectorEvent>,
+        stopped: &Receiver<i32>,
+        ended: &Receiver<()>,
+        surveys: &Receiver<tcptop::Result<Survey>>,
+    ) -> Result<Option<i32>, Box<dyn Error>> {
+        let (end, looks) =
+            (self.options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
+        let tables = if self.options.shows_tables() { tick(self.options.interval) } else { never() };
+        let mut is_told = false;
+        loop {
+            select_biased! {
+                recv(stopped) -> signal => return Ok(signal.ok()),
+                recv(end) -> _ => return Ok(None),
+                recv(ended) -> _ => return Ok(None),
+                recv(looks) -> _ => {
+                    if self.output.nobody_reads() {
+                        return Ok(None);
+                    }
+                    if self.asked.elapsed() >= self.pause && self.ask.try_send(()).is_ok() {
+                        (self.asked, self.pause) = (Instant::now(), SURVEY_EVERY);
+                    }
+                }
+                recv(surveys) -> survey => match survey? {
+                    Ok(survey) => drop(self.table.reconcile(&survey)),
+                    Err(e) if !is_told => {
+                        is_told = true;
+                        writeln!(stderr(), "tcptop: ends that get lost are not found out: {e:?}")?;
+                    }
+                    Err(_) => {}
+                },
+                recv(tables) -> _ => self.output.tables(self.table)?,
+                recv(events) -> event => {
+                    let event = event?;
+                    if matches!(event, CollectorEvent::Lost(_)) {
+                        self.pause = SURVEY_AGAIN;
+                    }
+                    self.table.apply(&event);
+                    self.output.event(self.table, &event)?;
+                }
+            }
+        }
+    }
+}
