@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A command that is traced with all its children: they are in a cgroup of their own.
 
+use crate::cgroups;
 use crossbeam_channel::{Receiver, bounded};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -20,12 +21,7 @@ struct Cgroup {
 impl Cgroup {
     /// Below that of this process, so that its limits hold for the command, too.
     fn new() -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mount = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let (place, kind) = (fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(place.replace("\\040", " ")))
-        });
+        let mount = cgroups::mount();
         let mount = mount
             .ok_or_else(|| io::Error::other("no cgroup2 hierarchy is mounted: mount one, or use --pid"))?;
         let own = fs::read_to_string("/proc/self/cgroup")?;

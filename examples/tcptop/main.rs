@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! tcptop: which process exchanges how many bytes with whom. Uses nothing but the public API of the library.
 
+mod cgroups;
 mod command;
 mod lines;
+mod live;
 mod options;
 mod output;
 mod rows;

@@ -18,6 +18,8 @@ use tcptop::{
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 #[rustfmt::skip] // one line of help, one of code
 pub(crate) struct Options {
+    /// Print tables again and again, as without a terminal, and not the live view
+    #[arg(long, help_heading = "Output")] pub(crate) plain: bool,
     /// Print JSON Lines: events as they come, connections and statistics at the end
     #[arg(long, help_heading = "Output", conflicts_with = "csv")] pub(crate) json: bool,
     /// Print all connections as CSV at the end
@@ -142,6 +144,11 @@ impl Options {
         let builder = self.port.iter().copied().fold(builder, LinuxCollectorBuilder::port);
         let builder = self.cgroup.iter().copied().fold(builder, LinuxCollectorBuilder::cgroup_tree);
         self.pid.iter().copied().fold(builder, LinuxCollectorBuilder::pid)
+    }
+
+    /// Whether the live view is wanted, where there is a terminal.
+    pub(crate) fn is_live(&self) -> bool {
+        self.shows_tables() && !self.plain && !self.events && self.output.is_none()
     }
 
     /// Whether rows are printed again and again.

@@ -147,7 +147,7 @@ impl<'a> Output<'a> {
     fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> io::Result<()> {
         let all = table.sums(by, KernelTime::now());
         let moved = |sum: &Sum| sum.new_bytes_in + sum.new_bytes_out;
-        let name = |sum: &Sum| sum.group.to_string();
+        let name = rows::group;
         let (sums, rest) = rows::first(all, self.options.rows(), |one, other| {
             moved(other).cmp(&moved(one)).then_with(|| name(one).cmp(&name(other)))
         });
@@ -156,11 +156,11 @@ impl<'a> Output<'a> {
         }
         let fields: [&[Field<Sum>]; 2] = [
             match by {
-                GroupBy::Process => &[Field::text("PROCESS", |s| s.group.to_string())],
-                GroupBy::RemoteHost => &[Field::text("REMOTE HOST", |s| s.group.to_string())],
-                GroupBy::Cgroup => &[Field::text("CGROUP", |s| s.group.to_string())],
-                GroupBy::LocalPort => &[Field::text("LOCAL PORT", |s| s.group.to_string())],
-                _ => &[Field::text("REMOTE PORT", |s| s.group.to_string())],
+                GroupBy::Process => &[Field::text("PROCESS", rows::group)],
+                GroupBy::RemoteHost => &[Field::text("REMOTE HOST", rows::group)],
+                GroupBy::Cgroup => &[Field::text("CGROUP", rows::group)],
+                GroupBy::LocalPort => &[Field::text("LOCAL PORT", rows::group)],
+                _ => &[Field::text("REMOTE PORT", rows::group)],
             },
             &[
                 Field::number("CONNECTIONS", |s| s.connections.to_string()),

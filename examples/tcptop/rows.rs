@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Records as rows of a table: their order, their columns, and how these are aligned.
 
+use crate::cgroups;
 use clap::ValueEnum;
 use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
-use tcptop::{CloseReason, ConnectFailure, ConnectionRecord, TcpState};
+use tcptop::{CloseReason, ConnectFailure, ConnectionRecord, Group, Sum, TcpState};
 
 /// What rows can be ordered by: numbers with the largest first, names and addresses with the first first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,9 +78,8 @@ const ENDS: [OfRecord; 6] = [
     Field::text("LOCAL", |r| end(r.key.local())),
     Field::text("REMOTE", |r| end(r.key.remote())),
     Field::text("STATE", |r| state(r).into()),
-    Field::text("PID", |r| r.pid().map_or("-".into(), |pid| pid.to_string())),
-    // Escaped, because a process chooses its name: it must not talk to the terminal.
-    Field::text("PROCESS", |r| r.process_name().map_or("-".into(), |name| name.escaped().to_string())),
+    Field::text("PID", pid),
+    Field::text("PROCESS", process),
 ];
 
 const TOTALS: [OfRecord; 3] = [
@@ -102,11 +102,28 @@ pub(crate) const FINAL: [&[OfRecord]; 3] = [
     &[Field::number("RETRANS", |r| r.retransmits.map_or("-".into(), |segments| segments.to_string()))],
 ];
 
-fn end(address: std::net::SocketAddr) -> String {
+pub(crate) fn pid(r: &ConnectionRecord) -> String {
+    r.pid().map_or("-".into(), |pid| pid.to_string())
+}
+
+/// Escaped, because a process chooses its name: it must not talk to the terminal.
+pub(crate) fn process(r: &ConnectionRecord) -> String {
+    r.process_name().map_or("-".into(), |name| name.escaped().to_string())
+}
+
+/// What a sum is of.
+pub(crate) fn group(sum: &Sum) -> String {
+    match sum.group {
+        Group::Cgroup(id) => cgroups::name(id),
+        group => group.to_string(),
+    }
+}
+
+pub(crate) fn end(address: std::net::SocketAddr) -> String {
     if address.port() == 0 { "*".into() } else { address.to_string() }
 }
 
-fn state(r: &ConnectionRecord) -> &'static str {
+pub(crate) fn state(r: &ConnectionRecord) -> &'static str {
     match r.tcp_state {
         _ if r.connect_failure.is_some() => r.connect_failure.map_or("", ConnectFailure::as_str),
         // Its end was lost, and found out later.
@@ -121,7 +138,7 @@ fn state(r: &ConnectionRecord) -> &'static str {
     }
 }
 
-fn total(r: &ConnectionRecord, bytes: u64) -> String {
+pub(crate) fn total(r: &ConnectionRecord, bytes: u64) -> String {
     format!("{}{}", if r.is_partial { "~" } else { "" }, amount(bytes as f64))
 }
 

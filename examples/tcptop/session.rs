@@ -2,15 +2,19 @@
 //! From the start of tracing to its end.
 
 use crate::command::Command;
+use crate::live::{self, Live};
 use crate::options::Options;
 use crate::output::Output;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
+use ratatui::crossterm::event::Event;
 use std::error::Error;
 use std::io::{Write, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{iter, thread};
-use tcptop::{CollectorEvent, ConnectionTable, Granularity, GroupBy, KernelTime, LinuxCollector, Survey};
+use tcptop::{
+    CollectorEvent, ConnectionTable, Granularity, GroupBy, KernelTime, LinuxCollector, Stats, Survey,
+};
 
 /// How often it is looked whether ends were lost.
 const SURVEY_EVERY: Duration = Duration::from_secs(30);
@@ -32,7 +36,15 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         bootstrap(&collector, &mut table)?;
     }
     // After the search: only now it is known how much it has found.
-    collector.capabilities().map_or(Ok(()), |can| output.start(&can))?;
+    let can = collector.capabilities();
+    let is_live = options.is_live() && live::is_possible();
+    can.as_ref().filter(|_| !is_live).map_or(Ok(()), |can| output.start(can))?;
+    let (live, input) = if is_live {
+        let (live, input) = Live::start(can.as_ref())?;
+        (Some(live), input)
+    } else {
+        (None, never())
+    };
     let began = Instant::now();
     let mut running = command.map(Command::start).transpose()?;
     let ended = running.as_mut().map_or_else(never, |command| command.ended());
@@ -40,7 +52,10 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         let signal = thread::scope(|scope| {
             let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
             scope.spawn(|| survey(&collector, asked, tell));
+            let stats = || collector.stats();
             let mut watch = Watch {
+                live,
+                stats: &stats,
                 options,
                 output: &output,
                 table: &mut table,
@@ -48,7 +63,7 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
                 asked: Instant::now(),
                 pause: SURVEY_EVERY,
             };
-            watch.until_the_end(&events, stopped, &ended, &surveys)
+            watch.until_the_end(&events, stopped, &ended, &surveys, &input)
         })?;
         signal.zip(running.as_ref()).map_or(Ok(()), |(signal, command)| command.pass_on(signal))?;
     }
@@ -59,7 +74,10 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         output.event(&table, &event)?;
     }
     let moved = moved(options, &mut table);
-    output.end(&mut table, &collector.stats(), took)?;
+    // What the view has shown need not be printed again.
+    if !is_live || options.summary.is_some() {
+        output.end(&mut table, &collector.stats(), took)?;
+    }
     let status = running.map(|command| command.status()).transpose()?;
     Ok(match (options.fail_over, status) {
         (Some(most), None | Some(0)) if moved > most => {
@@ -104,6 +122,8 @@ fn survey(collector: &LinuxCollector, asked: Receiver<()>, tell: Sender<tcptop::
 }
 
 struct Watch<'a> {
+    live: Option<Live>,
+    stats: &'a dyn Fn() -> Stats,
     options: &'a Options,
     output: &'a Output<'a>,
     table: &'a mut ConnectionTable,
@@ -120,6 +140,7 @@ impl Watch<'_> {
         stopped: &Receiver<i32>,
         ended: &Receiver<()>,
         surveys: &Receiver<tcptop::Result<Survey>>,
+        input: &Receiver<Event>,
     ) -> Result<Option<i32>, Box<dyn Error>> {
         let (end, looks) =
             (self.options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
@@ -142,18 +163,36 @@ impl Watch<'_> {
                     Ok(survey) => drop(self.table.reconcile(&survey)),
                     Err(e) if !is_told => {
                         is_told = true;
-                        writeln!(stderr(), "tcptop: ends that get lost are not found out: {e:?}")?;
+                        let note = format!("ends that get lost are not found out: {e:?}");
+                        match &mut self.live {
+                            Some(live) => live.note(note),
+                            None => writeln!(stderr(), "tcptop: {note}")?,
+                        }
                     }
                     Err(_) => {}
                 },
-                recv(tables) -> _ => self.output.tables(self.table)?,
+                recv(input) -> event => {
+                    let goes_on = match (&mut self.live, event) {
+                        (Some(live), Ok(event)) => live.input(&event, self.table)?,
+                        _ => false,
+                    };
+                    if !goes_on {
+                        return Ok(None);
+                    }
+                }
+                recv(tables) -> _ => match &mut self.live {
+                    Some(live) => live.refresh(self.table, (self.stats)())?,
+                    None => self.output.tables(self.table)?,
+                },
                 recv(events) -> event => {
                     let event = event?;
                     if matches!(event, CollectorEvent::Lost(_)) {
                         self.pause = SURVEY_AGAIN;
                     }
                     self.table.apply(&event);
-                    self.output.event(self.table, &event)?;
+                    if self.live.is_none() {
+                        self.output.event(self.table, &event)?;
+                    }
                 }
             }
         }

@@ -5,6 +5,7 @@ mod hostile;
 mod json;
 mod limits;
 mod options;
+mod screen;
 mod scripts;
 
 use crate::collector::{bpf_objects, nothing_left_but};

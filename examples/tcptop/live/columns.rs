@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The columns of each tab: what they show, what rows are ordered by, and which go first where there is no room.
+
+use crate::rows::{self, amount, millis};
+use std::cmp::Ordering;
+use tcptop::{ConnectionRecord, GroupBy, Sum};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tab {
+    Connections,
+    Sums(GroupBy),
+}
+
+impl Tab {
+    pub(crate) const ALL: [(Self, &'static str); 6] = [
+        (Self::Connections, "Connections"),
+        (Self::Sums(GroupBy::Process), "Processes"),
+        (Self::Sums(GroupBy::RemoteHost), "Hosts"),
+        (Self::Sums(GroupBy::Cgroup), "Cgroups"),
+        (Self::Sums(GroupBy::LocalPort), "Ports"),
+        (Self::Sums(GroupBy::RemotePort), "Services"),
+    ];
+}
+
+impl Tab {
+    /// The title of what its rows are of.
+    pub(crate) fn head(self) -> &'static str {
+        match self {
+            Self::Connections | Self::Sums(GroupBy::Process) => "PROCESS",
+            Self::Sums(GroupBy::RemoteHost) => "REMOTE HOST",
+            Self::Sums(GroupBy::Cgroup) => "CGROUP",
+            Self::Sums(GroupBy::LocalPort) => "LOCAL PORT",
+            Self::Sums(_) => "REMOTE PORT",
+        }
+    }
+}
+
+/// A column of rows of this kind.
+pub(crate) struct Column<T> {
+    pub(crate) title: &'static str,
+    /// 0 is always shown; of the others the highest is left out first.
+    pub(crate) rank: u8,
+    pub(crate) kind: Kind,
+    pub(crate) cell: fn(&T, Units) -> String,
+    /// In the order in which the column is sorted when it is chosen.
+    pub(crate) compare: fn(&T, &T) -> Ordering,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Ends at the right of its column.
+    Number,
+    /// Begins at the left.
+    Text,
+    /// Likewise, and is cut at its end where there is no room.
+    Wide,
+    /// Likewise, and is cut before its port.
+    Address,
+}
+
+/// How amounts are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum Units {
+    #[default]
+    Bytes,
+    /// Rates in bits, in steps of 1000; totals stay bytes.
+    Bits,
+}
+
+impl Units {
+    pub(crate) fn rate(self, bytes: f64) -> String {
+        match self {
+            Self::Bytes => amount(bytes),
+            Self::Bits => bits(bytes * 8.0),
+        }
+    }
+}
+
+fn bits(bits: f64) -> String {
+    let step = (bits.max(1.0).log10() as usize / 3).min(4);
+    format!("{:.*}{}b", step.min(1), bits / 1000_f64.powi(step as i32), ["", "k", "M", "G", "T"][step])
+}
+
+const fn text<T>(
+    title: &'static str,
+    rank: u8,
+    kind: Kind,
+    cell: fn(&T, Units) -> String,
+    compare: fn(&T, &T) -> Ordering,
+) -> Column<T> {
+    Column { title, rank, kind, cell, compare }
+}
+
+const fn number<T>(
+    title: &'static str,
+    rank: u8,
+    cell: fn(&T, Units) -> String,
+    compare: fn(&T, &T) -> Ordering,
+) -> Column<T> {
+    Column { title, rank, kind: Kind::Number, cell, compare }
+}
+
+use crate::rows::Column as By;
+
+/// Of connections. The first one that is ordered by is the rate in.
+pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 11] = [
+    text("PROCESS", 0, Kind::Wide, |r, _| rows::process(r), |a, b| By::Process.compare(a, b)),
+    text("PID", 4, Kind::Number, |r, _| rows::pid(r), |a, b| By::Pid.compare(a, b)),
+    text(
+        "PROTO",
+        6,
+        Kind::Text,
+        |r, _| r.key.protocol.to_string(),
+        |a, b| a.key.protocol.cmp(&b.key.protocol),
+    ),
+    text("LOCAL", 3, Kind::Address, |r, _| rows::end(r.key.local()), |a, b| By::Local.compare(a, b)),
+    text("REMOTE", 0, Kind::Address, |r, _| rows::end(r.key.remote()), |a, b| By::Remote.compare(a, b)),
+    text("STATE", 2, Kind::Text, |r, _| rows::state(r).into(), |a, b| By::State.compare(a, b)),
+    number("IN/s", 0, |r, units| units.rate(r.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
+    number("OUT/s", 0, |r, units| units.rate(r.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
+    number("IN", 1, |r, _| rows::total(r, r.bytes_in), |a, b| By::In.compare(a, b)),
+    number("OUT", 1, |r, _| rows::total(r, r.bytes_out), |a, b| By::Out.compare(a, b)),
+    number("RTT", 5, |r, _| millis(r.rtt), |a, b| By::Rtt.compare(a, b)),
+];
+
+/// Of sums.
+pub(crate) const SUMS: [Column<Sum>; 9] = [
+    text("GROUP", 0, Kind::Wide, |s, _| rows::group(s), |a, b| rows::group(a).cmp(&rows::group(b))),
+    number("OPEN", 3, |s, _| s.open.to_string(), |a, b| b.open.cmp(&a.open)),
+    number("CONNS", 4, |s, _| s.connections.to_string(), |a, b| b.connections.cmp(&a.connections)),
+    number("IN/s", 0, |s, units| units.rate(s.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
+    number("OUT/s", 0, |s, units| units.rate(s.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
+    number("IN", 1, |s, _| of_sum(s, s.bytes_in), |a, b| b.bytes_in.cmp(&a.bytes_in)),
+    number("OUT", 1, |s, _| of_sum(s, s.bytes_out), |a, b| b.bytes_out.cmp(&a.bytes_out)),
+    number("RETR", 5, |s, _| s.retransmits.to_string(), |a, b| b.retransmits.cmp(&a.retransmits)),
+    number("RTT", 2, |s, _| millis(s.rtt), |a, b| b.rtt.cmp(&a.rtt)),
+];
+
+fn of_sum(sum: &Sum, bytes: u64) -> String {
+    format!("{}{}", if sum.is_partial { "~" } else { "" }, amount(bytes as f64))
+}
+
+/// Lays out lines of cells in this width: leaves out columns, then cuts the wide ones. Returns the places of the columns that
+/// are shown, each with its width.
+pub(crate) fn layout(ranks: &[(u8, Kind)], natural: &[usize], width: usize) -> Vec<(usize, usize)> {
+    let least = |i: usize| match ranks[i].1 {
+        Kind::Wide => natural[i].min(10),
+        // An IPv4 address with its port.
+        Kind::Address => natural[i].min(21),
+        Kind::Number | Kind::Text => natural[i],
+    };
+    let mut shown: Vec<usize> = (0..ranks.len()).collect();
+    while shown.iter().map(|&i| least(i) + 2).sum::<usize>() > width + 2 {
+        let last = shown.iter().copied().filter(|&i| ranks[i].0 > 0).max_by_key(|&i| ranks[i].0);
+        let Some(last) = last else { break };
+        shown.retain(|&i| i != last);
+    }
+    let mut room = (width + 2).saturating_sub(shown.iter().map(|&i| least(i) + 2).sum());
+    let mut widths: Vec<_> = shown.into_iter().map(|i| (i, least(i))).collect();
+    // What is left goes to those that want more, in turn.
+    while room > 0 {
+        let mut gave = false;
+        for (i, now) in &mut widths {
+            if room > 0 && *now < natural[*i] {
+                (*now, room, gave) = (*now + 1, room - 1, true);
+            }
+        }
+        if !gave {
+            break;
+        }
+    }
+    widths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_there_is_no_room_columns_go_by_rank_and_wide_ones_are_cut() {
+        let ranks = [(0, Kind::Wide), (2, Kind::Number), (1, Kind::Text), (0, Kind::Number)];
+        let natural = [20, 5, 5, 5];
+        assert_eq!(layout(&ranks, &natural, 80), [(0, 20), (1, 5), (2, 5), (3, 5)]);
+        assert_eq!(layout(&ranks, &natural, 35), [(0, 14), (1, 5), (2, 5), (3, 5)]);
+        assert_eq!(layout(&ranks, &natural, 25), [(0, 11), (2, 5), (3, 5)]);
+        assert_eq!(layout(&ranks, &natural, 17), [(0, 10), (3, 5)]);
+        assert_eq!(layout(&ranks, &natural, 3), [(0, 10), (3, 5)]);
+    }
+
+    #[test]
+    fn bits_are_in_steps_of_a_thousand() {
+        assert_eq!(
+            [0.0, 100.0, 1000.0, 2.5e6].map(|n| Units::Bits.rate(n)),
+            ["0b", "800b", "8.0kb", "20.0Mb"]
+        );
+        assert_eq!([0.0, 2048.0].map(|n| Units::Bytes.rate(n)), ["0", "2.0K"]);
+    }
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is typed after `/`: words and `name:value`, all of which a connection must match.
+
+use regex::{Regex, RegexBuilder};
+use std::net::IpAddr;
+use tcptop::{ConnectionRecord, Protocol, Role};
+
+/// Nothing passes a word that makes no sense: the screen says so.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filter {
+    text: String,
+    terms: Vec<Term>,
+}
+
+#[derive(Clone, Debug)]
+enum Term {
+    Word(String),
+    Pattern(Regex),
+    Pid(u32),
+    Port(u16),
+    Host(IpAddr, u32),
+    State(String),
+    Protocol(Protocol),
+    Role(Role),
+    Wrong(String),
+}
+
+impl Filter {
+    pub(crate) fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), terms: text.split_whitespace().map(term).collect() }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.terms.is_empty()
+    }
+
+    /// The first word that makes no sense.
+    pub(crate) fn wrong(&self) -> Option<&str> {
+        self.terms.iter().find_map(|term| match term {
+            Term::Wrong(word) => Some(word.as_str()),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn passes(&self, r: &ConnectionRecord) -> bool {
+        self.terms.iter().all(|term| match term {
+            Term::Word(word) => words(r).to_lowercase().contains(word),
+            Term::Pattern(pattern) => pattern.is_match(&words(r)),
+            Term::Pid(pid) => r.pid() == Some(*pid),
+            Term::Port(port) => [r.key.local_port, r.key.remote_port].contains(port),
+            Term::Host(network, bits) => {
+                is_in(r.key.local_addr, *network, *bits) || is_in(r.key.remote_addr, *network, *bits)
+            }
+            Term::State(state) => crate::rows::state(r).starts_with(state.as_str()),
+            Term::Protocol(protocol) => r.key.protocol == *protocol,
+            Term::Role(role) => r.role == Some(*role),
+            Term::Wrong(_) => false,
+        })
+    }
+
+    /// Of a sum, only its name can be looked at.
+    pub(crate) fn passes_name(&self, name: &str) -> bool {
+        self.terms.iter().all(|term| match term {
+            Term::Word(word) => name.to_lowercase().contains(word),
+            Term::Pattern(pattern) => pattern.is_match(name),
+            Term::Pid(pid) => name.ends_with(&format!("[{pid}]")),
+            Term::Port(port) => name.ends_with(&format!("/{port}")),
+            Term::Host(network, bits) => name.parse().is_ok_and(|address| is_in(address, *network, *bits)),
+            Term::Protocol(protocol) => name.starts_with(protocol.as_str()),
+            Term::State(_) | Term::Role(_) | Term::Wrong(_) => false,
+        })
+    }
+}
+
+/// What words are looked for in.
+fn words(r: &ConnectionRecord) -> String {
+    let name = r.process_name().map(|name| name.to_string()).unwrap_or_default();
+    format!("{} {} {} {name} {}", r.key.protocol, r.key.local(), r.key.remote(), crate::rows::state(r))
+}
+
+fn term(word: &str) -> Term {
+    let wrong = || Term::Wrong(word.to_owned());
+    let Some((name, value)) = word.split_once(':').filter(|(name, _)| name.chars().all(char::is_alphabetic))
+    else {
+        return match word.strip_prefix('~') {
+            Some(pattern) => {
+                let pattern = RegexBuilder::new(pattern).case_insensitive(true).size_limit(1 << 20).build();
+                pattern.map_or_else(|_| wrong(), Term::Pattern)
+            }
+            None => Term::Word(word.to_lowercase()),
+        };
+    };
+    let term = match name {
+        "pid" => value.parse().ok().map(Term::Pid),
+        "port" => value.parse().ok().map(Term::Port),
+        "host" => host(value),
+        "state" => Some(Term::State(value.to_lowercase())),
+        "proto" => value.parse().ok().map(Term::Protocol),
+        "dir" => match value {
+            "in" => Some(Term::Role(Role::Server)),
+            "out" => Some(Term::Role(Role::Client)),
+            _ => None,
+        },
+        // Not a name of ours: the begin of an IPv6 address, perhaps.
+        _ => return Term::Word(word.to_lowercase()),
+    };
+    term.unwrap_or_else(wrong)
+}
+
+/// An address, or a network such as 10.0.0.0/8.
+fn host(text: &str) -> Option<Term> {
+    let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+    let address: IpAddr = address.parse().ok()?;
+    let all = if address.is_ipv4() { 32 } else { 128 };
+    let bits = bits.map_or(Some(all), |bits| bits.parse().ok().filter(|bits| *bits <= all))?;
+    Some(Term::Host(address, bits))
+}
+
+fn is_in(address: IpAddr, network: IpAddr, bits: u32) -> bool {
+    let (address, network, all) = match (address, network) {
+        (IpAddr::V4(address), IpAddr::V4(network)) => {
+            (u128::from(u32::from(address)), u128::from(u32::from(network)), 32)
+        }
+        (IpAddr::V6(address), IpAddr::V6(network)) => (u128::from(address), u128::from(network), 128),
+        _ => return false,
+    };
+    (address ^ network).checked_shr(all - bits).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tcptop::{ConnectionKey, KernelTime, Process, TcpState};
+
+    fn record() -> ConnectionRecord {
+        let key = ConnectionKey::new(Protocol::Tcp, [10, 1, 2, 3].into(), 43210, [192, 0, 2, 7].into(), 443);
+        let mut record = ConnectionRecord::new(key, KernelTime(1));
+        (record.owner, record.role) = (Some(Process::new(812, "Curl")), Some(Role::Client));
+        record.tcp_state = Some(TcpState::Established);
+        record
+    }
+
+    #[test]
+    fn all_terms_must_pass() {
+        let passes = |text: &str| Filter::new(text).passes(&record());
+        for text in
+            ["", "curl", "CUR 443", "pid:812", "port:443", "port:43210", "host:10.0.0.0/8", "host:192.0.2.7"]
+        {
+            assert!(passes(text), "{text}");
+        }
+        for text in ["state:est", "proto:tcp dir:out", "~^tcp.*curl", "host:0.0.0.0/0", "192.0.2"] {
+            assert!(passes(text), "{text}");
+        }
+        for text in [
+            "wget",
+            "curl pid:813",
+            "port:44",
+            "host:11.0.0.0/8",
+            "host:::/0",
+            "dir:in",
+            "proto:udp",
+            "state:close",
+        ] {
+            assert!(!passes(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_said() {
+        for text in ["pid:x", "port:70000", "host:10.0.0.0/33", "host:nowhere", "dir:up", "proto:sctp", "~("]
+        {
+            let filter = Filter::new(text);
+            assert_eq!((filter.wrong(), filter.passes(&record())), (Some(text), false));
+        }
+        assert_eq!(Filter::new("fe80::1 x:y").wrong(), None);
+    }
+
+    #[test]
+    fn sums_are_looked_for_by_name() {
+        let passes = |text: &str, name: &str| Filter::new(text).passes_name(name);
+        assert!(
+            passes("pid:812", "curl[812]")
+                && passes("host:10.0.0.0/8", "10.3.2.1")
+                && passes("port:443", "tcp/443")
+        );
+        assert!(
+            !passes("pid:81", "curl[812]")
+                && !passes("host:10.0.0.0/8", "tcp/443")
+                && !passes("state:est", "curl[1]")
+        );
+    }
+}
