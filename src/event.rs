@@ -190,7 +190,7 @@ impl Opened {
     }
 }
 
-/// A connection could not be established.
+/// A TCP connection could not be established.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -232,7 +232,7 @@ pub enum ConnectFailure {
     Forbidden,
     /// No local port is free for this peer (EADDRNOTAVAIL).
     NoLocalPort,
-    /// The socket was closed before there was an answer.
+    /// The socket was closed before there was an answer, for instance by a time limit of the program's own.
     Aborted,
     /// Another error; its number is in [`ConnectFailed::error`].
     Other,

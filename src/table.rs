@@ -185,6 +185,9 @@ impl ConnectionTable {
 
     /// All records in no particular order, with their rates at `now`. Closed connections that have lingered long
     /// enough are dropped first, and UDP flows that have been silent for long enough are closed.
+    ///
+    /// New bytes ([`new_bytes_in`](ConnectionRecord::new_bytes_in)) are those since the latest call of this or of
+    /// [`snapshot`](Self::snapshot).
     pub fn records_at(&mut self, now: KernelTime) -> impl Iterator<Item = &ConnectionRecord> {
         self.bring_to(now, Entry::look);
         self.records()

@@ -3,9 +3,10 @@
 
 mod app;
 mod columns;
-mod filter;
+pub(crate) mod filter;
 mod view;
 
+use crate::options::Options;
 use app::{App, Wish};
 use columns::Units;
 use crossbeam_channel::{Receiver, bounded};
@@ -36,7 +37,10 @@ pub(crate) fn is_possible() -> bool {
 
 impl Live {
     /// Takes the terminal, until this is dropped.
-    pub(crate) fn start(can: Option<&Capabilities>) -> io::Result<(Self, Receiver<Event>)> {
+    pub(crate) fn start(
+        options: &Options,
+        can: Option<&Capabilities>,
+    ) -> io::Result<(Self, Receiver<Event>)> {
         let title = can.map(|can| format!("{} on Linux {}", can.backend(), can.kernel())).unwrap_or_default();
         let terminal = take_terminal()?;
         let (tell, input) = bounded(64);
@@ -45,7 +49,7 @@ impl Live {
             has_color: env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
             has_unicode: has_unicode(),
         };
-        Ok((Self { terminal, app: App::new(title), look, places: Places::default() }, input))
+        Ok((Self { terminal, app: App::new(title, options), look, places: Places::default() }, input))
     }
 
     /// Something that the user should know.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The options, and what they mean to the library.
 
-use crate::rows::Column;
+use crate::live::filter::Filter;
+use crate::rows::{self, Column};
 use clap::Parser;
 use clap_complete::Shell;
 use std::error::Error;
@@ -9,8 +10,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tcptop::{
-    AddressFamily, Backend, CgroupId, Granularity, GroupBy, LinuxCollector, LinuxCollectorBuilder, NetNs,
-    Protocol,
+    AddressFamily, Backend, CgroupId, ConnectionRecord, Granularity, GroupBy, LinuxCollector,
+    LinuxCollectorBuilder, NetNs, Protocol,
 };
 
 /// Shows which process exchanges how many bytes with whom over TCP and UDP
@@ -25,9 +26,9 @@ pub(crate) struct Options {
     /// Print all connections as CSV at the end
     #[arg(long, help_heading = "Output")] pub(crate) csv: bool,
     /// Print the existing connections, and end
-    #[arg(long, help_heading = "Output", conflicts_with_all = ["duration", "no_bootstrap", "command"])] pub(crate) once: bool,
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["duration", "no_bootstrap", "command", "fail_over"])] pub(crate) once: bool,
     /// At the end, print sums by process, remote_host, cgroup, local_port or remote_port
-    #[arg(long, help_heading = "Output", value_name = "GROUP")] pub(crate) summary: Option<GroupBy>,
+    #[arg(long, help_heading = "Output", value_name = "GROUP", conflicts_with = "csv")] pub(crate) summary: Option<GroupBy>,
     /// Print so many rows at most: by default 25 in tables, all in JSON and CSV
     #[arg(long, help_heading = "Output", value_name = "N")] pub(crate) top: Option<usize>,
     /// Order of the rows: rate, total, in, out, rtt, retransmits, duration, pid, process, local, remote or state
@@ -41,6 +42,8 @@ pub(crate) struct Options {
     /// Print no events, not even losses, which are printed without --json, too
     #[arg(long, help_heading = "Output", overrides_with = "events")] pub(crate) no_events: bool,
 
+    /// Only rows that match: words, pid:N, port:N, host:ADDRESS[/BITS], state:NAME, proto:NAME, dir:in, dir:out, ~REGEX
+    #[arg(long, help_heading = "Filters", value_name = "WORDS", value_parser = filter)] pub(crate) filter: Option<Filter>,
     /// Only connections of this process; may be repeated
     #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) pid: Vec<u32>,
     /// Only connections with this local or remote port; may be repeated
@@ -85,10 +88,13 @@ Examples:
   tcptop --once --sort total           what each connection has moved so far
   tcptop --port 443 --summary process  until Ctrl-C, then sums by process
   tcptop --json | jq                   each event as it comes
+  tcptop --filter host:10.0.0.0/8      who talks to this network
   tcptop -- cargo fetch                what a command exchanges, and with whom
 
-Exit status: 0; 1 for an error; 2 for wrong options; 3 for --fail-over; with COMMAND, that of
-the command, or 128 and the number of the signal that ended it.";
+Amounts are bytes; K, M, G and T are powers of 1024.
+
+Exit status: 0; 1 for an error; 2 for wrong options; 3 for --fail-over; with COMMAND, its
+own, 128 and the number of the signal that ended it, or 127 if there is no such command.";
 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     let seconds = Duration::try_from_secs_f64(text.parse()?)?;
@@ -119,6 +125,12 @@ fn cgroup(text: &str) -> Result<CgroupId, Box<dyn Error + Send + Sync>> {
     Ok(CgroupId::of_path(path).or_else(|e| below().map_err(|_| e))?)
 }
 
+fn filter(text: &str) -> Result<Filter, String> {
+    let filter = Filter::new(text);
+    let wrong = filter.wrong().map(|word| format!("`{word}` is not understood"));
+    wrong.map_or(Ok(filter), Err)
+}
+
 fn netns(text: &str) -> Result<NetNs, Box<dyn Error + Send + Sync>> {
     if let Ok(pid) = text.parse() {
         return Ok(NetNs::of_process(pid)?);
@@ -128,6 +140,11 @@ fn netns(text: &str) -> Result<NetNs, Box<dyn Error + Send + Sync>> {
 }
 
 impl Options {
+    /// Whether this row is wanted. Where the kernel cannot judge a port, because the peer is unknown, it lets all pass.
+    pub(crate) fn wants(&self, r: &ConnectionRecord) -> bool {
+        rows::has_port(r, &self.port) && self.filter.as_ref().is_none_or(|filter| filter.passes(r))
+    }
+
     /// A collector as these options want it.
     pub(crate) fn collector(&self) -> LinuxCollectorBuilder {
         let backend: Option<Backend> = self.backend.parse().ok(); // None of them is `auto`.

@@ -87,11 +87,16 @@ impl<'a> Output<'a> {
         if before - left > 10_000 {
             give_memory_back();
         }
-        let all: Vec<_> = table.records().collect();
+        let all: Vec<_> = table.records().filter(|r| self.options.wants(r)).collect();
         let rate =
             |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(|r| of(r)).fold(0.0, |a, b| a + b));
         let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
-        let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0) { "" } else { ": nothing moved" };
+        let idle = if all.iter().any(|r| r.rate_in + r.rate_out > 0.0 || r.new_bytes_in + r.new_bytes_out > 0)
+        {
+            ""
+        } else {
+            ": nothing moved"
+        };
         let text = self.table(&LIVE, all);
         self.line(&format!("\n{n} connections, {rate_in}/s in, {rate_out}/s out{idle}\n{text}"))
     }
@@ -124,7 +129,8 @@ impl<'a> Output<'a> {
     }
 
     fn connections(&self, table: &mut ConnectionTable, took: Duration) -> io::Result<()> {
-        let all: Vec<_> = table.records_at(KernelTime::now()).collect();
+        let wanted = |r: &&ConnectionRecord| self.options.wants(r);
+        let all: Vec<_> = table.records_at(KernelTime::now()).filter(wanted).collect();
         let &Options { json, csv, .. } = self.options;
         if json || csv {
             let order = self.options.order();

@@ -111,6 +111,11 @@ pub(crate) fn process(r: &ConnectionRecord) -> String {
     r.process_name().map_or("-".into(), |name| name.escaped().to_string())
 }
 
+/// Whether one of these ports is at an end; any does if there are none.
+pub(crate) fn has_port(r: &ConnectionRecord, ports: &[u16]) -> bool {
+    ports.is_empty() || [r.key.local_port, r.key.remote_port].iter().any(|port| ports.contains(port))
+}
+
 /// What a sum is of.
 pub(crate) fn group(sum: &Sum) -> String {
     match sum.group {

@@ -8,7 +8,7 @@ use crate::output::Output;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use ratatui::crossterm::event::Event;
 use std::error::Error;
-use std::io::{Write, stderr};
+use std::io::{ErrorKind, Write, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{iter, thread};
@@ -23,6 +23,9 @@ const SURVEY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The exit status of --fail-over.
 const TOO_MUCH: u8 = 3;
+/// As shells have it: there is no such command, or it cannot be run.
+const NO_COMMAND: u8 = 127;
+const NOT_RUN: u8 = 126;
 
 pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode, Box<dyn Error>> {
     let output = Output::new(options)?;
@@ -40,13 +43,19 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
     let is_live = options.is_live() && live::is_possible();
     can.as_ref().filter(|_| !is_live).map_or(Ok(()), |can| output.start(can))?;
     let (live, input) = if is_live {
-        let (live, input) = Live::start(can.as_ref())?;
+        let (live, input) = Live::start(options, can.as_ref())?;
         (Some(live), input)
     } else {
         (None, never())
     };
     let began = Instant::now();
-    let mut running = command.map(Command::start).transpose()?;
+    let mut running = match command.map(Command::start).transpose() {
+        Ok(running) => running,
+        Err(e) => {
+            writeln!(stderr(), "tcptop: {e}")?;
+            return Ok(ExitCode::from(if e.kind() == ErrorKind::NotFound { NO_COMMAND } else { NOT_RUN }));
+        }
+    };
     let ended = running.as_mut().map_or_else(never, |command| command.ended());
     if !options.once {
         let signal = thread::scope(|scope| {
@@ -69,7 +78,8 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
     }
     let took = began.elapsed();
     collector.stop()?;
-    for event in &events {
+    // What moves meanwhile is no part of what there was.
+    for event in events.iter().filter(|_| !options.once) {
         table.apply(&event);
         output.event(&table, &event)?;
     }
@@ -79,13 +89,12 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         output.end(&mut table, &collector.stats(), took)?;
     }
     let status = running.map(|command| command.status()).transpose()?;
-    Ok(match (options.fail_over, status) {
-        (Some(most), None | Some(0)) if moved > most => {
-            writeln!(stderr(), "tcptop: {moved} bytes moved, more than {most}")?;
-            ExitCode::from(TOO_MUCH)
-        }
-        (_, status) => ExitCode::from(status.unwrap_or(0)),
-    })
+    let too_much = options.fail_over.filter(|most| moved > *most);
+    if let Some(most) = too_much {
+        writeln!(stderr(), "tcptop: {moved} bytes moved, more than {most}")?;
+    }
+    let status = status.unwrap_or(0);
+    Ok(ExitCode::from(if status == 0 && too_much.is_some() { TOO_MUCH } else { status }))
 }
 
 /// Only for --fail-over, and before the sums are printed: these say what is new since the sums before.

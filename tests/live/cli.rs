@@ -295,6 +295,11 @@ fn options_that_make_no_sense_are_refused() {
         (&["--granularity", "0ms"], 1, "interval"),
         (&["--pid", "0"], 1, "pid 0"),
         (&["--protocol", "sctp"], 2, "sctp"),
+        (&["--filter", "host:10.0.0.0/33"], 2, "not understood"),
+        (&["--csv", "--summary", "process"], 2, "--csv"),
+        (&["--once", "--fail-over", "0"], 2, "--fail-over"),
+        (&["--fail-over", "1X"], 2, "K, M, G or T"),
+        (&["--cgroup", "/nowhere"], 2, "/nowhere"),
     ] {
         let (got, errors) = refused(&mut tcptop(arguments));
         assert_eq!(got, code, "{arguments:?}: {errors}");

@@ -3,6 +3,7 @@
 
 use super::columns::{CONNECTIONS, Column, Kind, SUMS, Tab, Units};
 use super::filter::Filter;
+use crate::options::Options;
 use crate::rows;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ pub(crate) struct App {
     pub(crate) tab: usize,
     orders: Vec<Order>,
     pub(crate) filter: Filter,
+    /// Of the options: where the kernel cannot judge it lets all pass.
+    ports: Vec<u16>,
     /// A filter is being typed.
     pub(crate) is_typing: bool,
     pub(crate) is_paused: bool,
@@ -70,13 +73,14 @@ pub(crate) enum Wish {
 }
 
 impl App {
-    pub(crate) fn new(title: String) -> Self {
+    pub(crate) fn new(title: String, options: &Options) -> Self {
         let rate_in = |n: usize| if n == 0 { 6 } else { 3 };
         let order = |n| Order { column: rate_in(n), is_reversed: false };
         Self {
             tab: 0,
             orders: (0..Tab::ALL.len()).map(order).collect(),
-            filter: Filter::default(),
+            filter: options.filter.clone().unwrap_or_default(),
+            ports: options.port.clone(),
             is_typing: false,
             is_paused: false,
             has_help: false,
@@ -130,7 +134,10 @@ impl App {
         self.now = now;
         match self.tab() {
             Tab::Connections => {
-                let all: Vec<_> = table.records().filter(|r| self.filter.passes(r)).collect();
+                let all: Vec<_> = table
+                    .records()
+                    .filter(|r| rows::has_port(r, &self.ports) && self.filter.passes(r))
+                    .collect();
                 self.matching = all.len();
                 self.stay_within();
                 let compare = in_order(&CONNECTIONS, self.order());

@@ -365,7 +365,7 @@ mod tests {
     }
 
     fn app(change: impl FnOnce(&mut App)) -> (App, ConnectionTable) {
-        let mut app = App::new("fentry on Linux 6.12".into());
+        let mut app = App::new("fentry on Linux 6.12".into(), &clap::Parser::parse_from(["tcptop"]));
         change(&mut app);
         (app, table())
     }

@@ -51,6 +51,10 @@ fn once_it_prints_what_there_is() {
     assert_eq!((code, rows.iter().map(of).collect::<Vec<_>>()), (0, expected.to_vec()), "{lines:?}");
     assert!(rows.iter().all(|row| row.len() == head.len()), "{lines:?}");
 
+    // --filter: of these the rows of one client.
+    let (lines, code, _) = finish(&["--once", "--csv", "--filter", &format!("port:{c} host:127.0.0.0/8")]);
+    assert_eq!((code, lines.len()), (0, 3), "{lines:?}");
+
     let (lines, code, _) = finish(&["--once", "--json", "--port", &at]);
     let lines: Vec<Value> = lines.iter().map(|line| json(line)).collect();
     let bytes = |name: &str| {
@@ -136,7 +140,7 @@ fn it_ends_as_its_command_does() {
     let status = |script| finish(&["--", "sh", "-c", script]).1;
     assert_eq!([status("exit 7"), status("kill -9 $$")], [7, 128 + 9]);
     let (output, code, errors) = finish(&["--", "/nowhere/command"]);
-    assert_eq!((output.len(), code, errors.lines().count()), (0, 1, 1));
+    assert_eq!((output.len(), code, errors.lines().count()), (0, 127, 1));
     assert!(errors.contains("cannot run /nowhere/command: No such file"), "{errors}");
 
     let trap = "trap 'echo told; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
