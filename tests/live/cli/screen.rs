@@ -5,7 +5,7 @@ use super::tcptop;
 use crate::net::{port, send, tcp_pair};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child as Process, Stdio};
 use std::time::{Duration, Instant};
@@ -40,11 +40,9 @@ impl Terminal {
         };
         // SAFETY: only system calls between fork and exec.
         let program = unsafe { command.pre_exec(to_front) }.spawn().unwrap();
-        // SAFETY: no memory is touched.
-        assert_eq!(
-            unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&ours), libc::F_SETFL, libc::O_NONBLOCK) },
-            0
-        );
+        // SAFETY: touches no memory.
+        let set = unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        assert_eq!(set, 0);
         Self { program, ours, screen: vt100::Parser::new(24, 80, 0) }
     }
 
