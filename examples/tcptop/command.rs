@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, ExitStatus};
+use std::process::{self, ExitStatus};
 use std::{fs, thread};
 use tcptop::CgroupId;
 
@@ -69,35 +69,29 @@ impl Command {
         unsafe { self.command.pre_exec(move || (&processes).write_all(b"0")) };
         let name = Path::new(self.command.get_program()).to_path_buf();
         let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot run {}: {e}", name.display()));
-        let child = self.command.spawn().map_err(named)?;
-        Ok(Running { pid: child.id(), child: Some(child), status: None, _cgroup: self.cgroup })
+        let mut child = self.command.spawn().map_err(named)?;
+        let (pid, (ended, has_ended)) = (child.id(), bounded(0));
+        let status = thread::spawn(move || {
+            let status = child.wait();
+            drop(ended);
+            status
+        });
+        Ok(Running { pid, ended: has_ended, status, _cgroup: self.cgroup })
     }
 }
 
 pub(crate) struct Running {
     pid: u32,
-    child: Option<Child>,
-    status: Option<thread::JoinHandle<io::Result<ExitStatus>>>,
+    /// Closed when the command has ended.
+    pub(crate) ended: Receiver<()>,
+    status: thread::JoinHandle<io::Result<ExitStatus>>,
     _cgroup: Cgroup,
 }
 
 impl Running {
-    /// Its channel is closed when the command has ended.
-    pub(crate) fn ended(&mut self) -> Receiver<()> {
-        let (ended, has_ended) = bounded(0);
-        self.status = self.child.take().map(|mut child| {
-            thread::spawn(move || {
-                let status = child.wait();
-                drop(ended);
-                status
-            })
-        });
-        has_ended
-    }
-
     /// Sends it this signal, if it has not ended.
     pub(crate) fn pass_on(&self, signal: i32) -> io::Result<()> {
-        if self.status.as_ref().is_some_and(|waits| !waits.is_finished()) {
+        if !self.status.is_finished() {
             let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
             // SAFETY: touches no memory. It may have ended just now: then nobody has this pid yet.
             let _ = unsafe { libc::kill(pid, signal) };
@@ -106,9 +100,8 @@ impl Running {
     }
 
     /// As a shell tells it: the exit status, or 128 and the signal that ended it. Waits for the end.
-    pub(crate) fn status(mut self) -> io::Result<u8> {
-        let status = self.status.take().map(thread::JoinHandle::join);
-        let status = status.unwrap_or_else(|| Ok(Ok(ExitStatus::default())));
+    pub(crate) fn status(self) -> io::Result<u8> {
+        let status = self.status.join();
         let status = status.unwrap_or_else(|_| Err(io::Error::other("the command was not waited for")))?;
         let signal = status.signal().map(|signal| 128 + signal);
         Ok(status.code().or(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))

@@ -78,9 +78,8 @@ impl Live {
             Some(Wish::Draw) => {}
         }
         self.app.height = view::height(&self.app, self.screen()?);
-        if !self.app.is_paused || self.app.tab() == columns::Tab::Connections {
-            self.app.choose_rows(table, KernelTime::now());
-        }
+        // Also while it is paused: the rows are always those of the tab.
+        self.app.choose_rows(table, KernelTime::now());
         self.draw()?;
         Ok(true)
     }

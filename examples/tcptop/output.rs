@@ -39,10 +39,10 @@ impl<'a> Output<'a> {
     }
 
     /// Many lines at once.
-    fn lines(&self, lines: impl Iterator<Item = String>) -> io::Result<()> {
+    fn lines(&self, mut lines: impl Iterator<Item = String>) -> io::Result<()> {
         let mut to = self.to.borrow_mut();
         let mut buffer = BufWriter::new(&mut *to);
-        lines.into_iter().try_for_each(|line| writeln!(buffer, "{line}"))?;
+        lines.try_for_each(|line| writeln!(buffer, "{line}"))?;
         buffer.flush()
     }
 

@@ -49,14 +49,14 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         (None, never())
     };
     let began = Instant::now();
-    let mut running = match command.map(Command::start).transpose() {
+    let running = match command.map(Command::start).transpose() {
         Ok(running) => running,
         Err(e) => {
             writeln!(stderr(), "tcptop: {e}")?;
             return Ok(ExitCode::from(if e.kind() == ErrorKind::NotFound { NO_COMMAND } else { NOT_RUN }));
         }
     };
-    let ended = running.as_mut().map_or_else(never, |command| command.ended());
+    let ended = running.as_ref().map_or_else(never, |command| command.ended.clone());
     if !options.once {
         let signal = thread::scope(|scope| {
             let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));

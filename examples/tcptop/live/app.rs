@@ -168,13 +168,19 @@ impl App {
         self.first = self.first.min(self.selected).max((self.selected + 1).saturating_sub(self.height));
     }
 
-    /// The titles of the columns, with their ranks, and the lines on the screen.
-    pub(crate) fn lines(&self) -> (Vec<(&'static str, u8, Kind)>, Vec<Line>) {
+    /// The titles of the columns, with their ranks.
+    pub(crate) fn heads(&self) -> Vec<(&'static str, u8, Kind)> {
+        match self.tab() {
+            Tab::Connections => heads(&CONNECTIONS),
+            Tab::Sums(_) => heads(&SUMS),
+        }
+    }
+
+    /// The lines on the screen.
+    pub(crate) fn lines(&self) -> Vec<Line> {
         match &self.rows {
-            Rows::Connections(rows) => {
-                (heads(&CONNECTIONS), lines(&CONNECTIONS, rows, self.units, |r| r.is_closed))
-            }
-            Rows::Sums(rows) => (heads(&SUMS), lines(&SUMS, rows, self.units, |sum| sum.open == 0)),
+            Rows::Connections(rows) => lines(&CONNECTIONS, rows, self.units, |r| r.is_closed),
+            Rows::Sums(rows) => lines(&SUMS, rows, self.units, |sum| sum.open == 0),
         }
     }
 
@@ -183,10 +189,6 @@ impl App {
             Rows::Connections(rows) => rows.get(self.selected.checked_sub(self.first)?),
             Rows::Sums(_) => None,
         }
-    }
-
-    fn columns(&self) -> usize {
-        if self.tab == 0 { CONNECTIONS.len() } else { SUMS.len() }
     }
 
     pub(crate) fn show_tab(&mut self, tab: usize) {
@@ -208,14 +210,14 @@ impl App {
     }
 
     pub(crate) fn order_by_title(&mut self, title: &str) {
-        let place = self.lines().0.iter().position(|(known, ..)| *known == title);
+        let place = self.heads().iter().position(|(known, ..)| *known == title);
         if let Some(place) = place.filter(|&place| place != self.order().column) {
             self.order_by(place);
         }
     }
 
     pub(crate) fn order_by_next(&mut self, back: bool) {
-        let all = self.columns();
+        let all = self.heads().len();
         let order = &mut self.orders[self.tab];
         *order = Order { column: (order.column + if back { all - 1 } else { 1 }) % all, is_reversed: false };
     }

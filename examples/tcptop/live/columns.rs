@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The columns of each tab: what they show, what rows are ordered by, and which go first where there is no room.
 
-use crate::rows::{self, amount, millis};
+use crate::rows::{self, Column as By, amount, millis};
 use std::cmp::Ordering;
 use tcptop::{ConnectionRecord, GroupBy, Sum};
 
@@ -20,9 +20,7 @@ impl Tab {
         (Self::Sums(GroupBy::LocalPort), "Ports"),
         (Self::Sums(GroupBy::RemotePort), "Services"),
     ];
-}
 
-impl Tab {
     /// The title of what its rows are of.
     pub(crate) fn head(self) -> &'static str {
         match self {
@@ -99,8 +97,6 @@ const fn number<T>(
 ) -> Column<T> {
     Column { title, rank, kind: Kind::Number, cell, compare }
 }
-
-use crate::rows::Column as By;
 
 /// Of connections. The first one that is ordered by is the rate in.
 pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 11] = [

@@ -129,7 +129,7 @@ fn tab_line(frame: &mut Frame, app: &App, look: Look, area: Rect) -> Vec<(Rect, 
 }
 
 fn table(frame: &mut Frame, app: &App, look: Look, area: Rect) -> (Vec<(Rect, usize)>, Rect) {
-    let (heads, lines) = app.lines();
+    let (heads, lines) = (app.heads(), app.lines());
     let order = app.order();
     let arrow = match (look.has_unicode, order.is_reversed) {
         (true, false) => "▼",
