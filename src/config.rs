@@ -8,6 +8,7 @@ use crate::model::{AddressFamily, CgroupId, ConnectionKey, NetNs, ParseError, Pr
 use crate::mounts;
 use crate::record::ConnectionRecord;
 use std::collections::HashSet;
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -34,6 +35,20 @@ impl Default for Granularity {
     /// Every 100 ms.
     fn default() -> Self {
         Self::Interval(Duration::from_millis(100))
+    }
+}
+
+impl fmt::Display for Granularity {
+    /// `call`, or the interval, such as `100ms` or `1s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PerCall => f.pad("call"),
+            Self::Interval(every) if every.subsec_nanos() == 0 => f.pad(&format!("{}s", every.as_secs())),
+            Self::Interval(every) if every.subsec_nanos() % 1_000_000 == 0 => {
+                f.pad(&format!("{}ms", every.as_millis()))
+            }
+            Self::Interval(every) => f.pad(&format!("{every:?}")),
+        }
     }
 }
 
@@ -250,6 +265,12 @@ mod tests {
         let interval = |millis| Ok(Granularity::Interval(Duration::from_millis(millis)));
         assert_eq!("call".parse(), Ok(Granularity::PerCall));
         assert_eq!(["100ms", "0ms", "2s"].map(str::parse), [interval(100), interval(0), interval(2000)]);
+        for text in ["call", "100ms", "1500ms", "2s"] {
+            assert_eq!(
+                text.parse::<Granularity>().map(|granularity| granularity.to_string()),
+                Ok(text.into())
+            );
+        }
         for wrong in ["", "100", "ms", "s", "-1s", "1.5s", "1 s", "calls"] {
             assert!(wrong.parse::<Granularity>().is_err_and(|e| e.to_string().contains("100ms")), "{wrong}");
         }

@@ -21,14 +21,22 @@ pub enum GroupBy {
     LocalPort,
     /// Protocol and port of the peer: of a client, the services that it uses.
     RemotePort,
+    /// The process that holds the connection, together with the peer's address: which process talks to whom.
+    ProcessAndHost,
 }
 
 impl GroupBy {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Process, Self::RemoteHost, Self::Cgroup, Self::LocalPort, Self::RemotePort];
+    pub const ALL: [Self; 6] = [
+        Self::Process,
+        Self::RemoteHost,
+        Self::Cgroup,
+        Self::LocalPort,
+        Self::RemotePort,
+        Self::ProcessAndHost,
+    ];
 
-    /// Lower-case name: `process`, `remote_host`, `cgroup`, `local_port` or `remote_port`.
+    /// Lower-case name: `process`, `remote_host`, `cgroup`, `local_port`, `remote_port` or `process_and_host`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
@@ -36,15 +44,21 @@ impl GroupBy {
             Self::Cgroup => "cgroup",
             Self::LocalPort => "local_port",
             Self::RemotePort => "remote_port",
+            Self::ProcessAndHost => "process_and_host",
         }
     }
 }
 
 display_as_str!(GroupBy);
-from_str_by_name!(GroupBy, Self::ALL, "group", "process, remote_host, cgroup, local_port or remote_port");
+from_str_by_name!(
+    GroupBy,
+    Self::ALL,
+    "group",
+    "process, remote_host, cgroup, local_port, remote_port or process_and_host"
+);
 
 /// What the connections of a [`Sum`] have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Group {
@@ -58,6 +72,8 @@ pub enum Group {
     LocalPort(Protocol, u16),
     /// Protocol and port of the peer.
     RemotePort(Protocol, u16),
+    /// A process, as in [`Group::Process`], and the peer's address.
+    ProcessAndHost(Process, IpAddr),
     /// Connections of which this is not known: no owner, or a UDP socket without a peer.
     Unknown,
     /// Groups without a connection that were too many to be kept, taken together: see
@@ -66,11 +82,14 @@ pub enum Group {
 }
 
 impl fmt::Display for Group {
-    /// Such as `nginx[812]`, `192.0.2.7`, `7031`, `tcp/443`, `unknown` or `other`. Names of processes are
-    /// [escaped](crate::ProcessName::escaped).
+    /// Such as `nginx[812]`, `192.0.2.7`, `7031`, `tcp/443`, `nginx[812] 192.0.2.7`, `unknown` or `other`. Names of
+    /// processes are [escaped](crate::ProcessName::escaped).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process(process) => f.pad(&format!("{}[{}]", process.name.escaped(), process.pid)),
+            Self::ProcessAndHost(process, address) => {
+                f.pad(&format!("{} {address}", Self::Process(*process)))
+            }
             Self::RemoteHost(address) => address.fmt(f),
             Self::Cgroup(id) => id.fmt(f),
             Self::LocalPort(protocol, port) | Self::RemotePort(protocol, port) => {
@@ -107,6 +126,10 @@ pub struct Sum {
     pub new_bytes_in: u64,
     /// Bytes out since then.
     pub new_bytes_out: u64,
+    /// Bytes in since the tracer started: the total without what pre-existing connections had moved before.
+    pub traced_bytes_in: u64,
+    /// Bytes out since the tracer started.
+    pub traced_bytes_out: u64,
     /// Bytes per second in, over the table's window.
     pub rate_in: f64,
     /// Bytes per second out.
@@ -133,6 +156,8 @@ mod tests {
         let host = Group::RemoteHost([192, 0, 2, 7].into());
         let process = Group::Process(Process::new(812, "ng\u{1b}inx"));
         assert_eq!(format!("{process}|{host:>12}|"), r"ng\u{1b}inx[812]|   192.0.2.7|");
+        let both = Group::ProcessAndHost(Process::new(812, "nginx"), [192, 0, 2, 7].into());
+        assert_eq!(both.to_string(), "nginx[812] 192.0.2.7");
         let ports = [Group::LocalPort(Protocol::Tcp, 443), Group::RemotePort(Protocol::Udp, 53)];
         assert_eq!(ports.map(|port| format!("{port:8}")), ["tcp/443 ", "udp/53  "]);
         assert_eq!([Group::Unknown, Group::Other].map(|group| group.to_string()), ["unknown", "other"]);

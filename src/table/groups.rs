@@ -19,8 +19,8 @@ pub(super) struct Amount {
     pub(super) packets_out: u64,
     pub(super) retransmits: u64,
     /// Of the bytes those that have moved since the tracer started.
-    pub(super) new_in: u64,
-    pub(super) new_out: u64,
+    pub(super) traced_in: u64,
+    pub(super) traced_out: u64,
 }
 
 impl Amount {
@@ -31,8 +31,8 @@ impl Amount {
             packets_in: combine(self.packets_in, other.packets_in),
             packets_out: combine(self.packets_out, other.packets_out),
             retransmits: combine(self.retransmits, other.retransmits),
-            new_in: combine(self.new_in, other.new_in),
-            new_out: combine(self.new_out, other.new_out),
+            traced_in: combine(self.traced_in, other.traced_in),
+            traced_out: combine(self.traced_out, other.traced_out),
         }
     }
 
@@ -72,49 +72,56 @@ impl Share {
 /// What names a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Name {
-    /// The start time in ticks of 10 ms, as /proc has it, too.
-    Process {
-        pid: u32,
-        started: u64,
-    },
+    Process { pid: u32, started: u64 },
     RemoteHost(IpAddr),
     Cgroup(CgroupId),
     LocalPort(Protocol, u16),
     RemotePort(Protocol, u16),
+    ProcessAndHost { pid: u32, started: u64, host: IpAddr },
     Unknown,
 }
 
 impl Name {
     pub(super) fn of(by: GroupBy, key: &ConnectionKey, owner: Option<&Process>) -> Self {
+        let host = Some(key.remote_addr).filter(|ip| !ip.is_unspecified());
         let port =
             |port: u16, name: fn(Protocol, u16) -> Self| Some(name(key.protocol, port)).filter(|_| port != 0);
         let known = match by {
             GroupBy::Process => owner.map(Self::of_process),
-            GroupBy::RemoteHost => {
-                Some(key.remote_addr).filter(|ip| !ip.is_unspecified()).map(Self::RemoteHost)
-            }
+            GroupBy::RemoteHost => host.map(Self::RemoteHost),
             GroupBy::Cgroup => owner.and_then(|owner| owner.cgroup_id).map(Self::Cgroup),
             GroupBy::LocalPort => port(key.local_port, Self::LocalPort),
             GroupBy::RemotePort => port(key.remote_port, Self::RemotePort),
+            GroupBy::ProcessAndHost => owner.zip(host).map(|(owner, host)| Self::ProcessAndHost {
+                pid: owner.pid,
+                started: start_tick(owner),
+                host,
+            }),
         };
         known.unwrap_or(Self::Unknown)
     }
 
     pub(super) fn of_process(process: &Process) -> Self {
-        Self::Process { pid: process.pid, started: process.start_time_ns / 10_000_000 }
+        Self::Process { pid: process.pid, started: start_tick(process) }
     }
 
     /// The group for users. `process` is the latest that is known of it.
     pub(super) fn group(self, process: Option<Process>) -> Group {
         match (self, process) {
             (Self::Process { .. }, Some(process)) => Group::Process(process),
+            (Self::ProcessAndHost { host, .. }, Some(process)) => Group::ProcessAndHost(process, host),
             (Self::RemoteHost(address), _) => Group::RemoteHost(address),
             (Self::Cgroup(id), _) => Group::Cgroup(id),
             (Self::LocalPort(protocol, port), _) => Group::LocalPort(protocol, port),
             (Self::RemotePort(protocol, port), _) => Group::RemotePort(protocol, port),
-            (Self::Unknown | Self::Process { .. }, _) => Group::Unknown,
+            (Self::Unknown | Self::Process { .. } | Self::ProcessAndHost { .. }, _) => Group::Unknown,
         }
     }
+}
+
+/// The start time in ticks of 10 ms, as /proc has it, too.
+fn start_tick(process: &Process) -> u64 {
+    process.start_time_ns / 10_000_000
 }
 
 /// What is remembered of a group from one look to the next.

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sums by process, host, cgroup or port: one pass over the table, plus what connections moved that have left it.
+//! Sums by process, host, cgroup, port, or process and host: one pass over the table, plus what connections moved that have left it.
 
 use super::ConnectionTable;
 use super::entry::Entry;
 use super::groups::{GroupState, Grouping, Name, Share};
 use crate::model::{KernelTime, Process};
+use crate::record::ConnectionRecord;
 use crate::sums::{Group, GroupBy, Sum};
 use foldhash::HashSet;
 use std::time::Duration;
 
 impl ConnectionTable {
-    /// What has been moved per process, remote host, cgroup or port, at `now`; in no particular order.
+    /// What has been moved per process, remote host, cgroup, port, or process and host, at `now`; in no particular order.
     ///
     /// ```
     /// use tcptop::{ConnectionTable, GroupBy, KernelTime};
@@ -44,6 +45,34 @@ impl ConnectionTable {
             pass.add(grouping, by, entry);
         }
         pass.finish(grouping)
+    }
+
+    /// The same, only over the records for which `is_wanted` is true.
+    ///
+    /// Connections that have left the table are in none of these sums. Their new bytes are all since the tracer started:
+    /// this call is not a look, neither for [`sums`](Self::sums) nor for itself.
+    ///
+    /// ```
+    /// use tcptop::{ConnectionTable, GroupBy, KernelTime, Protocol};
+    ///
+    /// # let mut table = ConnectionTable::new();
+    /// let now = KernelTime::now();
+    /// let udp = table.sums_of(GroupBy::Process, now, |record| record.key.protocol == Protocol::Udp);
+    /// ```
+    #[must_use]
+    pub fn sums_of(
+        &mut self,
+        by: GroupBy,
+        now: KernelTime,
+        is_wanted: impl Fn(&ConnectionRecord) -> bool,
+    ) -> Vec<Sum> {
+        self.bring_to(now, |_| ());
+        let mut grouping = Grouping::default();
+        let mut pass = Pass::new(&mut grouping);
+        for (_, entry) in self.store.iter().filter(|(_, entry)| is_wanted(&entry.record)) {
+            pass.add(&mut grouping, by, entry);
+        }
+        pass.finish(&mut grouping)
     }
 
     /// Adds up groups without a connection, if there are too many.
@@ -98,8 +127,10 @@ impl Part {
             packets_in: amount.packets_in,
             packets_out: amount.packets_out,
             retransmits: amount.retransmits,
-            new_bytes_in: amount.new_in.saturating_sub(looked[0]),
-            new_bytes_out: amount.new_out.saturating_sub(looked[1]),
+            new_bytes_in: amount.traced_in.saturating_sub(looked[0]),
+            new_bytes_out: amount.traced_out.saturating_sub(looked[1]),
+            traced_bytes_in: amount.traced_in,
+            traced_bytes_out: amount.traced_out,
             rate_in: self.rates[0],
             rate_out: self.rates[1],
             rtt,
@@ -156,7 +187,7 @@ impl Pass {
         let sums = parts.filter(|(part, _)| part.has_rows || !part.share.is_empty()).map(|(part, rtt)| {
             let state =
                 part.name.and_then(|name| grouping.groups.get_mut(&name)).unwrap_or(&mut grouping.other);
-            let looked = [part.share.amount.new_in, part.share.amount.new_out];
+            let looked = [part.share.amount.traced_in, part.share.amount.traced_out];
             part.sum(rtt, std::mem::replace(&mut state.looked, looked))
         });
         let sums = sums.collect();

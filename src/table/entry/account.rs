@@ -43,14 +43,22 @@ impl Entry {
         let ConnectionRecord { bytes_in, bytes_out, packets_in, packets_out, retransmits, .. } = self.record;
         let retransmits = retransmits.unwrap_or(0).into();
         let whole =
-            Amount { bytes_in, bytes_out, packets_in, packets_out, retransmits, new_in: 0, new_out: 0 };
+            Amount { bytes_in, bytes_out, packets_in, packets_out, retransmits, traced_in: 0, traced_out: 0 };
         let Some(Live { out, r#in, .. }) = self.live.as_deref() else { return whole };
-        let (new_in, new_out) = (r#in.new_bytes(), out.new_bytes());
+        let (traced_in, traced_out) = (r#in.new_bytes(), out.new_bytes());
         if !self.may_return {
-            return Amount { new_in, new_out, ..whole };
+            return Amount { traced_in, traced_out, ..whole };
         }
         let (packets_in, packets_out) = (r#in.new_packets(), out.new_packets());
-        Amount { bytes_in: new_in, bytes_out: new_out, packets_in, packets_out, retransmits, new_in, new_out }
+        Amount {
+            bytes_in: traced_in,
+            bytes_out: traced_out,
+            packets_in,
+            packets_out,
+            retransmits,
+            traced_in,
+            traced_out,
+        }
     }
 
     /// What it adds to sums beside what they have counted.

@@ -51,6 +51,7 @@ fn name_of(by: GroupBy, info: &ConnectionInfo) -> String {
         GroupBy::Cgroup => owner.cgroup_id.unwrap().to_string(),
         GroupBy::LocalPort => format!("{}/{}", key.protocol, key.local_port),
         GroupBy::RemotePort => format!("{}/{}", key.protocol, key.remote_port),
+        GroupBy::ProcessAndHost => format!("x[{}] {}", owner.pid, key.remote_addr),
     }
 }
 
@@ -238,6 +239,22 @@ fn round_trip_times_are_the_median_of_open_connections_and_the_least_of_all() {
     let sum = &table.sums(GroupBy::Process, KernelTime(3000))[0];
     assert_eq!((sum.open, sum.connections, sum.rtt, sum.min_rtt), (3, 4, micros(70), micros(10)));
     assert!(sum.is_partial, "one has begun before");
+}
+
+#[test]
+fn sums_of_some_rows_are_those_of_these_rows_and_no_look() {
+    let with = |socket, pid| ConnectionInfo { socket, ..owned(tcp(2000 + socket), pid, Provenance::Seen) };
+    let mut table = table(&[send(with(1, 5), 10, 10), send(with(2, 5), 20, 20), send(with(3, 6), 40, 40)]);
+    let of = |sums: &[Sum]| -> BTreeMap<String, [u64; 3]> {
+        let numbers = |sum: &Sum| [sum.connections, sum.bytes_out, sum.new_bytes_out];
+        sums.iter().map(|sum| (sum.group.to_string(), numbers(sum))).collect()
+    };
+    let now = KernelTime(3000);
+    let some = of(&table.sums_of(GroupBy::Process, now, |record| record.bytes_out != 20));
+    assert_eq!(some, [("x[5]".into(), [1, 10, 10]), ("x[6]".into(), [1, 40, 40])].into());
+    let all = [("x[5]".into(), [2, 30, 30]), ("x[6]".into(), [1, 40, 40])].into();
+    assert_eq!(of(&table.sums(GroupBy::Process, now)), all);
+    assert_eq!(of(&table.sums_of(GroupBy::Process, now, |_| true)), all);
 }
 
 #[test]
