@@ -20,16 +20,34 @@ struct Names {
 
 static NAMES: Mutex<Option<Names>> = Mutex::new(None);
 
+/// Its whole path below the root of the hierarchy; the number where it has none.
+pub(crate) fn path(id: CgroupId) -> String {
+    find(id).map_or_else(|| id.to_string(), |path| format!("/{}", path.escape_debug()))
+}
+
 /// Its path below the root of the hierarchy, with what containers and pods are called in short; the number where it has none.
 /// Escaped, because others choose these names.
 pub(crate) fn name(id: CgroupId) -> String {
+    find(id).map_or_else(|| id.to_string(), |path| short(&path))
+}
+
+fn find(id: CgroupId) -> Option<String> {
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     let names = names.get_or_insert_default();
     if !names.known.contains_key(&id.get()) && names.read.is_none_or(|read| read.elapsed() >= AGAIN) {
         names.read = Some(Instant::now());
         names.known = mount().map(|root| paths(&root)).unwrap_or_default();
     }
-    names.known.get(&id.get()).map_or_else(|| id.to_string(), |path| short(path))
+    names.known.get(&id.get()).cloned()
+}
+
+/// Gives one a path, for as long as no other is looked for.
+#[cfg(test)]
+pub(crate) fn know(id: u64, path: &str) {
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let names = names.get_or_insert_default();
+    names.known.insert(id, path.to_owned());
+    names.read = Some(Instant::now() + AGAIN * 1000);
 }
 
 /// Where the hierarchy is mounted.

@@ -140,14 +140,16 @@ fn plain(c: char) -> char {
 
 pub(crate) fn sum(sum: &Sum) -> String {
     let (process, pid) = match sum.group {
-        Group::Process(process) => (Some(process.name.to_string()), Some(process.pid)),
+        Group::Process(process) | Group::ProcessAndHost(process, _) => {
+            (Some(process.name.to_string()), Some(process.pid))
+        }
         _ => (None, None),
     };
     line(
         &json!({"type": "sum", "group": sum.group.to_string(), "process": process, "pid": pid, "open": sum.open,
         "connections": sum.connections, "bytes_in": sum.bytes_in, "bytes_out": sum.bytes_out,
-        "packets_in": sum.packets_in, "packets_out": sum.packets_out, "new_bytes_in": sum.new_bytes_in,
-        "new_bytes_out": sum.new_bytes_out, "retransmits": sum.retransmits, "rtt_us": micros(sum.rtt),
+        "packets_in": sum.packets_in, "packets_out": sum.packets_out, "traced_bytes_in": sum.traced_bytes_in,
+        "traced_bytes_out": sum.traced_bytes_out, "retransmits": sum.retransmits, "rtt_us": micros(sum.rtt),
         "min_rtt_us": micros(sum.min_rtt), "is_partial": sum.is_partial}),
     )
 }

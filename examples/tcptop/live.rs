@@ -3,13 +3,22 @@
 
 mod app;
 mod columns;
+mod details;
 pub(crate) mod filter;
+pub(crate) mod look;
+#[cfg(test)]
+mod pictures;
+#[cfg(test)]
+mod tests;
+mod tree;
 mod view;
 
+use crate::names::{Hosts, Services};
 use crate::options::Options;
-use app::{App, Wish};
-use columns::Units;
+use app::App;
+use columns::{Show, Units};
 use crossbeam_channel::{Receiver, bounded};
+use look::Look;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{
     self, DisableMouseCapture, EnableMouseCapture, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers,
@@ -19,8 +28,18 @@ use ratatui::crossterm::execute;
 use ratatui::layout::{Position, Rect};
 use std::io::{self, IsTerminal as _, stdout};
 use std::{env, thread};
-use tcptop::{Capabilities, ConnectionTable, KernelTime, Stats};
-use view::{Look, Places};
+use tcptop::{Capabilities, ConnectionTable, Feature, KernelTime, Stats, Visibility};
+use view::Places;
+
+/// What a key asks of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// Draw again, from the table as it is.
+    Draw,
+    Quit,
+    /// Stop this process, as Ctrl-Z does.
+    Suspend,
+}
 
 pub(crate) struct Live {
     terminal: DefaultTerminal,
@@ -45,11 +64,16 @@ impl Live {
         let terminal = take_terminal()?;
         let (tell, input) = bounded(64);
         thread::spawn(move || while event::read().is_ok_and(|event| tell.send(event).is_ok()) {});
-        let look = Look {
-            has_color: env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-            has_unicode: has_unicode(),
+        let show = Show {
+            units: Units::default(),
+            hosts: options.names.then(Hosts::start),
+            services: Services::of_this_machine(),
         };
-        Ok((Self { terminal, app: App::new(title, options), look, places: Places::default() }, input))
+        let limits = can.map(|can| limits(can, !options.no_bootstrap)).unwrap_or_default();
+        let filter = options.filter.clone().unwrap_or_default();
+        let app = App::new(title, limits, filter, options.port.clone(), show);
+        let look = Look::of_the_terminal(options.theme);
+        Ok((Self { terminal, app, look, places: Places::default() }, input))
     }
 
     /// Something that the user should know.
@@ -67,7 +91,7 @@ impl Live {
     /// A key or the mouse; whether to go on.
     pub(crate) fn input(&mut self, event: &Event, table: &mut ConnectionTable) -> io::Result<bool> {
         let wish = match event {
-            Event::Key(key) if key.kind != KeyEventKind::Release => self.key(*key),
+            Event::Key(key) if key.kind != KeyEventKind::Release => self.key(*key, table),
             Event::Mouse(mouse) => self.mouse(*mouse),
             _ => Some(Wish::Draw),
         };
@@ -95,7 +119,7 @@ impl Live {
         Ok(())
     }
 
-    fn key(&mut self, key: KeyEvent) -> Option<Wish> {
+    fn key(&mut self, key: KeyEvent, table: &mut ConnectionTable) -> Option<Wish> {
         let app = &mut self.app;
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             match key.code {
@@ -125,9 +149,12 @@ impl Live {
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => app.has_help ^= true,
             KeyCode::Char('/') => app.is_typing = true,
             KeyCode::Char(' ' | 'p') => app.is_paused ^= true,
-            KeyCode::Char('b') => {
-                app.units = if app.units == Units::Bytes { Units::Bits } else { Units::Bytes }
+            KeyCode::Char('u' | 'b') => app.show.units = app.show.units.next(),
+            KeyCode::Char('n') => {
+                app.show.hosts = if app.show.hosts.is_some() { None } else { Some(Hosts::start()) }
             }
+            KeyCode::Char('f') => app.freeze(table),
+            KeyCode::Char('l') => app.has_limits ^= true,
             KeyCode::Char(n @ '1'..='9') => app.show_tab(n as usize - '1' as usize),
             KeyCode::Tab => app.next_tab(false),
             KeyCode::BackTab => app.next_tab(true),
@@ -143,8 +170,9 @@ impl Live {
             KeyCode::PageDown => app.select(page),
             KeyCode::Home => app.select(isize::MIN),
             KeyCode::End => app.select(isize::MAX),
-            KeyCode::Enter | KeyCode::Char('d') => app.has_details ^= true,
-            KeyCode::Esc if app.has_help => app.has_help = false,
+            KeyCode::Enter => app.open_or_describe(),
+            KeyCode::Char('d') => app.describe(),
+            KeyCode::Esc if app.has_help || app.has_limits => (app.has_help, app.has_limits) = (false, false),
             KeyCode::Esc if app.has_details => app.has_details = false,
             KeyCode::Esc => app.change_filter(String::clear),
             _ => return None,
@@ -165,8 +193,7 @@ impl Live {
                 } else if let Some(column) = hit(&self.places.heads) {
                     self.app.order_by(column);
                 } else if self.places.rows.contains(at) {
-                    let row = self.app.first + usize::from(at.y - self.places.rows.y);
-                    self.app.selected = row.min(self.app.matching.saturating_sub(1));
+                    self.app.select_at(self.app.first + usize::from(at.y - self.places.rows.y));
                 } else {
                     return None;
                 }
@@ -205,9 +232,16 @@ fn give_terminal_back() {
     let _ = ratatui::try_restore();
 }
 
-fn has_unicode() -> bool {
-    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
-        .into_iter()
-        .find_map(|name| env::var(name).ok().filter(|value| !value.is_empty()));
-    locale.is_some_and(|locale| locale.to_uppercase().replace('-', "").contains("UTF8"))
+/// What runs, and what it does not see, in words.
+fn limits(can: &Capabilities, searched: bool) -> Vec<String> {
+    let mut lines = vec![format!(" Tracing with {} on Linux {}", can.backend(), can.kernel())];
+    lines.extend(can.self_test().iter().filter(|check| check.has_failed()).map(|check| format!(" {check}")));
+    lines.extend(can.features().filter_map(|(feature, how)| match how {
+        Visibility::Exact => None,
+        _ if feature == Feature::Existing && !searched => None,
+        how => Some(format!(" {}: {how}", feature.as_str().replace('_', " "))),
+    }));
+    lines.extend(can.missing_programs().iter().map(|program| format!(" without {program}")));
+    lines.extend(can.rejected_backends().iter().map(|backend| format!(" not with {backend}")));
+    lines
 }

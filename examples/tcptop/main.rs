@@ -5,6 +5,7 @@ mod cgroups;
 mod command;
 mod lines;
 mod live;
+mod names;
 mod options;
 mod output;
 mod rows;

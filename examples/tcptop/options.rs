@@ -2,6 +2,7 @@
 //! The options, and what they mean to the library.
 
 use crate::live::filter::Filter;
+use crate::live::look::Theme;
 use crate::rows::{self, Column};
 use clap::Parser;
 use clap_complete::Shell;
@@ -27,7 +28,7 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Output")] pub(crate) csv: bool,
     /// Print the existing connections, and end
     #[arg(long, help_heading = "Output", conflicts_with_all = ["duration", "no_bootstrap", "command", "fail_over"])] pub(crate) once: bool,
-    /// At the end, print sums by process, remote_host, cgroup, local_port or remote_port
+    /// At the end, print sums by process, remote_host, cgroup, local_port, remote_port or process_and_host
     #[arg(long, help_heading = "Output", value_name = "GROUP", conflicts_with = "csv")] pub(crate) summary: Option<GroupBy>,
     /// Print so many rows at most: by default 25 in tables, all in JSON and CSV
     #[arg(long, help_heading = "Output", value_name = "N")] pub(crate) top: Option<usize>,
@@ -42,7 +43,12 @@ pub(crate) struct Options {
     /// Print no events, not even losses, which are printed without --json, too
     #[arg(long, help_heading = "Output", overrides_with = "events")] pub(crate) no_events: bool,
 
-    /// Only rows that match: words, pid:N, port:N, host:ADDRESS[/BITS], state:NAME, proto:NAME, dir:in, dir:out, ~REGEX
+    /// Show names of hosts, which asks the name server for each on the screen (live view; key n)
+    #[arg(long, help_heading = "Output")] pub(crate) names: bool,
+    /// For a dark or a light background (live view; default: what the terminal says, else dark)
+    #[arg(long, help_heading = "Output", value_enum, value_name = "dark|light", hide_possible_values = true)] pub(crate) theme: Option<Theme>,
+
+    /// Only rows that match: words, pid:N, port:N, host:ADDRESS[/BITS], state:NAME, proto:NAME, cgroup:NAME, dir:in, dir:out, ~REGEX
     #[arg(long, help_heading = "Filters", value_name = "WORDS", value_parser = filter)] pub(crate) filter: Option<Filter>,
     /// Only connections of this process; may be repeated
     #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) pid: Vec<u32>,

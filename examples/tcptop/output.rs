@@ -115,10 +115,18 @@ impl<'a> Output<'a> {
         text.trim_end().to_owned()
     }
 
-    /// All that is known, when it ends.
-    pub(crate) fn end(&self, table: &mut ConnectionTable, stats: &Stats, took: Duration) -> io::Result<()> {
+    /// All that is known, when it ends: without the connections if the live view has shown them.
+    pub(crate) fn end(
+        &self,
+        table: &mut ConnectionTable,
+        stats: &Stats,
+        took: Duration,
+        is_shown: bool,
+    ) -> io::Result<()> {
         if self.options.shows_tables() {
-            self.tables(table)?;
+            if !is_shown {
+                self.tables(table)?;
+            }
         } else {
             self.connections(table, took)?;
         }
@@ -152,7 +160,7 @@ impl<'a> Output<'a> {
 
     fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> io::Result<()> {
         let all = table.sums(by, KernelTime::now());
-        let moved = |sum: &Sum| sum.new_bytes_in + sum.new_bytes_out;
+        let moved = |sum: &Sum| sum.traced_bytes_in + sum.new_bytes_out;
         let name = rows::group;
         let (sums, rest) = rows::first(all, self.options.rows(), |one, other| {
             moved(other).cmp(&moved(one)).then_with(|| name(one).cmp(&name(other)))
@@ -166,13 +174,17 @@ impl<'a> Output<'a> {
                 GroupBy::RemoteHost => &[Field::text("REMOTE HOST", rows::group)],
                 GroupBy::Cgroup => &[Field::text("CGROUP", rows::group)],
                 GroupBy::LocalPort => &[Field::text("LOCAL PORT", rows::group)],
+                GroupBy::ProcessAndHost => &[
+                    Field::text("PROCESS", rows::group_process),
+                    Field::text("REMOTE HOST", rows::group_host),
+                ],
                 _ => &[Field::text("REMOTE PORT", rows::group)],
             },
             &[
                 Field::number("CONNECTIONS", |s| s.connections.to_string()),
                 Field::number("OPEN", |s| s.open.to_string()),
-                Field::number("NEW IN", |s| amount(s.new_bytes_in as f64)),
-                Field::number("NEW OUT", |s| amount(s.new_bytes_out as f64)),
+                Field::number("NEW IN", |s| amount(s.traced_bytes_in as f64)),
+                Field::number("NEW OUT", |s| amount(s.traced_bytes_out as f64)),
                 Field::number("IN", |s| amount(s.bytes_in as f64)),
                 Field::number("OUT", |s| amount(s.bytes_out as f64)),
                 Field::number("RETRANS", |s| s.retransmits.to_string()),

@@ -118,9 +118,44 @@ pub(crate) fn has_port(r: &ConnectionRecord, ports: &[u16]) -> bool {
 
 /// What a sum is of.
 pub(crate) fn group(sum: &Sum) -> String {
-    match sum.group {
+    group_name(&sum.group)
+}
+
+pub(crate) fn group_name(group: &Group) -> String {
+    match *group {
         Group::Cgroup(id) => cgroups::name(id),
+        _ => group.to_string(),
+    }
+}
+
+/// As people look for them: processes and cgroups by name, hosts and ports by number.
+pub(crate) fn compare_groups(one: &Group, other: &Group) -> Ordering {
+    match (one, other) {
+        (Group::Process(a), Group::Process(b)) => a.name.cmp(&b.name).then_with(|| one.cmp(other)),
+        (Group::Cgroup(a), Group::Cgroup(b)) => cgroups::name(*a).cmp(&cgroups::name(*b)),
+        _ => one.cmp(other),
+    }
+}
+
+/// Both ends are on this machine: each byte is out of one row and in to another.
+pub(crate) fn is_local(r: &ConnectionRecord) -> bool {
+    let (local, remote) = (r.key.local_addr, r.key.remote_addr);
+    remote.is_loopback() || (local == remote && !local.is_unspecified())
+}
+
+/// The process of a sum by process and host.
+pub(crate) fn group_process(sum: &Sum) -> String {
+    match sum.group {
+        Group::ProcessAndHost(process, _) => Group::Process(process).to_string(),
         group => group.to_string(),
+    }
+}
+
+/// The host of a sum by process and host.
+pub(crate) fn group_host(sum: &Sum) -> String {
+    match sum.group {
+        Group::ProcessAndHost(_, host) => host.to_string(),
+        _ => "-".into(),
     }
 }
 

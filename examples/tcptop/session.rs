@@ -84,10 +84,7 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
         output.event(&table, &event)?;
     }
     let moved = moved(options, &mut table);
-    // What the view has shown need not be printed again.
-    if !is_live || options.summary.is_some() {
-        output.end(&mut table, &collector.stats(), took)?;
-    }
+    output.end(&mut table, &collector.stats(), took, is_live)?;
     let status = running.map(|command| command.status()).transpose()?;
     let too_much = options.fail_over.filter(|most| moved > *most);
     if let Some(most) = too_much {
@@ -97,11 +94,10 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
     Ok(ExitCode::from(if status == 0 && too_much.is_some() { TOO_MUCH } else { status }))
 }
 
-/// Only for --fail-over, and before the sums are printed: these say what is new since the sums before.
+/// How many bytes moved while this ran. Only for --fail-over.
 fn moved(options: &Options, table: &mut ConnectionTable) -> u64 {
-    let by = if options.summary == Some(GroupBy::Process) { GroupBy::LocalPort } else { GroupBy::Process };
-    let sums = options.fail_over.map(|_| table.sums(by, KernelTime::now()));
-    sums.into_iter().flatten().map(|sum| sum.new_bytes_in + sum.new_bytes_out).sum()
+    let sums = options.fail_over.map(|_| table.sums(GroupBy::Process, KernelTime::now()));
+    sums.into_iter().flatten().map(|sum| sum.traced_bytes_in + sum.traced_bytes_out).sum()
 }
 
 fn new_table(options: &Options) -> ConnectionTable {

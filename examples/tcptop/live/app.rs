@@ -1,33 +1,70 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the screen shows, and what keys and mouse change. Knows neither the terminal nor the clock.
 
-use super::columns::{CONNECTIONS, Column, Kind, SUMS, Tab, Units};
+use super::columns::{CONNECTIONS, Column, Kind, SUMS, Show, Tab, in_a_sum};
 use super::filter::Filter;
-use crate::options::Options;
+use super::tree::{self, Id, Order, Row, Wanted, What};
 use crate::rows;
-use std::cmp::Ordering;
-use std::collections::VecDeque;
-use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Stats, Sum};
+use std::collections::{HashMap, HashSet, VecDeque};
+use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Protocol, Stats, TcpState};
 
-/// As many moments of the rates are kept.
+/// As many moments are kept of what has a history.
 const HISTORY: usize = 60;
-
-/// How rows of a tab are ordered.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
-    pub(crate) column: usize,
-    pub(crate) is_reversed: bool,
-}
-
-pub(crate) enum Rows {
-    Connections(Vec<ConnectionRecord>),
-    Sums(Vec<Sum>),
-}
 
 /// A line of cells, and what is special about it.
 pub(crate) struct Line {
     pub(crate) cells: Vec<String>,
     pub(crate) is_closed: bool,
+}
+
+/// All connections together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) open: usize,
+    pub(crate) closed: usize,
+    pub(crate) failed: usize,
+    pub(crate) udp: usize,
+    /// Open TCP connections by state, in the order of the states.
+    pub(crate) states: Vec<(TcpState, usize)>,
+    /// Bytes per second, in and out, of connections with other machines.
+    pub(crate) rates: [f64; 2],
+    /// Bytes per second of connections within this machine. Each is counted once.
+    pub(crate) local_rate: f64,
+}
+
+impl Whole {
+    fn of<'a>(records: impl Iterator<Item = &'a ConnectionRecord>) -> Self {
+        let (mut whole, mut local) = (Self::default(), [0.0; 2]);
+        for r in records {
+            let rates = if rows::is_local(r) { &mut local } else { &mut whole.rates };
+            *rates = [rates[0] + r.rate_in, rates[1] + r.rate_out];
+            whole.failed += usize::from(r.connect_failure.is_some());
+            if r.is_closed {
+                whole.closed += 1;
+                continue;
+            }
+            whole.open += 1;
+            match (r.key.protocol, r.tcp_state) {
+                (Protocol::Udp, _) => whole.udp += 1,
+                (_, Some(state)) => match whole.states.iter_mut().find(|(known, _)| *known == state) {
+                    Some((_, count)) => *count += 1,
+                    None => whole.states.push((state, 1)),
+                },
+                (_, None) => {}
+            }
+        }
+        // Of a connection within the machine, a filter may leave only one end.
+        whole.local_rate = local[0].max(local[1]);
+        whole.states.sort_unstable();
+        whole
+    }
+}
+
+/// The row whose details are shown, since they are.
+pub(crate) struct Watched {
+    id: Id,
+    /// Rates in and out, and the round-trip time in seconds.
+    pub(crate) history: VecDeque<[f64; 3]>,
 }
 
 pub(crate) struct App {
@@ -40,64 +77,75 @@ pub(crate) struct App {
     pub(crate) is_typing: bool,
     pub(crate) is_paused: bool,
     pub(crate) has_help: bool,
+    pub(crate) has_limits: bool,
     pub(crate) has_details: bool,
-    pub(crate) units: Units,
+    pub(crate) show: Show,
     /// Of all rows, the one that is chosen, and the first on the screen.
     pub(crate) selected: usize,
     pub(crate) first: usize,
+    /// The chosen row, which the selection follows; none before one is chosen.
+    chosen: Option<Id>,
+    is_choosing: bool,
+    /// Rows below which others are shown.
+    open: HashSet<Id>,
+    /// The places of rows, while their order is kept.
+    frozen: Option<HashMap<Id, usize>>,
     /// How many rows the screen has; known when it is drawn.
     pub(crate) height: usize,
-    pub(crate) rows: Rows,
-    /// How many rows pass the filter.
+    /// Those on the screen.
+    rows: Vec<Row>,
+    /// How many there are.
     pub(crate) matching: usize,
-    pub(crate) open: usize,
-    pub(crate) failed: usize,
-    pub(crate) rates: [f64; 2],
+    pub(crate) whole: Whole,
     pub(crate) history: VecDeque<[f64; 2]>,
+    pub(crate) watched: Option<Watched>,
     pub(crate) stats: Stats,
     /// When the rows were chosen.
     pub(crate) now: KernelTime,
-    /// What runs, and what went wrong meanwhile.
+    /// What runs, and what it does not see.
     pub(crate) title: String,
+    pub(crate) limits: Vec<String>,
+    /// What went wrong meanwhile.
     pub(crate) note: String,
 }
 
-/// What a key asks of the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
-    /// Draw again, from the table as it is.
-    Draw,
-    Quit,
-    /// Stop this process, as Ctrl-Z does.
-    Suspend,
-}
-
 impl App {
-    pub(crate) fn new(title: String, options: &Options) -> Self {
+    pub(crate) fn new(
+        title: String,
+        limits: Vec<String>,
+        filter: Filter,
+        ports: Vec<u16>,
+        show: Show,
+    ) -> Self {
         let rate_in = |n: usize| if n == 0 { 6 } else { 3 };
         let order = |n| Order { column: rate_in(n), is_reversed: false };
         Self {
             tab: 0,
             orders: (0..Tab::ALL.len()).map(order).collect(),
-            filter: options.filter.clone().unwrap_or_default(),
-            ports: options.port.clone(),
+            filter,
+            ports,
             is_typing: false,
             is_paused: false,
             has_help: false,
+            has_limits: false,
             has_details: false,
-            units: Units::default(),
+            show,
             selected: 0,
             first: 0,
+            chosen: None,
+            is_choosing: false,
+            open: HashSet::new(),
+            frozen: None,
             height: 1,
-            rows: Rows::Connections(Vec::new()),
+            rows: Vec::new(),
             matching: 0,
-            open: 0,
-            failed: 0,
-            rates: [0.0; 2],
+            whole: Whole::default(),
             history: VecDeque::new(),
+            watched: None,
             stats: Stats::default(),
             now: KernelTime(0),
             title,
+            limits,
             note: String::new(),
         }
     }
@@ -113,59 +161,77 @@ impl App {
     /// Once per interval: the rates of this moment, and the rows.
     pub(crate) fn refresh(&mut self, table: &mut ConnectionTable, now: KernelTime, stats: Stats) {
         self.stats = stats;
-        let (mut rates, mut open, mut failed) = ([0.0; 2], 0, 0);
-        for r in table.records_at(now) {
-            rates = [rates[0] + r.rate_in, rates[1] + r.rate_out];
-            open += usize::from(!r.is_closed);
-            failed += usize::from(r.connect_failure.is_some());
-        }
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(rates);
+        let whole = Whole::of(table.records_at(now));
+        remember(&mut self.history, whole.rates);
         if !self.is_paused {
-            (self.rates, self.open, self.failed) = (rates, open, failed);
+            self.whole = whole;
             self.choose_rows(table, now);
+            self.watch();
         }
     }
 
-    /// The rows that are on the screen now. Only so many are copied.
+    /// The rows that are on the screen now. Of connections only so many are copied.
     pub(crate) fn choose_rows(&mut self, table: &mut ConnectionTable, now: KernelTime) {
         self.now = now;
+        let (open, frozen) = (std::mem::take(&mut self.open), self.frozen.take());
+        let filter = self.filter.clone();
+        let ports = std::mem::take(&mut self.ports);
+        let wanted = Wanted {
+            filter: &filter,
+            ports: &ports,
+            order: self.order(),
+            now,
+            open: &open,
+            frozen: frozen.as_ref(),
+        };
         match self.tab() {
             Tab::Connections => {
-                let all: Vec<_> = table
-                    .records()
-                    .filter(|r| rows::has_port(r, &self.ports) && self.filter.passes(r))
-                    .collect();
-                self.matching = all.len();
-                self.stay_within();
-                let compare = in_order(&CONNECTIONS, self.order());
-                let (first, _) = rows::first(all, self.first + self.height, |a, b| {
-                    compare(a, b)
-                        .then_with(|| (a.key, a.first_seen, a.socket).cmp(&(b.key, b.first_seen, b.socket)))
-                });
-                self.rows = Rows::Connections(first.into_iter().skip(self.first).cloned().collect());
+                let all = wanted.connections(table);
+                let compare = |a: &&ConnectionRecord, b: &&ConnectionRecord| wanted.compare_connections(a, b);
+                let chosen = self.chosen.and_then(|id| all.iter().find(|r| Id::of_record(r) == id).copied());
+                let place = chosen.map(|chosen| all.iter().filter(|r| compare(r, &chosen).is_lt()).count());
+                self.stay_within(all.len(), place);
+                let (first, _) = rows::first(all, self.first + self.height, compare);
+                self.rows = tree::copies(first, self.first);
             }
             Tab::Sums(by) => {
-                let all = table.sums(by, now).into_iter();
-                let all: Vec<_> = all
-                    .filter(|sum| self.filter.is_empty() || self.filter.passes_name(&rows::group(sum)))
-                    .collect();
-                self.matching = all.len();
-                self.stay_within();
-                let compare = in_order(&SUMS, self.order());
-                let (first, _) = rows::first(all, self.first + self.height, |a, b| {
-                    compare(a, b).then_with(|| rows::group(a).cmp(&rows::group(b)))
-                });
-                self.rows = Rows::Sums(first.into_iter().skip(self.first).collect());
+                let all = wanted.sums(table, by);
+                let place = self.chosen.and_then(|id| all.iter().position(|row| row.id() == id));
+                self.stay_within(all.len(), place);
+                self.rows = all.into_iter().skip(self.first).take(self.height).collect();
             }
+        }
+        (self.open, self.frozen, self.ports) = (open, frozen, ports);
+        if std::mem::take(&mut self.is_choosing) {
+            self.chosen = self.selected_row().map(Row::id);
         }
     }
 
-    fn stay_within(&mut self) {
-        self.selected = self.selected.min(self.matching.saturating_sub(1));
+    /// So many rows there are, and the chosen one is at this place.
+    fn stay_within(&mut self, all: usize, place: Option<usize>) {
+        self.matching = all;
+        if !self.is_choosing {
+            self.selected = place.unwrap_or(self.selected);
+        }
+        self.selected = self.selected.min(all.saturating_sub(1));
         self.first = self.first.min(self.selected).max((self.selected + 1).saturating_sub(self.height));
+    }
+
+    /// What the chosen row does now becomes part of its history.
+    fn watch(&mut self) {
+        let Some(row) = self.selected_row().filter(|_| self.has_details) else {
+            self.watched = None;
+            return;
+        };
+        let seconds = |rtt: Option<std::time::Duration>| rtt.map_or(0.0, |rtt| rtt.as_secs_f64());
+        let (id, moment) = match &row.what {
+            What::Connection(r) => (row.id(), [r.rate_in, r.rate_out, seconds(r.rtt)]),
+            What::Sum(sum) => (row.id(), [sum.rate_in, sum.rate_out, seconds(sum.rtt)]),
+        };
+        let watched = self.watched.take().filter(|watched| watched.id == id);
+        let mut watched = watched.unwrap_or(Watched { id, history: VecDeque::new() });
+        remember(&mut watched.history, moment);
+        self.watched = Some(watched);
     }
 
     /// The titles of the columns, with their ranks.
@@ -176,24 +242,35 @@ impl App {
         }
     }
 
-    /// The lines on the screen.
-    pub(crate) fn lines(&self) -> Vec<Line> {
-        match &self.rows {
-            Rows::Connections(rows) => lines(&CONNECTIONS, rows, self.units, |r| r.is_closed),
-            Rows::Sums(rows) => lines(&SUMS, rows, self.units, |sum| sum.open == 0),
-        }
+    /// The lines on the screen. `marks` are for rows that are closed and open.
+    pub(crate) fn lines(&self, marks: [&str; 2], has_unicode: bool) -> Vec<Line> {
+        let cells = |row: &Row| match (&row.what, self.tab()) {
+            (What::Connection(r), Tab::Connections) => cells(&CONNECTIONS, r.as_ref(), &self.show),
+            (What::Connection(r), _) => in_a_sum(r, &self.show, has_unicode),
+            (What::Sum(sum), _) => cells(&SUMS, sum.as_ref(), &self.show),
+        };
+        let line = |row: &Row| {
+            let mut cells = cells(row);
+            if let Tab::Sums(_) = self.tab() {
+                let mark = match row.what {
+                    What::Sum(_) => marks[usize::from(row.is_open)],
+                    What::Connection(_) => "  ",
+                };
+                cells[0] = format!("{}{mark}{}", "  ".repeat(row.depth), cells[0]);
+            }
+            Line { cells, is_closed: row.is_closed() }
+        };
+        self.rows.iter().map(line).collect()
     }
 
-    pub(crate) fn selected_record(&self) -> Option<&ConnectionRecord> {
-        match &self.rows {
-            Rows::Connections(rows) => rows.get(self.selected.checked_sub(self.first)?),
-            Rows::Sums(_) => None,
-        }
+    pub(crate) fn selected_row(&self) -> Option<&Row> {
+        self.rows.get(self.selected.checked_sub(self.first)?)
     }
 
     pub(crate) fn show_tab(&mut self, tab: usize) {
         if tab < Tab::ALL.len() {
             (self.tab, self.selected, self.first) = (tab, 0, 0);
+            (self.chosen, self.frozen) = (None, None);
         }
     }
 
@@ -204,9 +281,9 @@ impl App {
 
     /// Orders by this column; by the same one again, the other way round.
     pub(crate) fn order_by(&mut self, column: usize) {
-        let order = &mut self.orders[self.tab];
-        order.is_reversed = order.column == column && !order.is_reversed;
-        order.column = column;
+        let order = self.order();
+        let is_reversed = order.column == column && !order.is_reversed;
+        self.set_order(Order { column, is_reversed });
     }
 
     pub(crate) fn order_by_title(&mut self, title: &str) {
@@ -218,37 +295,90 @@ impl App {
 
     pub(crate) fn order_by_next(&mut self, back: bool) {
         let all = self.heads().len();
-        let order = &mut self.orders[self.tab];
-        *order = Order { column: (order.column + if back { all - 1 } else { 1 }) % all, is_reversed: false };
+        let column = (self.order().column + if back { all - 1 } else { 1 }) % all;
+        self.set_order(Order { column, is_reversed: false });
     }
 
     pub(crate) fn reverse(&mut self) {
-        self.orders[self.tab].is_reversed ^= true;
+        let order = self.order();
+        self.set_order(Order { is_reversed: !order.is_reversed, ..order });
+    }
+
+    fn set_order(&mut self, order: Order) {
+        self.orders[self.tab] = order;
+        self.frozen = None;
+    }
+
+    /// Keeps the rows in the order that they have now, or lets them go again.
+    pub(crate) fn freeze(&mut self, table: &mut ConnectionTable) {
+        if self.frozen.take().is_some() {
+            return;
+        }
+        let (filter, ports, open) = (&self.filter, &self.ports[..], &self.open);
+        let wanted = Wanted { filter, ports, order: self.order(), now: self.now, open, frozen: None };
+        let ids: Vec<_> = match self.tab() {
+            Tab::Connections => {
+                let mut all = wanted.connections(table);
+                all.sort_unstable_by(|a, b| wanted.compare_connections(a, b));
+                all.into_iter().map(Id::of_record).collect()
+            }
+            Tab::Sums(by) => wanted.sums(table, by).iter().map(Row::id).collect(),
+        };
+        self.frozen = Some(ids.into_iter().zip(0..).collect());
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
     }
 
     pub(crate) fn select(&mut self, step: isize) {
-        self.selected = self.selected.saturating_add_signed(step).min(self.matching.saturating_sub(1));
-        self.stay_within();
+        self.select_at(self.selected.saturating_add_signed(step));
+    }
+
+    /// The row at this place.
+    pub(crate) fn select_at(&mut self, place: usize) {
+        self.selected = place.min(self.matching.saturating_sub(1));
+        self.is_choosing = true;
+    }
+
+    /// Shows what is below a sum, or the details of a connection.
+    pub(crate) fn open_or_describe(&mut self) {
+        self.is_choosing = true;
+        match self.selected_row().map(|row| (&row.what, row.id())) {
+            Some((What::Sum(_), id)) => {
+                if !self.open.remove(&id) {
+                    self.open.insert(id);
+                }
+            }
+            _ => self.has_details ^= true,
+        }
+    }
+
+    /// Details of the chosen row, which stays chosen.
+    pub(crate) fn describe(&mut self) {
+        self.has_details ^= true;
+        self.is_choosing = true;
     }
 
     pub(crate) fn change_filter(&mut self, change: impl FnOnce(&mut String)) {
         let mut text = self.filter.text().to_owned();
         change(&mut text);
         self.filter = Filter::new(&text);
-        (self.selected, self.first) = (0, 0);
+        (self.selected, self.first, self.chosen) = (0, 0, None);
     }
 }
 
-fn in_order<T>(columns: &[Column<T>], order: Order) -> impl Fn(&T, &T) -> Ordering {
-    let compare = columns[order.column].compare;
-    move |a, b| if order.is_reversed { compare(b, a) } else { compare(a, b) }
+fn remember<T>(history: &mut VecDeque<T>, moment: T) {
+    if history.len() == HISTORY {
+        history.pop_front();
+    }
+    history.push_back(moment);
 }
 
 fn heads<T>(columns: &[Column<T>]) -> Vec<(&'static str, u8, Kind)> {
     columns.iter().map(|column| (column.title, column.rank, column.kind)).collect()
 }
 
-fn lines<T>(columns: &[Column<T>], rows: &[T], units: Units, is_closed: fn(&T) -> bool) -> Vec<Line> {
-    let cells = |row| columns.iter().map(|column| (column.cell)(row, units)).collect();
-    rows.iter().map(|row| Line { cells: cells(row), is_closed: is_closed(row) }).collect()
+fn cells<T>(columns: &[Column<T>], row: &T, show: &Show) -> Vec<String> {
+    columns.iter().map(|column| (column.cell)(row, show)).collect()
 }

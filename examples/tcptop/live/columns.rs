@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The columns of each tab: what they show, what rows are ordered by, and which go first where there is no room.
 
+use crate::names::{Hosts, Services};
 use crate::rows::{self, Column as By, amount, millis};
 use std::cmp::Ordering;
-use tcptop::{ConnectionRecord, GroupBy, Sum};
+use std::net::{IpAddr, SocketAddr};
+use tcptop::{ConnectionRecord, Group, GroupBy, Sum};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tab {
@@ -39,7 +41,7 @@ pub(crate) struct Column<T> {
     /// 0 is always shown; of the others the highest is left out first.
     pub(crate) rank: u8,
     pub(crate) kind: Kind,
-    pub(crate) cell: fn(&T, Units) -> String,
+    pub(crate) cell: fn(&T, &Show) -> String,
     /// In the order in which the column is sorted when it is chosen.
     pub(crate) compare: fn(&T, &T) -> Ordering,
 }
@@ -59,31 +61,89 @@ pub(crate) enum Kind {
 /// How amounts are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum Units {
+    /// Bytes in steps of 1024.
     #[default]
     Bytes,
-    /// Rates in bits, in steps of 1000; totals stay bytes.
+    /// Bytes in steps of 1000.
+    Decimal,
+    /// Rates in bits, in steps of 1000; totals in bytes, likewise.
     Bits,
 }
 
 impl Units {
-    pub(crate) fn rate(self, bytes: f64) -> String {
+    pub(crate) fn next(self) -> Self {
         match self {
-            Self::Bytes => amount(bytes),
-            Self::Bits => bits(bytes * 8.0),
+            Self::Bytes => Self::Decimal,
+            Self::Decimal => Self::Bits,
+            Self::Bits => Self::Bytes,
         }
+    }
+
+    pub(crate) fn rate(self, bytes: f64) -> String {
+        if self == Self::Bits { decimal(bytes * 8.0, "b") } else { self.total(bytes) }
+    }
+
+    pub(crate) fn total(self, bytes: f64) -> String {
+        if self == Self::Bytes { amount(bytes) } else { decimal(bytes, "B") }
     }
 }
 
-fn bits(bits: f64) -> String {
-    let step = (bits.max(1.0).log10() as usize / 3).min(4);
-    format!("{:.*}{}b", step.min(1), bits / 1000_f64.powi(step as i32), ["", "k", "M", "G", "T"][step])
+fn decimal(number: f64, unit: &str) -> String {
+    let step = (number.max(1.0).log10() as usize / 3).min(4);
+    format!("{:.*}{}{unit}", step.min(1), number / 1000_f64.powi(step as i32), ["", "k", "M", "G", "T"][step])
+}
+
+/// How cells are shown.
+pub(crate) struct Show {
+    pub(crate) units: Units,
+    /// Names of hosts, if they are wanted.
+    pub(crate) hosts: Option<Hosts>,
+    pub(crate) services: Services,
+}
+
+impl Show {
+    pub(crate) fn end(&self, end: SocketAddr) -> String {
+        match self.hosts.as_ref().and_then(|hosts| hosts.name(end.ip())) {
+            Some(name) if end.port() != 0 => format!("{name}:{}", end.port()),
+            _ => rows::end(end),
+        }
+    }
+
+    pub(crate) fn host(&self, address: IpAddr) -> String {
+        let name = self.hosts.as_ref().and_then(|hosts| hosts.name(address));
+        name.map_or_else(|| address.to_string(), |name| format!("{name} ({address})"))
+    }
+
+    pub(crate) fn group(&self, group: &Group) -> String {
+        match *group {
+            Group::RemoteHost(address) => self.host(address),
+            Group::LocalPort(protocol, port) | Group::RemotePort(protocol, port) => {
+                let name = self.services.name(protocol, port).map(|name| format!(" {name}"));
+                format!("{group}{}", name.unwrap_or_default())
+            }
+            _ => rows::group_name(group),
+        }
+    }
+
+    fn of_row(&self, r: &ConnectionRecord, bytes: u64) -> String {
+        self.marked(r.is_partial, bytes)
+    }
+
+    fn of_sum(&self, sum: &Sum, bytes: u64) -> String {
+        self.marked(sum.is_partial, bytes)
+    }
+
+    /// `~`: at least so many.
+    fn marked(&self, is_partial: bool, bytes: u64) -> String {
+        format!("{}{}", if is_partial { "~" } else { "" }, self.units.total(bytes as f64))
+    }
 }
 
 const fn text<T>(
     title: &'static str,
     rank: u8,
     kind: Kind,
-    cell: fn(&T, Units) -> String,
+    cell: fn(&T, &Show) -> String,
     compare: fn(&T, &T) -> Ordering,
 ) -> Column<T> {
     Column { title, rank, kind, cell, compare }
@@ -92,7 +152,7 @@ const fn text<T>(
 const fn number<T>(
     title: &'static str,
     rank: u8,
-    cell: fn(&T, Units) -> String,
+    cell: fn(&T, &Show) -> String,
     compare: fn(&T, &T) -> Ordering,
 ) -> Column<T> {
     Column { title, rank, kind: Kind::Number, cell, compare }
@@ -109,31 +169,50 @@ pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 11] = [
         |r, _| r.key.protocol.to_string(),
         |a, b| a.key.protocol.cmp(&b.key.protocol),
     ),
-    text("LOCAL", 3, Kind::Address, |r, _| rows::end(r.key.local()), |a, b| By::Local.compare(a, b)),
-    text("REMOTE", 0, Kind::Address, |r, _| rows::end(r.key.remote()), |a, b| By::Remote.compare(a, b)),
+    text("LOCAL", 3, Kind::Address, |r, show| show.end(r.key.local()), |a, b| By::Local.compare(a, b)),
+    text("REMOTE", 0, Kind::Address, |r, show| show.end(r.key.remote()), |a, b| By::Remote.compare(a, b)),
     text("STATE", 2, Kind::Text, |r, _| rows::state(r).into(), |a, b| By::State.compare(a, b)),
-    number("IN/s", 0, |r, units| units.rate(r.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
-    number("OUT/s", 0, |r, units| units.rate(r.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
-    number("IN", 1, |r, _| rows::total(r, r.bytes_in), |a, b| By::In.compare(a, b)),
-    number("OUT", 1, |r, _| rows::total(r, r.bytes_out), |a, b| By::Out.compare(a, b)),
+    number("IN/s", 0, |r, show| show.units.rate(r.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
+    number("OUT/s", 0, |r, show| show.units.rate(r.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
+    number("IN", 1, |r, show| show.of_row(r, r.bytes_in), |a, b| By::In.compare(a, b)),
+    number("OUT", 1, |r, show| show.of_row(r, r.bytes_out), |a, b| By::Out.compare(a, b)),
     number("RTT", 5, |r, _| millis(r.rtt), |a, b| By::Rtt.compare(a, b)),
 ];
 
 /// Of sums.
 pub(crate) const SUMS: [Column<Sum>; 9] = [
-    text("GROUP", 0, Kind::Wide, |s, _| rows::group(s), |a, b| rows::group(a).cmp(&rows::group(b))),
+    text(
+        "GROUP",
+        0,
+        Kind::Wide,
+        |s, show| show.group(&s.group),
+        |a, b| rows::compare_groups(&a.group, &b.group),
+    ),
     number("OPEN", 3, |s, _| s.open.to_string(), |a, b| b.open.cmp(&a.open)),
     number("CONNS", 4, |s, _| s.connections.to_string(), |a, b| b.connections.cmp(&a.connections)),
-    number("IN/s", 0, |s, units| units.rate(s.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
-    number("OUT/s", 0, |s, units| units.rate(s.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
-    number("IN", 1, |s, _| of_sum(s, s.bytes_in), |a, b| b.bytes_in.cmp(&a.bytes_in)),
-    number("OUT", 1, |s, _| of_sum(s, s.bytes_out), |a, b| b.bytes_out.cmp(&a.bytes_out)),
+    number("IN/s", 0, |s, show| show.units.rate(s.rate_in), |a, b| b.rate_in.total_cmp(&a.rate_in)),
+    number("OUT/s", 0, |s, show| show.units.rate(s.rate_out), |a, b| b.rate_out.total_cmp(&a.rate_out)),
+    number("IN", 1, |s, show| show.of_sum(s, s.bytes_in), |a, b| b.bytes_in.cmp(&a.bytes_in)),
+    number("OUT", 1, |s, show| show.of_sum(s, s.bytes_out), |a, b| b.bytes_out.cmp(&a.bytes_out)),
     number("RETR", 5, |s, _| s.retransmits.to_string(), |a, b| b.retransmits.cmp(&a.retransmits)),
     number("RTT", 2, |s, _| millis(s.rtt), |a, b| b.rtt.cmp(&a.rtt)),
 ];
 
-fn of_sum(sum: &Sum, bytes: u64) -> String {
-    format!("{}{}", if sum.is_partial { "~" } else { "" }, amount(bytes as f64))
+/// A connection below the sum that it is part of, in the same columns.
+pub(crate) fn in_a_sum(r: &ConnectionRecord, show: &Show, has_unicode: bool) -> Vec<String> {
+    let arrow = if has_unicode { "↔" } else { "<->" };
+    let (remote, local) = (show.end(r.key.remote()), show.end(r.key.local()));
+    vec![
+        format!("{} {remote} {arrow} {local}  {}", r.key.protocol, rows::state(r)),
+        String::new(),
+        String::new(),
+        show.units.rate(r.rate_in),
+        show.units.rate(r.rate_out),
+        show.of_row(r, r.bytes_in),
+        show.of_row(r, r.bytes_out),
+        r.retransmits.map_or("-".into(), |segments| segments.to_string()),
+        millis(r.rtt),
+    ]
 }
 
 /// Lays out lines of cells in this width: leaves out columns, then cuts the wide ones. Returns the places of the columns that
@@ -189,6 +268,7 @@ mod tests {
             [0.0, 100.0, 1000.0, 2.5e6].map(|n| Units::Bits.rate(n)),
             ["0b", "800b", "8.0kb", "20.0Mb"]
         );
+        assert_eq!([Units::Decimal.rate(2500.0), Units::Bits.total(2500.0)], ["2.5kB", "2.5kB"]);
         assert_eq!([0.0, 2048.0].map(|n| Units::Bytes.rate(n)), ["0", "2.0K"]);
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is typed after `/`: words and `name:value`, all of which a connection must match.
 
+use crate::cgroups;
 use regex::{Regex, RegexBuilder};
 use std::net::IpAddr;
 use tcptop::{ConnectionRecord, Protocol, Role};
@@ -22,6 +23,7 @@ enum Term {
     State(String),
     Protocol(Protocol),
     Role(Role),
+    Cgroup(String),
     Wrong(String),
 }
 
@@ -58,20 +60,8 @@ impl Filter {
             Term::State(state) => crate::rows::state(r).starts_with(state.as_str()),
             Term::Protocol(protocol) => r.key.protocol == *protocol,
             Term::Role(role) => r.role == Some(*role),
+            Term::Cgroup(part) => cgroup(r).is_some_and(|name| name.to_lowercase().contains(part)),
             Term::Wrong(_) => false,
-        })
-    }
-
-    /// Of a sum, only its name can be looked at.
-    pub(crate) fn passes_name(&self, name: &str) -> bool {
-        self.terms.iter().all(|term| match term {
-            Term::Word(word) => name.to_lowercase().contains(word),
-            Term::Pattern(pattern) => pattern.is_match(name),
-            Term::Pid(pid) => name.ends_with(&format!("[{pid}]")),
-            Term::Port(port) => name.ends_with(&format!("/{port}")),
-            Term::Host(network, bits) => name.parse().is_ok_and(|address| is_in(address, *network, *bits)),
-            Term::Protocol(protocol) => name.starts_with(protocol.as_str()),
-            Term::State(_) | Term::Role(_) | Term::Wrong(_) => false,
         })
     }
 }
@@ -79,7 +69,13 @@ impl Filter {
 /// What words are looked for in.
 fn words(r: &ConnectionRecord) -> String {
     let name = r.process_name().map(|name| name.to_string()).unwrap_or_default();
-    format!("{} {} {} {name} {}", r.key.protocol, r.key.local(), r.key.remote(), crate::rows::state(r))
+    let cgroup = cgroup(r).unwrap_or_default();
+    let state = crate::rows::state(r);
+    format!("{} {} {} {name} {state} {cgroup}", r.key.protocol, r.key.local(), r.key.remote())
+}
+
+fn cgroup(r: &ConnectionRecord) -> Option<String> {
+    r.owner.and_then(|owner| owner.cgroup_id).map(cgroups::name)
 }
 
 fn term(word: &str) -> Term {
@@ -99,6 +95,7 @@ fn term(word: &str) -> Term {
         "port" => value.parse().ok().map(Term::Port),
         "host" => host(value),
         "state" => Some(Term::State(value.to_lowercase())),
+        "cgroup" => Some(Term::Cgroup(value.to_lowercase())),
         "proto" => value.parse().ok().map(Term::Protocol),
         "dir" => match value {
             "in" => Some(Term::Role(Role::Server)),
@@ -134,13 +131,15 @@ fn is_in(address: IpAddr, network: IpAddr, bits: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tcptop::{ConnectionKey, KernelTime, Process, TcpState};
+    use tcptop::{CgroupId, ConnectionKey, KernelTime, Process, TcpState};
 
     fn record() -> ConnectionRecord {
         let key = ConnectionKey::new(Protocol::Tcp, [10, 1, 2, 3].into(), 43210, [192, 0, 2, 7].into(), 443);
         let mut record = ConnectionRecord::new(key, KernelTime(1));
         (record.owner, record.role) = (Some(Process::new(812, "Curl")), Some(Role::Client));
         record.tcp_state = Some(TcpState::Established);
+        // No cgroup has this id, so that its name is the number.
+        record.owner.as_mut().unwrap().cgroup_id = CgroupId::new(u64::MAX / 2);
         record
     }
 
@@ -152,7 +151,14 @@ mod tests {
         {
             assert!(passes(text), "{text}");
         }
-        for text in ["state:est", "proto:tcp dir:out", "~^tcp.*curl", "host:0.0.0.0/0", "192.0.2"] {
+        for text in [
+            "state:est",
+            "proto:tcp dir:out",
+            "~^tcp.*curl",
+            "host:0.0.0.0/0",
+            "192.0.2",
+            "cgroup:922337203685477",
+        ] {
             assert!(passes(text), "{text}");
         }
         for text in [
@@ -164,6 +170,7 @@ mod tests {
             "dir:in",
             "proto:udp",
             "state:close",
+            "cgroup:docker",
         ] {
             assert!(!passes(text), "{text}");
         }
@@ -177,20 +184,5 @@ mod tests {
             assert_eq!((filter.wrong(), filter.passes(&record())), (Some(text), false));
         }
         assert_eq!(Filter::new("fe80::1 x:y").wrong(), None);
-    }
-
-    #[test]
-    fn sums_are_looked_for_by_name() {
-        let passes = |text: &str, name: &str| Filter::new(text).passes_name(name);
-        assert!(
-            passes("pid:812", "curl[812]")
-                && passes("host:10.0.0.0/8", "10.3.2.1")
-                && passes("port:443", "tcp/443")
-        );
-        assert!(
-            !passes("pid:81", "curl[812]")
-                && !passes("host:10.0.0.0/8", "tcp/443")
-                && !passes("state:est", "curl[1]")
-        );
     }
 }

@@ -122,7 +122,7 @@ fn a_command_is_traced_with_its_children() {
     assert!(rows.iter().all(|row| row["pid"] != std::process::id()), "{rows:?}");
     let sums: Vec<_> = lines.iter().filter(|line| is(line, "sum")).collect();
     let new = |name: &str| sums.iter().map(|sum| sum[name].as_u64().unwrap()).sum::<u64>();
-    assert_eq!((new("new_bytes_out"), new("new_bytes_in")), (1300, 500), "{sums:?}");
+    assert_eq!((new("traced_bytes_out"), new("traced_bytes_in")), (1300, 500), "{sums:?}");
 
     let (code, output, errors) = traced(&["--fail-over", "1800", "--summary", "process"]);
     assert_eq!(code, Some(0), "{output}{errors}");
@@ -169,7 +169,8 @@ fn sums_come_at_the_end() {
     assert_eq!((code, errors.as_str()), (3, "tcptop: 1400 bytes moved, more than 0\n"));
     let sums: Vec<_> = lines.iter().filter(|line| is(line, "sum")).collect();
     let [sum] = sums[..] else { panic!("{lines:?}") };
-    let numbers = ["pid", "connections", "open", "bytes_in", "new_bytes_out"].map(|name| sum[name].as_u64());
+    let numbers =
+        ["pid", "connections", "open", "bytes_in", "traced_bytes_out"].map(|name| sum[name].as_u64());
     assert_eq!(numbers, [std::process::id().into(), 2, 0, 700, 700].map(Some), "{sum}");
     assert_eq!(lines.iter().filter(|line| is(line, "connection")).count(), 1);
 
