@@ -8,9 +8,12 @@ use tcptop::{
     Group, KernelTime, NetNs, Process, Protocol, Provenance, Role, Stats, Sum, TcpState,
 };
 
+/// Of the lines, as docs/json.schema.json has them. It changes when a field goes or means something else.
+const FORMAT: u32 = 1;
+
 pub(crate) fn start(can: &Capabilities) -> String {
     let (now, wall) = (KernelTime::now(), UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64));
-    line(&json!({"type": "start", "time_ns": now.as_nanos(), "unix_time_ns": wall,
+    line(&json!({"type": "start", "format": FORMAT, "time_ns": now.as_nanos(), "unix_time_ns": wall,
         "backend": can.backend().as_str(), "kernel": can.kernel(), "capabilities": {
         "features": can.features().map(|(f, v)| (f.to_string(), v.to_string().into())).collect::<Map<_, _>>(),
         "bootstrap": can.bootstrap().as_str(), "self_test": texts(can.self_test()),

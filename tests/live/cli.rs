@@ -10,12 +10,14 @@ mod scripts;
 
 use crate::collector::{bpf_objects, nothing_left_but};
 use crate::harness::wanted_backend;
+use jsonschema::Validator;
 use serde_json::Value;
 use std::ffi::CStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 pub(crate) fn path() -> PathBuf {
@@ -109,8 +111,17 @@ impl Running {
     }
 }
 
+/// A line of JSON, which is as docs/json.schema.json says.
 fn json(line: &str) -> Value {
-    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))
+    static SCHEMA: LazyLock<Validator> = LazyLock::new(|| {
+        let schema = serde_json::from_str(include_str!("../../docs/json.schema.json")).unwrap();
+        jsonschema::validator_for(&schema).unwrap()
+    });
+    let value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    if let Err(e) = SCHEMA.validate(&value) {
+        panic!("{e}: {line}");
+    }
+    value
 }
 
 fn is(value: &Value, name: &str) -> bool {

@@ -146,7 +146,10 @@ fn it_prints_the_events_of_one_port() {
         let begin = format!("{kind} udp 127.0.0.1:{local} -> 127.0.0.1:{remote} ");
         let events: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix(&begin)).collect();
         assert!(events.iter().all(|event| event.contains(&me)), "{text}");
-        let moved = events.iter().map(|event| super::json(&event[event.find('{').unwrap()..]));
+        let what = |event: &&str| {
+            serde_json::from_str::<serde_json::Value>(&event[event.find('{').unwrap()..]).unwrap()
+        };
+        let moved = events.iter().map(what);
         assert_eq!(moved.map(|what| what["bytes"].as_u64().unwrap()).sum::<u64>(), 220, "{text}");
         let words = |line: &String| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let row = format!("udp 127.0.0.1:{local} 127.0.0.1:{remote} ");
