@@ -24,6 +24,7 @@ mod object;
 mod others;
 mod programs;
 mod ratio;
+mod view;
 
 use loads::{Churn, Load, PingPong, Stream, UdpBlast};
 use std::time::Duration;
@@ -113,6 +114,14 @@ fn main() {
     let crowd = "a record's way into the ring";
     if is_wanted(crowd) {
         many::print(crowd);
+    }
+    let (view, crowded) = ("live view, 1,000 connections", "live view, 100,000 connections");
+    if is_wanted(view) {
+        println!("{view:<60} {:>22}   3 %, 50 ms", view::cost());
+    }
+    if is_wanted(crowded) {
+        let _crowd = existing::Crowd::new();
+        println!("{crowded:<60} {:>22}   10 %, 80 MiB, 50 ms", view::cost());
     }
     let (find, memory) = ("100,000 sockets found", "100,000 connections, memory of the example");
     if is_wanted(find) || is_wanted(memory) {

@@ -89,6 +89,9 @@ pub(crate) struct Options {
     #[arg(last = true, value_name = "COMMAND")] pub(crate) command: Vec<OsString>,
 }
 
+/// Events that wait while the screen is drawn, which takes some tens of milliseconds where there are many connections.
+const CHANNEL: usize = 16_384;
+
 const EXAMPLES: &str = "\
 Examples:
   tcptop --once --sort total           what each connection has moved so far
@@ -157,6 +160,7 @@ impl Options {
         let self_test = !self.no_self_test && !self.once && self.command.is_empty();
         let builder = LinuxCollector::builder()
             .granularity(self.granularity)
+            .channel_capacity(CHANNEL)
             .self_test(self_test)
             .loopback(!self.no_loopback)
             .retransmits(self.retransmits);

@@ -197,8 +197,8 @@ impl<'a> Output<'a> {
     }
 }
 
-/// What the table has given back the allocator of glibc keeps, which may be hundreds of megabytes after a storm.
-fn give_memory_back() {
+/// What was given back the allocator of glibc keeps, which may be hundreds of megabytes after a storm.
+pub(crate) fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes any number, see malloc_trim(3).
     unsafe {

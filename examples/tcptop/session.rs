@@ -4,7 +4,7 @@
 use crate::command::Command;
 use crate::live::{self, Live};
 use crate::options::Options;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use ratatui::crossterm::event::Event;
 use std::error::Error;
@@ -37,6 +37,7 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
     let mut table = new_table(options);
     if !options.no_bootstrap && command.is_none() {
         bootstrap(&collector, &mut table)?;
+        output::give_memory_back();
     }
     // After the search: only now it is known how much it has found.
     let can = collector.capabilities();

@@ -124,16 +124,31 @@ fn start_tick(process: &Process) -> u64 {
     process.start_time_ns / 10_000_000
 }
 
-/// What is remembered of a group from one look to the next.
+/// Of connections that have left the table, or the process.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct GroupState {
-    /// Of connections that have left the table, or the process.
+pub(super) struct Kept {
     pub(super) share: Share,
     pub(super) process: Option<Process>,
+}
+
+/// What is remembered of a group from one look to the next. There may be as many as there are connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct GroupState {
+    kept: Option<Box<Kept>>,
     /// New bytes, in and out, at the latest look.
     pub(super) looked: [u64; 2],
     /// Where its sum is while one is made.
-    pub(super) at: usize,
+    pub(super) at: u32,
+}
+
+impl GroupState {
+    pub(super) fn kept(&self) -> Kept {
+        self.kept.as_deref().copied().unwrap_or_default()
+    }
+
+    fn keep(&mut self) -> &mut Kept {
+        self.kept.get_or_insert_default()
+    }
 }
 
 /// All groups of one kind.
@@ -148,24 +163,24 @@ pub(super) struct Grouping {
 
 impl Grouping {
     fn keep(&mut self, name: Name, owner: Option<Process>, share: &Share) {
-        let state = self.groups.entry(name).or_default();
-        if state.process.is_none() || share.last_seen >= state.share.last_seen {
-            state.process = owner.or(state.process);
+        let kept = self.groups.entry(name).or_default().keep();
+        if kept.process.is_none() || share.last_seen >= kept.share.last_seen {
+            kept.process = owner.or(kept.process);
         }
-        state.share.add(share);
+        kept.share.add(share);
     }
 
     /// Keeps at most `limit` groups that are not in use, those that were seen last.
     fn trim(&mut self, limit: usize, is_in_use: impl Fn(&Name) -> bool) {
         let unused = self.groups.iter().filter(|(name, _)| !is_in_use(name) && **name != Name::Unknown);
-        let mut unused: Vec<_> = unused.map(|(&name, state)| (state.share.last_seen, name)).collect();
+        let mut unused: Vec<_> = unused.map(|(&name, state)| (state.kept().share.last_seen, name)).collect();
         let surplus = unused.len().saturating_sub(limit);
         if surplus > 0 {
             unused.select_nth_unstable_by_key(surplus - 1, |(last_seen, _)| *last_seen);
         }
         for (_, name) in &unused[..surplus] {
             if let Some(state) = self.groups.remove(name) {
-                self.other.share.add(&state.share);
+                self.other.keep().share.add(&state.kept().share);
                 self.other.looked = [0, 1].map(|way| self.other.looked[way] + state.looked[way]);
             }
         }

@@ -3,8 +3,8 @@
 
 use super::ConnectionTable;
 use super::entry::Entry;
-use super::groups::{GroupState, Grouping, Name, Share};
-use crate::model::{KernelTime, Process};
+use super::groups::{Amount, GroupState, Grouping, Kept, Name, Share};
+use crate::model::KernelTime;
 use crate::record::ConnectionRecord;
 use crate::sums::{Group, GroupBy, Sum};
 use foldhash::HashSet;
@@ -90,109 +90,147 @@ fn name(by: GroupBy, entry: &Entry) -> Name {
     Name::of(by, &entry.record.key, entry.record.owner.as_ref())
 }
 
-/// One pass over the table.
+/// One pass over the table: the sums of all groups, while they are made.
 struct Pass {
+    sums: Vec<Sum>,
+    /// Of each sum what no sum tells.
     parts: Vec<Part>,
     /// For each round-trip time the place of its group, and the time in microseconds.
     rtts: Vec<(u32, u32)>,
 }
 
-/// The sum of one group, while it is made.
+/// Small, because there may be as many groups as connections.
 struct Part {
-    name: Option<Name>,
-    process: Option<Process>,
-    /// Of whom `process` is known.
+    /// Of what is latest known of the group's process.
     process_seen: KernelTime,
-    share: Share,
-    open: u64,
-    rates: [f64; 2],
+    has_process: bool,
     has_rows: bool,
 }
 
-impl Part {
-    fn new(name: Option<Name>, state: &GroupState) -> Self {
-        let GroupState { share, process, .. } = *state;
-        let process_seen = share.last_seen;
-        Self { name, process, process_seen, share, open: 0, rates: [0.0; 2], has_rows: false }
-    }
+/// The sum of a group with what was kept of it.
+fn begin(group: Group, share: &Share) -> Sum {
+    let Share { connections, min_rtt, last_seen, is_partial, .. } = *share;
+    let mut sum = Sum {
+        group,
+        open: 0,
+        connections,
+        bytes_in: 0,
+        bytes_out: 0,
+        packets_in: 0,
+        packets_out: 0,
+        retransmits: 0,
+        new_bytes_in: 0,
+        new_bytes_out: 0,
+        traced_bytes_in: 0,
+        traced_bytes_out: 0,
+        rate_in: 0.0,
+        rate_out: 0.0,
+        rtt: None,
+        min_rtt,
+        last_seen,
+        is_partial,
+    };
+    set_amount(&mut sum, share.amount);
+    sum
+}
 
-    fn sum(&self, rtt: Option<Duration>, looked: [u64; 2]) -> Sum {
-        let Share { amount, connections, min_rtt, last_seen, is_partial } = self.share;
-        Sum {
-            group: self.name.map_or(Group::Other, |name| name.group(self.process)),
-            open: self.open,
-            connections,
-            bytes_in: amount.bytes_in,
-            bytes_out: amount.bytes_out,
-            packets_in: amount.packets_in,
-            packets_out: amount.packets_out,
-            retransmits: amount.retransmits,
-            new_bytes_in: amount.traced_in.saturating_sub(looked[0]),
-            new_bytes_out: amount.traced_out.saturating_sub(looked[1]),
-            traced_bytes_in: amount.traced_in,
-            traced_bytes_out: amount.traced_out,
-            rate_in: self.rates[0],
-            rate_out: self.rates[1],
-            rtt,
-            min_rtt,
-            last_seen,
-            is_partial,
-        }
+fn amount(sum: &Sum) -> Amount {
+    Amount {
+        bytes_in: sum.bytes_in,
+        bytes_out: sum.bytes_out,
+        packets_in: sum.packets_in,
+        packets_out: sum.packets_out,
+        retransmits: sum.retransmits,
+        traced_in: sum.traced_bytes_in,
+        traced_out: sum.traced_bytes_out,
     }
 }
 
+fn set_amount(sum: &mut Sum, amount: Amount) {
+    (sum.bytes_in, sum.bytes_out) = (amount.bytes_in, amount.bytes_out);
+    (sum.packets_in, sum.packets_out) = (amount.packets_in, amount.packets_out);
+    (sum.traced_bytes_in, sum.traced_bytes_out) = (amount.traced_in, amount.traced_out);
+    sum.retransmits = amount.retransmits;
+}
+
+fn add(sum: &mut Sum, share: &Share) {
+    let amount = amount(sum).plus(share.amount);
+    set_amount(sum, amount);
+    sum.connections += share.connections;
+    sum.min_rtt = sum.min_rtt.into_iter().chain(share.min_rtt).min();
+    sum.last_seen = sum.last_seen.max(share.last_seen);
+    sum.is_partial |= share.is_partial;
+}
+
 impl Pass {
-    /// Begins with what is state.
+    /// Begins with what is kept.
     fn new(grouping: &mut Grouping) -> Self {
-        let mut parts = Vec::with_capacity(grouping.groups.len() + 1);
-        parts.push(Part::new(None, &grouping.other));
+        let all = grouping.groups.len() + 1;
+        let mut pass =
+            Self { sums: Vec::with_capacity(all), parts: Vec::with_capacity(all), rtts: Vec::new() };
+        grouping.other.at = pass.push(None, &grouping.other);
         for (&name, state) in &mut grouping.groups {
-            state.at = parts.len();
-            parts.push(Part::new(Some(name), state));
+            state.at = pass.push(Some(name), state);
         }
-        Self { parts, rtts: Vec::new() }
+        pass
+    }
+
+    /// One more group; returns its place.
+    fn push(&mut self, name: Option<Name>, state: &GroupState) -> u32 {
+        let Kept { share, process } = state.kept();
+        let group = name.map_or(Group::Other, |name| name.group(process));
+        self.sums.push(begin(group, &share));
+        let (process_seen, has_process) = (share.last_seen, process.is_some());
+        self.parts.push(Part { process_seen, has_process, has_rows: false });
+        self.sums.len() as u32 - 1
     }
 
     fn add(&mut self, grouping: &mut Grouping, by: GroupBy, entry: &Entry) {
         let name = name(by, entry);
         let state = grouping.groups.entry(name).or_insert_with(|| {
-            let state = GroupState { at: self.parts.len(), ..GroupState::default() };
-            self.parts.push(Part::new(Some(name), &state));
+            let mut state = GroupState::default();
+            state.at = self.push(Some(name), &state);
             state
         });
-        let (at, part) = (state.at, &mut self.parts[state.at]);
+        let at = state.at;
+        let (sum, part) = (&mut self.sums[at as usize], &mut self.parts[at as usize]);
         let record = &entry.record;
-        part.share.add(&entry.share());
-        if part.process.is_none() || record.last_seen >= part.process_seen {
-            part.process = record.owner.or(part.process);
+        add(sum, &entry.share());
+        if !part.has_process || record.last_seen >= part.process_seen {
+            if record.owner.is_some() {
+                (sum.group, part.has_process) = (name.group(record.owner), true);
+            }
             part.process_seen = record.last_seen;
         }
-        part.rates = [part.rates[0] + record.rate_in, part.rates[1] + record.rate_out];
+        (sum.rate_in, sum.rate_out) = (sum.rate_in + record.rate_in, sum.rate_out + record.rate_out);
         part.has_rows = true;
         if entry.is_open() {
-            part.open += 1;
+            sum.open += 1;
             let micros = record.rtt.map(|rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
-            self.rtts.extend(micros.map(|micros| (at as u32, micros)));
+            self.rtts.extend(micros.map(|micros| (at, micros)));
         }
     }
 
     fn finish(mut self, grouping: &mut Grouping) -> Vec<Sum> {
-        let mut medians = vec![None; self.parts.len()];
         self.rtts.sort_unstable();
         for of_group in self.rtts.chunk_by(|one, other| one.0 == other.0) {
             let (at, micros) = of_group[(of_group.len() - 1) / 2];
-            medians[at as usize] = Some(Duration::from_micros(micros.into()));
+            self.sums[at as usize].rtt = Some(Duration::from_micros(micros.into()));
         }
-        let parts = self.parts.iter().zip(medians);
-        let sums = parts.filter(|(part, _)| part.has_rows || !part.share.is_empty()).map(|(part, rtt)| {
-            let state =
-                part.name.and_then(|name| grouping.groups.get_mut(&name)).unwrap_or(&mut grouping.other);
-            let looked = [part.share.amount.traced_in, part.share.amount.traced_out];
-            part.sum(rtt, std::mem::replace(&mut state.looked, looked))
-        });
-        let sums = sums.collect();
+        for state in grouping.groups.values_mut().chain([&mut grouping.other]) {
+            let sum = &mut self.sums[state.at as usize];
+            let looked = [sum.traced_bytes_in, sum.traced_bytes_out];
+            let before = std::mem::replace(&mut state.looked, looked);
+            sum.new_bytes_in = looked[0].saturating_sub(before[0]);
+            sum.new_bytes_out = looked[1].saturating_sub(before[1]);
+        }
         // A connection may have found another owner.
-        grouping.groups.retain(|_, state| self.parts[state.at].has_rows || !state.share.is_empty());
+        let Self { mut sums, parts, .. } = self;
+        let is_something =
+            |sum: &Sum, part: &Part| part.has_rows || sum.connections > 0 || amount(sum) != Amount::default();
+        grouping.groups.retain(|_, state| is_something(&sums[state.at as usize], &parts[state.at as usize]));
+        let mut of_each = parts.iter();
+        sums.retain(|sum| of_each.next().is_some_and(|part| is_something(sum, part)));
         sums
     }
 }

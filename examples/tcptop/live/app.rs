@@ -3,10 +3,11 @@
 
 use super::columns::{CONNECTIONS, Column, Kind, SUMS, Show, Tab, in_a_sum};
 use super::filter::Filter;
-use super::tree::{self, Id, Order, Row, Wanted, What};
+use super::tree::{Id, Order, Row, Wanted, What};
 use crate::rows;
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
-use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Protocol, Stats, TcpState};
+use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Protocol, Stats, Sum, TcpState};
 
 /// As many moments are kept of what has a history.
 const HISTORY: usize = 60;
@@ -184,27 +185,45 @@ impl App {
             open: &open,
             frozen: frozen.as_ref(),
         };
-        match self.tab() {
+        self.rows = match self.tab() {
             Tab::Connections => {
                 let all = wanted.connections(table);
-                let compare = |a: &&ConnectionRecord, b: &&ConnectionRecord| wanted.compare_connections(a, b);
-                let chosen = self.chosen.and_then(|id| all.iter().find(|r| Id::of_record(r) == id).copied());
-                let place = chosen.map(|chosen| all.iter().filter(|r| compare(r, &chosen).is_lt()).count());
-                self.stay_within(all.len(), place);
-                let (first, _) = rows::first(all, self.first + self.height, compare);
-                self.rows = tree::copies(first, self.first);
+                let page = self.page(all, |r| Id::of_record(r), |a, b| wanted.compare_connections(a, b));
+                page.into_iter().map(|r| Row::of_record(r, 0)).collect()
             }
             Tab::Sums(by) => {
                 let all = wanted.sums(table, by);
-                let place = self.chosen.and_then(|id| all.iter().position(|row| row.id() == id));
-                self.stay_within(all.len(), place);
-                self.rows = all.into_iter().skip(self.first).take(self.height).collect();
+                if wanted.is_flat(&all) {
+                    let id = |sum: &Sum| Id::of_group(&sum.group);
+                    let page = self.page(all, id, |a, b| wanted.compare_sums(a, b));
+                    page.into_iter().map(Row::of_sum).collect()
+                } else {
+                    let all = wanted.tree(table, all, by);
+                    let place = self.chosen.and_then(|id| all.iter().position(|row| row.id() == id));
+                    self.stay_within(all.len(), place);
+                    all.into_iter().skip(self.first).take(self.height).collect()
+                }
             }
-        }
+        };
         (self.open, self.frozen, self.ports) = (open, frozen, ports);
         if std::mem::take(&mut self.is_choosing) {
             self.chosen = self.selected_row().map(Row::id);
         }
+    }
+
+    /// Those of these rows that are on the screen, in their order.
+    fn page<T>(
+        &mut self,
+        all: Vec<T>,
+        id: impl Fn(&T) -> Id,
+        compare: impl Fn(&T, &T) -> Ordering,
+    ) -> Vec<T> {
+        let chosen = self.chosen.and_then(|chosen| all.iter().find(|row| id(row) == chosen));
+        let place = chosen.map(|chosen| all.iter().filter(|row| compare(row, chosen).is_lt()).count());
+        self.stay_within(all.len(), place);
+        let (mut rows, _) = rows::first(all, self.first + self.height, compare);
+        rows.drain(..self.first.min(rows.len()));
+        rows
     }
 
     /// So many rows there are, and the chosen one is at this place.
@@ -322,7 +341,10 @@ impl App {
                 all.sort_unstable_by(|a, b| wanted.compare_connections(a, b));
                 all.into_iter().map(Id::of_record).collect()
             }
-            Tab::Sums(by) => wanted.sums(table, by).iter().map(Row::id).collect(),
+            Tab::Sums(by) => {
+                let sums = wanted.sums(table, by);
+                wanted.tree(table, sums, by).iter().map(Row::id).collect()
+            }
         };
         self.frozen = Some(ids.into_iter().zip(0..).collect());
     }

@@ -62,8 +62,12 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    fn of_record(r: &ConnectionRecord, depth: usize) -> Self {
+    pub(crate) fn of_record(r: &ConnectionRecord, depth: usize) -> Self {
         Self { what: What::Connection(Box::new(r.clone())), depth, is_open: false }
+    }
+
+    pub(crate) fn of_sum(sum: Sum) -> Self {
+        Self { what: What::Sum(Box::new(sum)), depth: 0, is_open: false }
     }
 
     pub(crate) fn id(&self) -> Id {
@@ -120,19 +124,24 @@ impl Wanted<'_> {
         order.then_with(|| by_column(&CONNECTIONS, self.order, a, b)).then_with(|| rest(a).cmp(&rest(b)))
     }
 
-    fn compare_sums(&self, a: &Sum, b: &Sum) -> Ordering {
+    pub(crate) fn compare_sums(&self, a: &Sum, b: &Sum) -> Ordering {
         let place = |sum: &Sum| self.place(Id::of_group(&sum.group));
         let order = place(a).cmp(&place(b)).then_with(|| by_column(&SUMS, self.order, a, b));
         order.then_with(|| rows::compare_groups(&a.group, &b.group))
     }
 
+    /// The sums of a tab, in no order.
+    pub(crate) fn sums(&self, table: &mut ConnectionTable, by: GroupBy) -> Vec<Sum> {
+        if self.is_all() { table.sums(by, self.now) } else { table.sums_of(by, self.now, |r| self.passes(r)) }
+    }
+
+    /// Whether none of them is open.
+    pub(crate) fn is_flat(&self, sums: &[Sum]) -> bool {
+        self.open.is_empty() || !sums.iter().any(|sum| self.open.contains(&Id::of_group(&sum.group)))
+    }
+
     /// All rows of a tab of sums.
-    pub(crate) fn sums(&self, table: &mut ConnectionTable, by: GroupBy) -> Vec<Row> {
-        let sums = if self.is_all() {
-            table.sums(by, self.now)
-        } else {
-            table.sums_of(by, self.now, |r| self.passes(r))
-        };
+    pub(crate) fn tree(&self, table: &mut ConnectionTable, sums: Vec<Sum>, by: GroupBy) -> Vec<Row> {
         let mut rows = Vec::new();
         self.add(&mut rows, table, sums, by, None);
         rows
@@ -150,7 +159,7 @@ impl Wanted<'_> {
         sums.sort_unstable_by(|a, b| self.compare_sums(a, b));
         for sum in sums {
             let (group, is_open) = (sum.group, self.open.contains(&Id::of_group(&sum.group)));
-            rows.push(Row { what: What::Sum(Box::new(sum)), depth: cgroup.is_some().into(), is_open });
+            rows.push(Row { depth: cgroup.is_some().into(), is_open, ..Row::of_sum(sum) });
             match group {
                 _ if !is_open => {}
                 Group::Cgroup(id) => {
@@ -170,11 +179,6 @@ impl Wanted<'_> {
             }
         }
     }
-}
-
-/// Copies those that are on the screen.
-pub(crate) fn copies(records: Vec<&ConnectionRecord>, first: usize) -> Vec<Row> {
-    records.into_iter().skip(first).map(|r| Row::of_record(r, 0)).collect()
 }
 
 fn by_column<T>(columns: &[Column<T>], order: Order, a: &T, b: &T) -> Ordering {
