@@ -35,39 +35,57 @@ impl Window {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rate(Option<Box<Buckets>>);
 
-/// By bucket: number n (time divided by the bucket's length) is at n modulo [`KEPT`].
+/// By bucket: number n (time divided by the bucket's length) is at n modulo [`KEPT`]. All of it is in one cache line, for which
+/// the bytes are as exact as a rate needs.
 #[derive(Clone, Debug, Default)]
+#[repr(align(64))]
 struct Buckets {
-    bytes: [u64; KEPT],
+    bytes: [f32; KEPT],
     /// Time of the latest bytes, and the number of their bucket.
     latest: KernelTime,
     number: u64,
 }
 
 impl Rate {
-    /// Counts bytes that moved at `time`. What is older than the window is of no interest any more.
+    /// Counts bytes that had moved by `time`. What is older than the window is of no interest any more.
     pub(super) fn add(&mut self, time: KernelTime, bytes: u64, window: Window) {
         if bytes > 0 {
-            self.0.get_or_insert_default().add(time, bytes, window.number(time));
+            self.0.get_or_insert_default().add(time, bytes, window);
         }
     }
 
-    /// Bytes per second over the window that ends at `now`, or at the latest bytes if they are later.
+    /// Bytes per second over the window that ends at the latest bytes, but no more than a bucket before `now`.
     pub(super) fn per_second(&self, now: KernelTime, window: Window) -> f64 {
         self.0.as_ref().map_or(0.0, |buckets| buckets.in_window(now, window) / window.seconds())
     }
 }
 
 impl Buckets {
-    fn add(&mut self, time: KernelTime, bytes: u64, number: u64) {
+    /// A report tells of what has moved since the one before. So its bytes belong to all of this time, though not to more than
+    /// a bucket's length: a steady flow then has its rate whenever the reports come.
+    fn add(&mut self, time: KernelTime, bytes: u64, window: Window) {
+        let number = window.number(time);
+        let span = time.0.saturating_sub(self.latest.0).min(window.bucket_ns);
+        let in_bucket = time.0 - number * window.bucket_ns;
         self.advance(time, number);
+        if in_bucket >= span {
+            self.count(number, bytes as f32);
+            return;
+        }
+        let before = bytes as f32 * ((span - in_bucket) as f32 / span as f32);
+        self.count(number, bytes as f32 - before);
+        self.count(number.saturating_sub(1), before);
+    }
+
+    fn count(&mut self, number: u64, bytes: f32) {
         if let Some(place) = self.place(number) {
-            self.bytes[place] = self.bytes[place].saturating_add(bytes);
+            self.bytes[place] += bytes;
         }
     }
 
+    /// What has moved since the latest report is not known yet. So the window ends with that one, unless it is long ago.
     fn in_window(&self, now: KernelTime, window: Window) -> f64 {
-        let now = now.max(self.latest);
+        let now = self.latest.max(KernelTime(now.0.saturating_sub(window.bucket_ns)));
         let leaving = (now.0 % window.bucket_ns) as f64 / window.bucket_ns as f64;
         // Of the buckets that are kept the latest is the youngest. Before the first one there are only empty ones.
         let youngest = window.number(now) - self.number;
@@ -75,7 +93,7 @@ impl Buckets {
         let mut bytes = 0.0;
         for age in youngest..KEPT as u64 {
             let weight = if age == BUCKETS as u64 { 1.0 - leaving } else { 1.0 };
-            bytes += self.bytes[place] as f64 * weight;
+            bytes += f64::from(self.bytes[place]) * weight;
             place = place.checked_sub(1).unwrap_or(KEPT - 1);
         }
         bytes
@@ -85,7 +103,7 @@ impl Buckets {
     fn advance(&mut self, time: KernelTime, number: u64) {
         let steps = number.saturating_sub(self.number).min(KEPT as u64);
         for step in 0..steps {
-            self.bytes[bucket_of(number - step)] = 0;
+            self.bytes[bucket_of(number - step)] = 0.0;
         }
         self.latest = self.latest.max(time);
         self.number = self.number.max(number);
@@ -123,7 +141,24 @@ mod tests {
             rate.add(KernelTime(1000 * SECOND + tenth * SECOND / 10), 100, window());
         }
         for now in [1029.95, 1029.99, 1020.0] {
-            assert!((at(&rate, now) - 1000.0).abs() < 20.0, "{now}: {}", at(&rate, now));
+            assert!((at(&rate, now) - 1000.0).abs() < 2.0, "{now}: {}", at(&rate, now));
+        }
+    }
+
+    /// Reports that come as often as buckets do, whenever within a bucket, and looked at whenever. Each tells of what has moved
+    /// since the one before.
+    #[test]
+    fn a_steady_flow_has_its_rate_however_its_reports_and_looks_fall() {
+        for (period, part) in [(1000, 0), (1000, 170), (1000, 930), (993, 0), (1013, 500), (730, 10)] {
+            let mut rate = Rate::default();
+            let millis = |n: u64| 1_000_000 + n * period + part;
+            for n in 0..200 {
+                rate.add(KernelTime(millis(n) * 1_000_000), 100 * period, window());
+            }
+            for later in [0, 1, 100, 400, 729] {
+                let found = at(&rate, (millis(199) + later) as f64 / 1000.0);
+                assert!((found - 100_000.0).abs() < 1500.0, "{period} ms, {part}, {later} later: {found}");
+            }
         }
     }
 
@@ -132,7 +167,7 @@ mod tests {
         let mut rate = Rate::default();
         rate.add(KernelTime(500 * SECOND), 1000, window());
         assert_eq!(at(&rate, 500.0), 100.0);
-        assert_eq!(at(&rate, 509.9), 100.0);
+        assert_eq!(at(&rate, 510.0), 100.0);
         assert_eq!(at(&rate, 510.5), 50.0);
         assert_eq!(at(&rate, 511.0), 0.0);
         assert_eq!(at(&rate, 1e6), 0.0);
