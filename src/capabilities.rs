@@ -72,11 +72,20 @@ impl Bootstrap {
 pub struct Capabilities {
     backend: Backend,
     kernel: String,
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_map"))]
     features: Vec<(Feature, Visibility)>,
     rejected_backends: Vec<Unavailable<Backend>>,
     missing_programs: Vec<Unavailable<String>>,
     bootstrap: Bootstrap,
     self_test: Vec<SelfCheck>,
+}
+
+#[cfg(feature = "serde")]
+fn as_map<S: serde::Serializer>(
+    features: &[(Feature, Visibility)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(features.iter().map(|(feature, visibility)| (feature, visibility)))
 }
 
 impl Capabilities {

@@ -49,15 +49,17 @@ impl ConnectionTable {
 
     /// The same, only over the records for which `is_wanted` is true.
     ///
-    /// Connections that have left the table are in none of these sums. Their new bytes are all since the tracer started:
-    /// this call is not a look, neither for [`sums`](Self::sums) nor for itself.
+    /// Connections that have left the table are in none of these sums. For sums since the start of all connections of a kind,
+    /// let a filter of the [builder](crate::LinuxCollectorBuilder::protocol) choose them, and use [`sums`](Self::sums). All
+    /// bytes since the tracer started are new bytes here, and the next call of `sums` finds new what it would find without this
+    /// call.
     ///
     /// ```
-    /// use tcptop::{ConnectionTable, GroupBy, KernelTime, Protocol};
+    /// use tcptop::{ConnectionTable, GroupBy, KernelTime};
     ///
     /// # let mut table = ConnectionTable::new();
     /// let now = KernelTime::now();
-    /// let udp = table.sums_of(GroupBy::Process, now, |record| record.key.protocol == Protocol::Udp);
+    /// let open = table.sums_of(GroupBy::Process, now, |record| !record.is_closed);
     /// ```
     #[must_use]
     pub fn sums_of(
