@@ -26,7 +26,9 @@ impl Cgroup {
             .ok_or_else(|| io::Error::other("no cgroup2 hierarchy is mounted: mount one, or use --pid"))?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let path = mount.join(own).join(format!("tcptop-{}", process::id()));
+        let parent = mount.join(own);
+        remove_left_over(&parent);
+        let path = parent.join(format!("{PREFIX}{}", process::id()));
         let named = |e: io::Error| {
             io::Error::new(e.kind(), format!("cannot make the cgroup {}: {e}", path.display()))
         };
@@ -42,7 +44,29 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        drop(fs::remove_dir(&self.path));
+        if let Err(e) = fs::remove_dir(&self.path) {
+            // If nobody can be told, it is removed by the next run all the same.
+            let _ = writeln!(
+                io::stderr(),
+                "tcptop: processes of the command go on, in the cgroup {}: {e}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// What begins the names of these cgroups.
+const PREFIX: &str = "tcptop-";
+
+/// Those of earlier runs that were killed, or whose processes went on. One with processes cannot be removed.
+fn remove_left_over(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        let is_in_use = |pid: u32| pid != process::id() && Path::new(&format!("/proc/{pid}")).exists();
+        if pid.is_some_and(|pid| !is_in_use(pid)) {
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

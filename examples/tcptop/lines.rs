@@ -64,6 +64,9 @@ pub(crate) fn event(table: &ConnectionTable, event: &CollectorEvent, json: bool)
             "count": l.count}),
         _ => Value::Null,
     };
+    if let (false, Lost(l)) = (json, event) {
+        return format!("{} events lost: {}, at the place {}", l.count, l.kind, l.place);
+    }
     let (Some(kind), Some(info)) = (event.kind(), event.connection()) else { return line(&what) };
     if !json {
         let who = owner.map_or("-".into(), |(p, _)| format!("{}[{}]", p.name.escaped(), p.pid));

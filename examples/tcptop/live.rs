@@ -15,6 +15,8 @@ mod view;
 
 use crate::names::{Hosts, Services};
 use crate::options::Options;
+use crate::output;
+use crate::rows::Column;
 use app::App;
 use columns::{Show, Units};
 use crossbeam_channel::{Receiver, bounded};
@@ -29,6 +31,7 @@ use ratatui::layout::{Position, Rect};
 use std::io::{self, IsTerminal as _, stdout};
 use std::{env, thread};
 use tcptop::{Capabilities, ConnectionTable, Feature, KernelTime, Stats, Visibility};
+use tree::Key;
 use view::Places;
 
 /// What a key asks of the program.
@@ -70,8 +73,12 @@ impl Live {
             services: Services::of_this_machine(),
         };
         let limits = can.map(|can| limits(can, !options.no_bootstrap)).unwrap_or_default();
-        let filter = options.filter.clone().unwrap_or_default();
-        let app = App::new(title, limits, filter, options.port.clone(), show);
+        let mut app = App::new(title, limits, options, show);
+        match options.sort {
+            None | Some(Column::Rate) => {}
+            Some(Column::Total) => app.order_by(Key::Total),
+            Some(column) => app.order_by_title(columns::title(column)),
+        }
         let look = Look::of_the_terminal(options.theme);
         Ok((Self { terminal, app, look, places: Places::default() }, input))
     }
@@ -84,12 +91,20 @@ impl Live {
     /// Once per interval.
     pub(crate) fn refresh(&mut self, table: &mut ConnectionTable, stats: Stats) -> io::Result<()> {
         self.app.height = view::height(&self.app, self.screen()?);
+        let before = table.len();
         self.app.refresh(table, KernelTime::now(), stats);
+        output::give_memory_back_after(before, table);
         self.draw()
     }
 
     /// A key or the mouse; whether to go on.
-    pub(crate) fn input(&mut self, event: &Event, table: &mut ConnectionTable) -> io::Result<bool> {
+    /// The screen is drawn after the last one of those that wait.
+    pub(crate) fn input(
+        &mut self,
+        event: &Event,
+        is_last: bool,
+        table: &mut ConnectionTable,
+    ) -> io::Result<bool> {
         let wish = match event {
             Event::Key(key) if key.kind != KeyEventKind::Release => self.key(*key, table),
             Event::Mouse(mouse) => self.mouse(*mouse),
@@ -100,6 +115,9 @@ impl Live {
             Some(Wish::Quit) => return Ok(false),
             Some(Wish::Suspend) => self.suspend()?,
             Some(Wish::Draw) => {}
+        }
+        if !is_last {
+            return Ok(true);
         }
         self.app.height = view::height(&self.app, self.screen()?);
         // Also while it is paused: the rows are always those of the tab.
@@ -163,7 +181,8 @@ impl Live {
             KeyCode::Char('r' | '-') => app.reverse(),
             KeyCode::Char('i') => app.order_by_title("IN/s"),
             KeyCode::Char('o') => app.order_by_title("OUT/s"),
-            KeyCode::Char('t') => app.order_by_title("IN"),
+            KeyCode::Char('a') => app.order_by(Key::Rate),
+            KeyCode::Char('t') => app.order_by(Key::Total),
             KeyCode::Up | KeyCode::Char('k') => app.select(-1),
             KeyCode::Down | KeyCode::Char('j') => app.select(1),
             KeyCode::PageUp => app.select(-page),
@@ -191,7 +210,7 @@ impl Live {
                 if let Some(tab) = hit(&self.places.tabs) {
                     self.app.show_tab(tab);
                 } else if let Some(column) = hit(&self.places.heads) {
-                    self.app.order_by(column);
+                    self.app.order_by(Key::Column(column));
                 } else if self.places.rows.contains(at) {
                     self.app.select_at(self.app.first + usize::from(at.y - self.places.rows.y));
                 } else {

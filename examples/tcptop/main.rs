@@ -14,6 +14,7 @@ mod session;
 use clap::{CommandFactory as _, Parser as _};
 use crossbeam_channel::{Receiver, bounded};
 use options::Options;
+use output::Output;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
@@ -47,16 +48,20 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
         clap_mangen::Man::new(Options::command()).render(&mut stdout())?;
         return Ok(ExitCode::SUCCESS);
     }
-    session::run(options, &signals(!options.command.is_empty())?)
+    // Before signals are caught: to open a FIFO may take for ever, and shall be ended by them.
+    let output = Output::new(options)?;
+    session::run(options, &output, &signals(!options.command.is_empty())?)
 }
 
 /// Signals that ask for an end. What the terminal sends goes to a command as well, and ends this program by ending the
 /// command.
 fn signals(with_command: bool) -> io::Result<Receiver<i32>> {
     let (stop, stopped) = bounded(1);
-    let ends = if with_command { &[SIGTERM, SIGHUP][..] } else { &[SIGTERM, SIGHUP, SIGINT] };
-    let mut all = Signals::new([SIGTERM, SIGHUP, SIGINT].into_iter().chain(with_command.then_some(SIGQUIT)))?;
-    let ends = ends.to_vec();
+    // As nohup(1) wants it, also for the command.
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let caught = [SIGTERM, SIGINT].into_iter().chain(hangup).chain(with_command.then_some(SIGQUIT));
+    let mut all = Signals::new(caught)?;
+    let ends = if with_command { vec![SIGTERM, SIGHUP] } else { vec![SIGTERM, SIGHUP, SIGINT] };
     thread::spawn(move || {
         for signal in all.forever().filter(|signal| ends.contains(signal)) {
             // Who asks again while this waits for its reader does not want to wait.
@@ -64,4 +69,14 @@ fn signals(with_command: bool) -> io::Result<Receiver<i32>> {
         }
     });
     Ok(stopped)
+}
+
+/// Whoever started this program wants it to ignore this signal.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: reads the action of a signal into memory that is large enough; it is there if the call succeeds.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The options, and what they mean to the library.
 
+use crate::cgroups;
 use crate::live::filter::Filter;
 use crate::live::look::Theme;
 use crate::rows::{self, Column};
@@ -11,8 +12,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tcptop::{
-    AddressFamily, Backend, CgroupId, ConnectionRecord, Granularity, GroupBy, LinuxCollector,
-    LinuxCollectorBuilder, NetNs, Protocol,
+    AddressFamily, Backend, CgroupId, ConnectionRecord, ConnectionTable, Granularity, GroupBy, KernelTime,
+    LinuxCollector, LinuxCollectorBuilder, NetNs, Protocol, Sum,
 };
 
 /// Shows which process exchanges how many bytes with whom over TCP and UDP
@@ -30,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Output", conflicts_with_all = ["duration", "no_bootstrap", "command", "fail_over"])] pub(crate) once: bool,
     /// At the end, print sums by process, remote_host, cgroup, local_port, remote_port or process_and_host
     #[arg(long, help_heading = "Output", value_name = "GROUP", conflicts_with = "csv")] pub(crate) summary: Option<GroupBy>,
-    /// Print so many rows at most: by default 25 in tables, all in JSON and CSV
+    /// Print so many rows at most: by default 25 in tables, all in JSON and CSV (not in the live view)
     #[arg(long, help_heading = "Output", value_name = "N")] pub(crate) top: Option<usize>,
     /// Order of the rows: rate, total, in, out, rtt, retransmits, duration, pid, process, local, remote or state
     #[arg(long, help_heading = "Output", value_enum, value_name = "COLUMN", hide_possible_values = true)] pub(crate) sort: Option<Column>,
@@ -40,7 +41,7 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Output", value_name = "BYTES", value_parser = bytes)] pub(crate) fail_over: Option<u64>,
     /// Print every event as it comes (default with --json)
     #[arg(long, help_heading = "Output", overrides_with = "no_events")] pub(crate) events: bool,
-    /// Print no events, not even losses, which are printed without --json, too
+    /// Print no events, and no losses (which are printed by default, also without --json)
     #[arg(long, help_heading = "Output", overrides_with = "events")] pub(crate) no_events: bool,
 
     /// Show names of hosts, which asks the name server for each on the screen (live view; key n)
@@ -48,7 +49,7 @@ pub(crate) struct Options {
     /// For a dark or a light background (live view; default: what the terminal says, else dark)
     #[arg(long, help_heading = "Output", value_enum, value_name = "dark|light", hide_possible_values = true)] pub(crate) theme: Option<Theme>,
 
-    /// Only rows that match: words, pid:N, port:N, host:ADDRESS[/BITS], state:NAME, proto:NAME, cgroup:NAME, dir:in, dir:out, ~REGEX
+    /// Only rows and sums (not events) that match: words and terms such as remote:10.0.0.0/8; key ? in the live view lists them
     #[arg(long, help_heading = "Filters", value_name = "WORDS", value_parser = filter)] pub(crate) filter: Option<Filter>,
     /// Only connections of this process; may be repeated
     #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) pid: Vec<u32>,
@@ -71,6 +72,8 @@ pub(crate) struct Options {
     #[arg(long, help_heading = "Tracing", value_name = "SECS", value_parser = seconds, default_value = "1")] pub(crate) interval: Duration,
     /// Report every call, or each socket and direction at most once in this time, such as 100ms or 1s
     #[arg(long, help_heading = "Tracing", value_name = "call|TIME", default_value = "100ms")] pub(crate) granularity: Granularity,
+    /// Rows at most, which bounds the memory: some 700 bytes each; those seen least recently go
+    #[arg(long, help_heading = "Tracing", value_name = "N", default_value = "131072")] pub(crate) max_rows: usize,
     /// Report each retransmission of TCP segments
     #[arg(long, help_heading = "Tracing")] pub(crate) retransmits: bool,
     /// How to look into the kernel
@@ -97,7 +100,7 @@ Examples:
   tcptop --once --sort total           what each connection has moved so far
   tcptop --port 443 --summary process  until Ctrl-C, then sums by process
   tcptop --json | jq                   each event as it comes
-  tcptop --filter host:10.0.0.0/8      who talks to this network
+  tcptop --filter remote:10.0.0.0/8    who talks to this network
   tcptop -- cargo fetch                what a command exchanges, and with whom
 
 Amounts are bytes; K, M, G and T are powers of 1024.
@@ -130,8 +133,10 @@ fn cgroup(text: &str) -> Result<CgroupId, Box<dyn Error + Send + Sync>> {
         return CgroupId::new(id).ok_or_else(|| "0 is no cgroup".into());
     }
     let path = Path::new(text);
-    let below = || CgroupId::of_path(Path::new("/sys/fs/cgroup").join(text.trim_start_matches('/')));
-    Ok(CgroupId::of_path(path).or_else(|e| below().map_err(|_| e))?)
+    let root = cgroups::mount().unwrap_or_else(|| "/sys/fs/cgroup".into());
+    let below = root.join(text.trim_start_matches('/'));
+    let none = |e| format!("no cgroup at {}, nor at {}: {e}", path.display(), below.display());
+    Ok(CgroupId::of_path(path).or_else(|e| CgroupId::of_path(&below).map_err(|_| none(e)))?)
 }
 
 fn filter(text: &str) -> Result<Filter, String> {
@@ -140,18 +145,43 @@ fn filter(text: &str) -> Result<Filter, String> {
     wrong.map_or(Ok(filter), Err)
 }
 
+/// NSFS_MAGIC of include/uapi/linux/magic.h.
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
+
 fn netns(text: &str) -> Result<NetNs, Box<dyn Error + Send + Sync>> {
     if let Ok(pid) = text.parse() {
         return Ok(NetNs::of_process(pid)?);
     }
+    let is_namespace = rustix::fs::statfs(text)?.f_type == NSFS;
     let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(text)?);
-    u32::try_from(inode).ok().and_then(NetNs::new).ok_or_else(|| "not a network namespace".into())
+    u32::try_from(inode)
+        .ok()
+        .filter(|_| is_namespace)
+        .and_then(NetNs::new)
+        .ok_or_else(|| "not a network namespace".into())
 }
 
 impl Options {
     /// Whether this row is wanted. Where the kernel cannot judge a port, because the peer is unknown, it lets all pass.
     pub(crate) fn wants(&self, r: &ConnectionRecord) -> bool {
         rows::has_port(r, &self.port) && self.filter.as_ref().is_none_or(|filter| filter.passes(r))
+    }
+
+    /// The sums of the wanted rows. Without a filter those of ended connections that are forgotten by now, too.
+    pub(crate) fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> Vec<Sum> {
+        let now = KernelTime::now();
+        if self.filter.is_none() { table.sums(by, now) } else { table.sums_of(by, now, |r| self.wants(r)) }
+    }
+
+    /// How long ended connections are shown.
+    pub(crate) fn linger(&self) -> Duration {
+        self.interval + Duration::from_secs(5)
+    }
+
+    /// Whether no ended connection may be forgotten, because it counts at the end.
+    pub(crate) fn keeps_all(&self) -> bool {
+        let counts = self.summary.is_some() || self.fail_over.is_some();
+        !self.shows_tables() || (self.filter.is_some() && counts)
     }
 
     /// A collector as these options want it.

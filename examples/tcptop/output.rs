@@ -7,6 +7,7 @@ use crate::rows::{self, FINAL, Field, LIVE, amount, millis};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufWriter, Write, stderr, stdout};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 use tcptop::{
     Capabilities, CollectorEvent, ConnectionRecord, ConnectionTable, Feature, GroupBy, KernelTime, Stats,
@@ -25,7 +26,9 @@ impl<'a> Output<'a> {
         let (to, is_stdout): (Box<dyn Write>, _) = match &options.output {
             Some(path) => {
                 let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-                (Box::new(File::create(path).map_err(named)?), false)
+                // What others exchange is not for everybody to read.
+                let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
+                (Box::new(file.map_err(named)?), false)
             }
             // The command has standard output for itself.
             None if !options.command.is_empty() => (Box::new(stderr()), false),
@@ -83,11 +86,11 @@ impl<'a> Output<'a> {
     /// While it runs.
     pub(crate) fn tables(&self, table: &mut ConnectionTable) -> io::Result<()> {
         let before = table.len();
-        let left = table.records_at(KernelTime::now()).count();
-        if before - left > 10_000 {
-            give_memory_back();
-        }
-        let all: Vec<_> = table.records().filter(|r| self.options.wants(r)).collect();
+        drop(table.records_at(KernelTime::now()));
+        give_memory_back_after(before, table);
+        let (now, linger) = (KernelTime::now(), self.options.linger());
+        let wanted = |r: &&ConnectionRecord| self.options.wants(r) && rows::is_recent(r, now, linger);
+        let all: Vec<_> = table.records().filter(wanted).collect();
         let rate =
             |of: fn(&ConnectionRecord) -> f64| amount(all.iter().map(|r| of(r)).fold(0.0, |a, b| a + b));
         let (n, rate_in, rate_out) = (all.len(), rate(|r| r.rate_in), rate(|r| r.rate_out));
@@ -159,7 +162,7 @@ impl<'a> Output<'a> {
     }
 
     fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> io::Result<()> {
-        let all = table.sums(by, KernelTime::now());
+        let all = self.options.sums(by, table);
         let moved = |sum: &Sum| sum.traced_bytes_in + sum.new_bytes_out;
         let name = rows::group;
         let (sums, rest) = rows::first(all, self.options.rows(), |one, other| {
@@ -194,6 +197,13 @@ impl<'a> Output<'a> {
         let more = if rest > 0 { format!("… and {rest} more\n") } else { String::new() };
         let rows: Vec<_> = sums.iter().collect();
         self.line(format!("\n{}{more}", rows::table(&fields, &rows)).trim_end())
+    }
+}
+
+/// If many rows have gone since there were so many.
+pub(crate) fn give_memory_back_after(before: usize, table: &ConnectionTable) {
+    if before.saturating_sub(table.len()) > 10_000 {
+        give_memory_back();
     }
 }
 

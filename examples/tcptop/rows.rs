@@ -5,7 +5,7 @@ use crate::cgroups;
 use clap::ValueEnum;
 use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
-use tcptop::{CloseReason, ConnectFailure, ConnectionRecord, Group, Sum, TcpState};
+use tcptop::{CloseReason, ConnectFailure, ConnectionRecord, Group, KernelTime, Sum, TcpState};
 
 /// What rows can be ordered by: numbers with the largest first, names and addresses with the first first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -116,6 +116,11 @@ pub(crate) fn has_port(r: &ConnectionRecord, ports: &[u16]) -> bool {
     ports.is_empty() || [r.key.local_port, r.key.remote_port].iter().any(|port| ports.contains(port))
 }
 
+/// It is open, or has ended less than this time ago.
+pub(crate) fn is_recent(r: &ConnectionRecord, now: KernelTime, linger: Duration) -> bool {
+    r.closed_at.is_none_or(|end| now.saturating_since(end) <= linger)
+}
+
 /// What a sum is of.
 pub(crate) fn group(sum: &Sum) -> String {
     group_name(&sum.group)
@@ -137,10 +142,10 @@ pub(crate) fn compare_groups(one: &Group, other: &Group) -> Ordering {
     }
 }
 
-/// Both ends are on this machine: each byte is out of one row and in to another.
+/// Both ends are on this machine: each byte is out of one row and into another.
 pub(crate) fn is_local(r: &ConnectionRecord) -> bool {
     let (local, remote) = (r.key.local_addr, r.key.remote_addr);
-    remote.is_loopback() || (local == remote && !local.is_unspecified())
+    local.is_loopback() || remote.is_loopback() || (local == remote && !local.is_unspecified())
 }
 
 /// The process of a sum by process and host.

@@ -12,9 +12,7 @@ use std::io::{ErrorKind, Write, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{iter, thread};
-use tcptop::{
-    CollectorEvent, ConnectionTable, Granularity, GroupBy, KernelTime, LinuxCollector, Stats, Survey,
-};
+use tcptop::{CollectorEvent, ConnectionTable, Granularity, GroupBy, LinuxCollector, Stats, Survey};
 
 /// How often it is looked whether ends were lost.
 const SURVEY_EVERY: Duration = Duration::from_secs(30);
@@ -27,8 +25,11 @@ const TOO_MUCH: u8 = 3;
 const NO_COMMAND: u8 = 127;
 const NOT_RUN: u8 = 126;
 
-pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode, Box<dyn Error>> {
-    let output = Output::new(options)?;
+pub(crate) fn run(
+    options: &Options,
+    output: &Output<'_>,
+    stopped: &Receiver<i32>,
+) -> Result<ExitCode, Box<dyn Error>> {
     let command =
         Some(options).filter(|o| !o.command.is_empty()).map(|o| Command::new(&o.command)).transpose()?;
     let builder =
@@ -67,7 +68,7 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
                 live,
                 stats: &stats,
                 options,
-                output: &output,
+                output,
                 table: &mut table,
                 ask,
                 asked: Instant::now(),
@@ -97,16 +98,15 @@ pub(crate) fn run(options: &Options, stopped: &Receiver<i32>) -> Result<ExitCode
 
 /// How many bytes moved while this ran. Only for --fail-over.
 fn moved(options: &Options, table: &mut ConnectionTable) -> u64 {
-    let sums = options.fail_over.map(|_| table.sums(GroupBy::Process, KernelTime::now()));
+    let sums = options.fail_over.map(|_| options.sums(GroupBy::Process, table));
     sums.into_iter().flatten().map(|sum| sum.traced_bytes_in + sum.traced_bytes_out).sum()
 }
 
 fn new_table(options: &Options) -> ConnectionTable {
-    let linger =
-        if options.shows_tables() { options.interval + Duration::from_secs(5) } else { Duration::MAX };
+    let linger = if options.keeps_all() { Duration::MAX } else { options.linger() };
     let every = if let Granularity::Interval(every) = options.granularity { every } else { Duration::ZERO };
     let window = options.interval.max(Duration::from_secs(1)).max(2 * every);
-    ConnectionTable::new().linger(linger).rate_window(window).max_connections(1 << 20)
+    ConnectionTable::new().linger(linger).rate_window(window).max_connections(options.max_rows)
 }
 
 fn bootstrap(collector: &LinuxCollector, table: &mut ConnectionTable) -> std::io::Result<()> {
@@ -177,19 +177,20 @@ impl Watch<'_> {
                     }
                     Err(_) => {}
                 },
+                recv(tables) -> _ => match &mut self.live {
+                    Some(live) => live.refresh(self.table, (self.stats)())?,
+                    None => self.output.tables(self.table)?,
+                },
                 recv(input) -> event => {
+                    // The other end is gone if the terminal is.
                     let goes_on = match (&mut self.live, event) {
-                        (Some(live), Ok(event)) => live.input(&event, self.table)?,
+                        (Some(live), Ok(event)) => live.input(&event, input.is_empty(), self.table)?,
                         _ => false,
                     };
                     if !goes_on {
                         return Ok(None);
                     }
                 }
-                recv(tables) -> _ => match &mut self.live {
-                    Some(live) => live.refresh(self.table, (self.stats)())?,
-                    None => self.output.tables(self.table)?,
-                },
                 recv(events) -> event => {
                     let event = event?;
                     if matches!(event, CollectorEvent::Lost(_)) {

@@ -18,7 +18,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child as Process, Command, Output, Stdio};
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) fn path() -> PathBuf {
     let path = std::env::var_os("TCPTOP_TEST_CLI").map_or_else(beside_this_test, PathBuf::from);
@@ -138,6 +138,35 @@ fn signals_end_it_cleanly() {
         assert_eq!((code, errors.as_str()), (0, ""), "signal {signal}");
         assert!(lines.last().is_some_and(|line| is(line, "stats")), "signal {signal}: {lines:?}");
     }
+}
+
+/// As nohup(1) wants it, and the command that is traced inherits that.
+#[test]
+fn a_hangup_that_was_ignored_stays_ignored() {
+    let ignored = |arguments: &[&str]| {
+        let mut command = tcptop(arguments);
+        // SAFETY: a system call between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_IGN);
+                Ok(())
+            })
+        };
+        command
+    };
+    let (running, _) = Running::start_command(&mut ignored(&["--json", "--duration", "1.5"]));
+    let begin = Instant::now();
+    running.signal(libc::SIGHUP);
+    let (lines, code, errors) = running.finish();
+    assert!(code == 0 && lines.last().is_some_and(|line| is(line, "stats")), "{code} {errors}");
+    assert!(begin.elapsed() > Duration::from_secs(1), "it has ended before its time");
+
+    let mut command = ignored(&["--", "sh", "-c", "echo ready; sleep 1; echo survived"]);
+    let (running, ready) = Running::start_command(&mut command);
+    assert_eq!(ready, "ready\n");
+    running.signal(libc::SIGHUP);
+    let (lines, code, errors) = running.finish_text();
+    assert_eq!((lines, code), (vec!["survived\n".to_owned()], 0), "{errors}");
 }
 
 /// A plain table, which has the connection that is busy.
@@ -311,6 +340,8 @@ fn options_that_make_no_sense_are_refused() {
         (&["--once", "--fail-over", "0"], 2, "--fail-over"),
         (&["--fail-over", "1X"], 2, "K, M, G or T"),
         (&["--cgroup", "/nowhere"], 2, "/nowhere"),
+        (&["--netns", "/etc/passwd"], 2, "not a network namespace"),
+        (&["--filter", "state:bogus"], 2, "not understood"),
     ] {
         let (got, errors) = refused(&mut tcptop(arguments));
         assert_eq!(got, code, "{arguments:?}: {errors}");

@@ -3,10 +3,12 @@
 
 use super::columns::{CONNECTIONS, Column, Kind, SUMS, Show, Tab, in_a_sum};
 use super::filter::Filter;
-use super::tree::{Id, Order, Row, Wanted, What};
+use super::tree::{Id, Key, Order, Row, Wanted, What};
+use crate::options::Options;
 use crate::rows;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Protocol, Stats, Sum, TcpState};
 
 /// As many moments are kept of what has a history.
@@ -74,6 +76,8 @@ pub(crate) struct App {
     pub(crate) filter: Filter,
     /// Of the options: where the kernel cannot judge it lets all pass.
     ports: Vec<u16>,
+    /// Of the options: for so long ended connections are shown.
+    linger: Duration,
     /// A filter is being typed.
     pub(crate) is_typing: bool,
     pub(crate) is_paused: bool,
@@ -111,20 +115,13 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(
-        title: String,
-        limits: Vec<String>,
-        filter: Filter,
-        ports: Vec<u16>,
-        show: Show,
-    ) -> Self {
-        let rate_in = |n: usize| if n == 0 { 6 } else { 3 };
-        let order = |n| Order { column: rate_in(n), is_reversed: false };
+    pub(crate) fn new(title: String, limits: Vec<String>, options: &Options, show: Show) -> Self {
         Self {
             tab: 0,
-            orders: (0..Tab::ALL.len()).map(order).collect(),
-            filter,
-            ports,
+            orders: vec![Order::by(Key::Rate); Tab::ALL.len()],
+            filter: options.filter.clone().unwrap_or_default(),
+            ports: options.port.clone(),
+            linger: options.linger(),
             is_typing: false,
             is_paused: false,
             has_help: false,
@@ -148,6 +145,15 @@ impl App {
             title,
             limits,
             note: String::new(),
+        }
+    }
+
+    /// Whether rows are ordered by this column.
+    pub(crate) fn is_order(&self, column: usize, title: &str) -> bool {
+        match self.order().key {
+            Key::Rate => title == "IN/s" || title == "OUT/s",
+            Key::Total => title == "IN" || title == "OUT",
+            Key::Column(n) => n == column,
         }
     }
 
@@ -182,6 +188,7 @@ impl App {
             ports: &ports,
             order: self.order(),
             now,
+            linger: self.linger,
             open: &open,
             frozen: frozen.as_ref(),
         };
@@ -242,7 +249,7 @@ impl App {
             self.watched = None;
             return;
         };
-        let seconds = |rtt: Option<std::time::Duration>| rtt.map_or(0.0, |rtt| rtt.as_secs_f64());
+        let seconds = |rtt: Option<Duration>| rtt.map_or(0.0, |rtt| rtt.as_secs_f64());
         let (id, moment) = match &row.what {
             What::Connection(r) => (row.id(), [r.rate_in, r.rate_out, seconds(r.rtt)]),
             What::Sum(sum) => (row.id(), [sum.rate_in, sum.rate_out, seconds(sum.rtt)]),
@@ -255,10 +262,12 @@ impl App {
 
     /// The titles of the columns, with their ranks.
     pub(crate) fn heads(&self) -> Vec<(&'static str, u8, Kind)> {
-        match self.tab() {
-            Tab::Connections => heads(&CONNECTIONS),
-            Tab::Sums(_) => heads(&SUMS),
+        let Tab::Sums(_) = self.tab() else { return heads(&CONNECTIONS) };
+        let mut heads = heads(&SUMS);
+        if self.rows.iter().any(|row| matches!(row.what, What::Connection(_))) {
+            heads[0].2 = Kind::Ends;
         }
+        heads
     }
 
     /// The lines on the screen. `marks` are for rows that are closed and open.
@@ -298,24 +307,28 @@ impl App {
         self.show_tab((self.tab + if back { all - 1 } else { 1 }) % all);
     }
 
-    /// Orders by this column; by the same one again, the other way round.
-    pub(crate) fn order_by(&mut self, column: usize) {
+    /// Orders by this; by the same again, the other way round.
+    pub(crate) fn order_by(&mut self, key: Key) {
         let order = self.order();
-        let is_reversed = order.column == column && !order.is_reversed;
-        self.set_order(Order { column, is_reversed });
+        self.set_order(Order { key, is_reversed: order.key == key && !order.is_reversed });
     }
 
+    /// Orders by the column with this title, if there is one.
     pub(crate) fn order_by_title(&mut self, title: &str) {
         let place = self.heads().iter().position(|(known, ..)| *known == title);
-        if let Some(place) = place.filter(|&place| place != self.order().column) {
-            self.order_by(place);
+        if let Some(key) = place.map(Key::Column).filter(|key| *key != self.order().key) {
+            self.order_by(key);
         }
     }
 
     pub(crate) fn order_by_next(&mut self, back: bool) {
-        let all = self.heads().len();
-        let column = (self.order().column + if back { all - 1 } else { 1 }) % all;
-        self.set_order(Order { column, is_reversed: false });
+        let titles = self.heads();
+        let rate_in = titles.iter().position(|(title, ..)| *title == "IN/s").unwrap_or(0);
+        let column = match self.order().key {
+            Key::Column(column) => (column + if back { titles.len() - 1 } else { 1 }) % titles.len(),
+            _ => rate_in,
+        };
+        self.set_order(Order::by(Key::Column(column)));
     }
 
     pub(crate) fn reverse(&mut self) {
@@ -334,7 +347,8 @@ impl App {
             return;
         }
         let (filter, ports, open) = (&self.filter, &self.ports[..], &self.open);
-        let wanted = Wanted { filter, ports, order: self.order(), now: self.now, open, frozen: None };
+        let (now, linger) = (self.now, self.linger);
+        let wanted = Wanted { filter, ports, order: self.order(), now, linger, open, frozen: None };
         let ids: Vec<_> = match self.tab() {
             Tab::Connections => {
                 let mut all = wanted.connections(table);

@@ -5,6 +5,7 @@ use crate::names::{Hosts, Services};
 use crate::rows::{self, Column as By, amount, millis};
 use std::cmp::Ordering;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 use tcptop::{ConnectionRecord, Group, GroupBy, Sum};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub(crate) enum Kind {
     Wide,
     /// Likewise, and is cut before its port.
     Address,
+    /// Likewise, with both ends of connections, which want to be read: other columns go before they are cut.
+    Ends,
 }
 
 /// How amounts are shown.
@@ -159,7 +162,7 @@ const fn number<T>(
 }
 
 /// Of connections. The first one that is ordered by is the rate in.
-pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 11] = [
+pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
     text("PROCESS", 0, Kind::Wide, |r, _| rows::process(r), |a, b| By::Process.compare(a, b)),
     text("PID", 4, Kind::Number, |r, _| rows::pid(r), |a, b| By::Pid.compare(a, b)),
     text(
@@ -177,7 +180,31 @@ pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 11] = [
     number("IN", 1, |r, show| show.of_row(r, r.bytes_in), |a, b| By::In.compare(a, b)),
     number("OUT", 1, |r, show| show.of_row(r, r.bytes_out), |a, b| By::Out.compare(a, b)),
     number("RTT", 5, |r, _| millis(r.rtt), |a, b| By::Rtt.compare(a, b)),
+    number(
+        "RETR",
+        8,
+        |r, _| r.retransmits.map_or("-".into(), |n| n.to_string()),
+        |a, b| By::Retransmits.compare(a, b),
+    ),
+    number("SEEN", 7, |r, _| seconds(r.duration()), |a, b| By::Duration.compare(a, b)),
 ];
+
+/// The title of the column that --sort names; none for what is no column.
+pub(crate) fn title(column: By) -> &'static str {
+    match column {
+        By::Rate | By::Total => "",
+        By::In => "IN",
+        By::Out => "OUT",
+        By::Rtt => "RTT",
+        By::Retransmits => "RETR",
+        By::Duration => "SEEN",
+        By::Pid => "PID",
+        By::Process => "PROCESS",
+        By::Local => "LOCAL",
+        By::Remote => "REMOTE",
+        By::State => "STATE",
+    }
+}
 
 /// Of sums.
 pub(crate) const SUMS: [Column<Sum>; 9] = [
@@ -198,12 +225,27 @@ pub(crate) const SUMS: [Column<Sum>; 9] = [
     number("RTT", 2, |s, _| millis(s.rtt), |a, b| b.rtt.cmp(&a.rtt)),
 ];
 
+/// In the largest unit of which there is one.
+fn seconds(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let steps = [(86_400, "d"), (3600, "h"), (60, "m")];
+    match steps.into_iter().find(|(step, _)| seconds >= *step) {
+        Some((step, unit)) => format!("{}{unit}", seconds / step),
+        None => format!("{seconds}s"),
+    }
+}
+
 /// A connection below the sum that it is part of, in the same columns.
 pub(crate) fn in_a_sum(r: &ConnectionRecord, show: &Show, has_unicode: bool) -> Vec<String> {
     let arrow = if has_unicode { "↔" } else { "<->" };
     let (remote, local) = (show.end(r.key.remote()), show.end(r.key.local()));
+    // The usual one is left out.
+    let state = match rows::state(r) {
+        "-" | "established" => String::new(),
+        state => format!("  {state}"),
+    };
     vec![
-        format!("{} {remote} {arrow} {local}  {}", r.key.protocol, rows::state(r)),
+        format!("{} {remote} {arrow} {local}{state}", r.key.protocol),
         String::new(),
         String::new(),
         show.units.rate(r.rate_in),
@@ -222,6 +264,7 @@ pub(crate) fn layout(ranks: &[(u8, Kind)], natural: &[usize], width: usize) -> V
         Kind::Wide => natural[i].min(10),
         // An IPv4 address with its port.
         Kind::Address => natural[i].min(21),
+        Kind::Ends => natural[i].min(44),
         Kind::Number | Kind::Text => natural[i],
     };
     let mut shown: Vec<usize> = (0..ranks.len()).collect();

@@ -64,23 +64,19 @@ fn of_connection(app: &App, r: &ConnectionRecord) -> Vec<Entry> {
     )];
     entries.push(("command", known(r.pid().and_then(command_line))));
     entries.push((
-        "times",
+        "seen",
         format!(
-            "{}seen for {}, quiet for {}{end}",
-            r.role.map(|role| format!("{}, ", Role::as_str(role))).unwrap_or_default(),
+            "for {}{}, quiet for {}{end}",
             seconds(r.duration()),
+            r.role.map(|role| format!(" as {}", Role::as_str(role))).unwrap_or_default(),
             seconds(app.now.saturating_since(r.last_seen)),
         ),
     ));
-    entries.push((
-        "rtt",
-        format!(
-            "{}, least {}; {} segments sent again",
-            millis(r.rtt),
-            millis(r.min_rtt),
-            known(r.retransmits.map(|n| n.to_string()))
-        ),
-    ));
+    if r.rtt.is_some() || r.retransmits.is_some() {
+        let again = r.retransmits.map(|n| format!("; segments sent again: {n}"));
+        let (now, least) = (millis(r.rtt), millis(r.min_rtt));
+        entries.push(("rtt now", format!("{now}, least {least}{}", again.unwrap_or_default())));
+    }
     entries.push(("packets", format!("{} in, {} out", r.packets_in, r.packets_out)));
     entries.extend(r.owner.iter().flat_map(of_process));
     entries.push((
@@ -104,16 +100,14 @@ fn of_sum(app: &App, sum: &Sum) -> Vec<Entry> {
     let total = |bytes: u64| app.show.units.total(bytes as f64);
     let (traced_in, traced_out) = (total(sum.traced_bytes_in), total(sum.traced_bytes_out));
     entries.push(("traffic", format!("{traced_in} in, {traced_out} out since tcptop started")));
-    entries.push(("conns", format!("{}, of which {} are open", sum.connections, sum.open)));
-    entries.push((
-        "rtt",
-        format!(
-            "{} (median), least {}; {} segments sent again",
-            millis(sum.rtt),
-            millis(sum.min_rtt),
-            sum.retransmits
-        ),
-    ));
+    entries.push(("conns", format!("{}, open: {}", sum.connections, sum.open)));
+    if sum.rtt.is_some() {
+        let (median, least) = (millis(sum.rtt), millis(sum.min_rtt));
+        entries.push((
+            "rtt now",
+            format!("median {median}, least {least}; segments sent again: {}", sum.retransmits),
+        ));
+    }
     entries.push(("packets", format!("{} in, {} out", sum.packets_in, sum.packets_out)));
     entries.extend(process.into_iter().flat_map(of_process));
     entries
@@ -174,7 +168,7 @@ fn histories(app: &App, look: Look, width: usize) -> Vec<Line<'static>> {
         Line::from(vec![
             Span::styled(format!("{name:<NAME$} "), look.dim()),
             Span::styled(bars, style),
-            Span::raw(format!(" at most {}", show(most))),
+            Span::raw(format!(" peak {}", show(most))),
         ])
     };
     let mut lines = vec![line("in", 0, look.r#in(), &rate), line("out", 1, look.out(), &rate)];

@@ -4,7 +4,7 @@
 use crate::cgroups;
 use regex::{Regex, RegexBuilder};
 use std::net::IpAddr;
-use tcptop::{ConnectionRecord, Protocol, Role};
+use tcptop::{ConnectionRecord, Protocol, Role, TcpState};
 
 /// Nothing passes a word that makes no sense: the screen says so.
 #[derive(Clone, Debug, Default)]
@@ -19,13 +19,38 @@ enum Term {
     Pattern(Regex),
     Pid(u32),
     Port(u16),
-    Host(IpAddr, u32),
+    Host(Ends, IpAddr, u32),
     State(String),
     Protocol(Protocol),
     Role(Role),
     Cgroup(String),
+    Not(Box<Term>),
     Wrong(String),
 }
+
+/// Which address is meant.
+#[derive(Clone, Copy, Debug)]
+enum Ends {
+    Local,
+    Remote,
+    Either,
+}
+
+/// What `state:` knows beside the kernel's states.
+const STATES: [&str; 10] = [
+    FAILED,
+    "gone",
+    "refused",
+    "reset",
+    "timed_out",
+    "unreachable",
+    "forbidden",
+    "no_local_port",
+    "aborted",
+    "other",
+];
+/// A connect that failed, for whatever reason.
+const FAILED: &str = "failed";
 
 impl Filter {
     pub(crate) fn new(text: &str) -> Self {
@@ -49,20 +74,36 @@ impl Filter {
     }
 
     pub(crate) fn passes(&self, r: &ConnectionRecord) -> bool {
-        self.terms.iter().all(|term| match term {
-            Term::Word(word) => words(r).to_lowercase().contains(word),
-            Term::Pattern(pattern) => pattern.is_match(&words(r)),
-            Term::Pid(pid) => r.pid() == Some(*pid),
-            Term::Port(port) => [r.key.local_port, r.key.remote_port].contains(port),
-            Term::Host(network, bits) => {
-                is_in(r.key.local_addr, *network, *bits) || is_in(r.key.remote_addr, *network, *bits)
+        self.terms.iter().all(|term| term.passes(r))
+    }
+}
+
+impl Term {
+    fn passes(&self, r: &ConnectionRecord) -> bool {
+        match self {
+            Self::Word(word) => words(r).to_lowercase().contains(word),
+            Self::Pattern(pattern) => pattern.is_match(&words(r)),
+            Self::Pid(pid) => r.pid() == Some(*pid),
+            Self::Port(port) => [r.key.local_port, r.key.remote_port].contains(port),
+            Self::Host(ends, network, bits) => {
+                let is_local = is_in(r.key.local_addr, *network, *bits);
+                let is_remote = is_in(r.key.remote_addr, *network, *bits);
+                match ends {
+                    Ends::Local => is_local,
+                    Ends::Remote => is_remote,
+                    Ends::Either => is_local || is_remote,
+                }
             }
-            Term::State(state) => crate::rows::state(r).starts_with(state.as_str()),
-            Term::Protocol(protocol) => r.key.protocol == *protocol,
-            Term::Role(role) => r.role == Some(*role),
-            Term::Cgroup(part) => cgroup(r).is_some_and(|name| name.to_lowercase().contains(part)),
-            Term::Wrong(_) => false,
-        })
+            Self::State(state) => {
+                let has_failed = r.connect_failure.is_some() && FAILED.starts_with(state.as_str());
+                has_failed || crate::rows::state(r).starts_with(state.as_str())
+            }
+            Self::Protocol(protocol) => r.key.protocol == *protocol,
+            Self::Role(role) => r.role == Some(*role),
+            Self::Cgroup(part) => cgroup(r).is_some_and(|name| name.to_lowercase().contains(part)),
+            Self::Not(term) => !term.passes(r),
+            Self::Wrong(_) => false,
+        }
     }
 }
 
@@ -79,6 +120,12 @@ fn cgroup(r: &ConnectionRecord) -> Option<String> {
 }
 
 fn term(word: &str) -> Term {
+    if let Some(rest) = word.strip_prefix('!') {
+        return match term(rest) {
+            Term::Wrong(_) => Term::Wrong(word.to_owned()),
+            term => Term::Not(Box::new(term)),
+        };
+    }
     let wrong = || Term::Wrong(word.to_owned());
     let Some((name, value)) = word.split_once(':').filter(|(name, _)| name.chars().all(char::is_alphabetic))
     else {
@@ -93,10 +140,12 @@ fn term(word: &str) -> Term {
     let term = match name {
         "pid" => value.parse().ok().map(Term::Pid),
         "port" => value.parse().ok().map(Term::Port),
-        "host" => host(value),
-        "state" => Some(Term::State(value.to_lowercase())),
+        "host" => host(Ends::Either, value),
+        "local" => host(Ends::Local, value),
+        "remote" => host(Ends::Remote, value),
+        "state" => state(value),
         "cgroup" => Some(Term::Cgroup(value.to_lowercase())),
-        "proto" => value.parse().ok().map(Term::Protocol),
+        "proto" => value.to_lowercase().parse().ok().map(Term::Protocol),
         "dir" => match value {
             "in" => Some(Term::Role(Role::Server)),
             "out" => Some(Term::Role(Role::Client)),
@@ -108,13 +157,21 @@ fn term(word: &str) -> Term {
     term.unwrap_or_else(wrong)
 }
 
+/// The begin of a state's name.
+fn state(text: &str) -> Option<Term> {
+    let text = text.to_lowercase();
+    let kernel = (1..=12).map(|number| TcpState::from_kernel(number).as_str());
+    let is_known = kernel.chain(STATES).any(|name| name.starts_with(&text));
+    is_known.then_some(Term::State(text))
+}
+
 /// An address, or a network such as 10.0.0.0/8.
-fn host(text: &str) -> Option<Term> {
+fn host(ends: Ends, text: &str) -> Option<Term> {
     let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
     let address: IpAddr = address.parse().ok()?;
     let all = if address.is_ipv4() { 32 } else { 128 };
     let bits = bits.map_or(Some(all), |bits| bits.parse().ok().filter(|bits| *bits <= all))?;
-    Some(Term::Host(address, bits))
+    Some(Term::Host(ends, address, bits))
 }
 
 fn is_in(address: IpAddr, network: IpAddr, bits: u32) -> bool {
@@ -131,7 +188,7 @@ fn is_in(address: IpAddr, network: IpAddr, bits: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tcptop::{CgroupId, ConnectionKey, KernelTime, Process, TcpState};
+    use tcptop::{CgroupId, ConnectionKey, KernelTime, Process};
 
     fn record() -> ConnectionRecord {
         let key = ConnectionKey::new(Protocol::Tcp, [10, 1, 2, 3].into(), 43210, [192, 0, 2, 7].into(), 443);
@@ -157,6 +214,9 @@ mod tests {
             "~^tcp.*curl",
             "host:0.0.0.0/0",
             "192.0.2",
+            "local:10.0.0.0/8",
+            "!remote:10.0.0.0/8",
+            "!wget",
             "cgroup:922337203685477",
         ] {
             assert!(passes(text), "{text}");
@@ -170,6 +230,9 @@ mod tests {
             "dir:in",
             "proto:udp",
             "state:close",
+            "state:failed",
+            "remote:10.0.0.0/8",
+            "!curl",
             "cgroup:docker",
         ] {
             assert!(!passes(text), "{text}");
@@ -178,8 +241,17 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_said() {
-        for text in ["pid:x", "port:70000", "host:10.0.0.0/33", "host:nowhere", "dir:up", "proto:sctp", "~("]
-        {
+        for text in [
+            "pid:x",
+            "port:70000",
+            "host:10.0.0.0/33",
+            "host:nowhere",
+            "dir:up",
+            "proto:sctp",
+            "state:bogus",
+            "!port:x",
+            "~(",
+        ] {
             let filter = Filter::new(text);
             assert_eq!((filter.wrong(), filter.passes(&record())), (Some(text), false));
         }

@@ -3,7 +3,6 @@
 
 use super::app::App;
 use super::columns::{Show, Tab, Units};
-use super::filter::Filter;
 use super::look::{Look, Theme};
 use super::tree::What;
 use super::view;
@@ -66,7 +65,8 @@ pub(super) fn new_app(change: impl FnOnce(&mut App)) -> App {
     let services = Services::parse("https 443/tcp\npostgresql 5432/tcp\nssh 22/tcp\ndomain 53/udp\n");
     let show = Show { units: Units::default(), hosts: None, services };
     let limits = vec![" Tracing with fentry on Linux 6.12".into(), " udp_peers: limited".into()];
-    let mut app = App::new("fentry on Linux 6.12".into(), limits, Filter::default(), Vec::new(), show);
+    let mut app =
+        App::new("fentry on Linux 6.12".into(), limits, &clap::Parser::parse_from(["tcptop"]), show);
     change(&mut app);
     app
 }
@@ -119,7 +119,7 @@ fn the_screen_is_that_of_the_snapshot() {
     app.open_or_describe();
     all += &format!("--- tree\n{}", screen(&mut app, &mut table, 80, 12));
     app.has_help = true;
-    all += &format!("--- help\n{}", screen(&mut app, &mut table, 90, 26));
+    all += &format!("--- help\n{}", screen(&mut app, &mut table, 90, 27));
     (app.has_help, app.has_limits) = (false, true);
     all += &format!("--- limits\n{}", screen(&mut app, &mut table, 80, 12));
     let file = std::env::temp_dir().join("tcptop-screens.txt");
@@ -136,7 +136,7 @@ fn the_screen_is_that_of_the_snapshot() {
 fn a_filter_and_another_order_change_the_rows() {
     let (mut filtered, mut table) = app(|app| app.change_filter(|text| text.push_str("proto:udp")));
     let text = screen(&mut filtered, &mut table, 120, 12);
-    assert!(text.contains("dns") && !text.contains("curl") && text.contains("/proto:udp  1 rows"), "{text}");
+    assert!(text.contains("dns") && !text.contains("curl") && text.contains("/proto:udp  1 row"), "{text}");
     let (mut app, mut table) = app(|app| {
         app.order_by_title("IN");
         app.reverse();

@@ -7,15 +7,49 @@ use crate::rows::{self, Column as By};
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 use tcptop::{
     CgroupId, ConnectionKey, ConnectionRecord, ConnectionTable, Group, GroupBy, KernelTime, Process, Sum,
 };
 
+/// What rows are ordered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// The rates in and out together.
+    Rate,
+    /// The totals in and out together.
+    Total,
+    /// A column, by its place.
+    Column(usize),
+}
+
 /// How rows of a tab are ordered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
-    pub(crate) column: usize,
+    pub(crate) key: Key,
     pub(crate) is_reversed: bool,
+}
+
+impl Order {
+    pub(crate) fn by(key: Key) -> Self {
+        Self { key, is_reversed: false }
+    }
+
+    fn compare<T>(
+        self,
+        columns: &[Column<T>],
+        numbers: impl Fn(&T) -> ([f64; 2], [u64; 2]),
+        a: &T,
+        b: &T,
+    ) -> Ordering {
+        let (a, b) = if self.is_reversed { (b, a) } else { (a, b) };
+        let ((rates_a, totals_a), (rates_b, totals_b)) = (numbers(a), numbers(b));
+        match self.key {
+            Key::Rate => (rates_b[0] + rates_b[1]).total_cmp(&(rates_a[0] + rates_a[1])),
+            Key::Total => (totals_b[0] + totals_b[1]).cmp(&(totals_a[0] + totals_a[1])),
+            Key::Column(n) => (columns[n].compare)(a, b),
+        }
+    }
 }
 
 /// By which a row is known again at the next refresh.
@@ -93,6 +127,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) ports: &'a [u16],
     pub(crate) order: Order,
     pub(crate) now: KernelTime,
+    /// For so long ended connections are shown.
+    pub(crate) linger: Duration,
     pub(crate) open: &'a HashSet<Id>,
     /// The places of rows in an order that is kept.
     pub(crate) frozen: Option<&'a HashMap<Id, usize>>,
@@ -100,7 +136,7 @@ pub(crate) struct Wanted<'a> {
 
 impl Wanted<'_> {
     fn passes(&self, r: &ConnectionRecord) -> bool {
-        rows::has_port(r, self.ports) && self.filter.passes(r)
+        rows::has_port(r, self.ports) && rows::is_recent(r, self.now, self.linger) && self.filter.passes(r)
     }
 
     fn is_all(&self) -> bool {
@@ -121,12 +157,16 @@ impl Wanted<'_> {
             Some(_) => self.place(Id::of_record(a)).cmp(&self.place(Id::of_record(b))),
             None => Ordering::Equal,
         };
-        order.then_with(|| by_column(&CONNECTIONS, self.order, a, b)).then_with(|| rest(a).cmp(&rest(b)))
+        let numbers = |r: &ConnectionRecord| ([r.rate_in, r.rate_out], [r.bytes_in, r.bytes_out]);
+        order
+            .then_with(|| self.order.compare(&CONNECTIONS, numbers, a, b))
+            .then_with(|| rest(a).cmp(&rest(b)))
     }
 
     pub(crate) fn compare_sums(&self, a: &Sum, b: &Sum) -> Ordering {
         let place = |sum: &Sum| self.place(Id::of_group(&sum.group));
-        let order = place(a).cmp(&place(b)).then_with(|| by_column(&SUMS, self.order, a, b));
+        let numbers = |sum: &Sum| ([sum.rate_in, sum.rate_out], [sum.bytes_in, sum.bytes_out]);
+        let order = place(a).cmp(&place(b)).then_with(|| self.order.compare(&SUMS, numbers, a, b));
         order.then_with(|| rows::compare_groups(&a.group, &b.group))
     }
 
@@ -172,18 +212,16 @@ impl Wanted<'_> {
                         is_of(by, &group, r) && cgroup.is_none_or(|id| cgroup_of(r) == Some(id))
                     };
                     let mut below: Vec<_> = self.connections(table).into_iter().filter(is_below).collect();
-                    below.sort_unstable_by(|a, b| By::Rate.compare(a, b));
+                    let place = |r: &ConnectionRecord| self.place(Id::of_record(r));
+                    below.sort_unstable_by(|a, b| {
+                        place(a).cmp(&place(b)).then_with(|| By::Rate.compare(a, b))
+                    });
                     let depth = 1 + usize::from(cgroup.is_some());
                     rows.extend(below.into_iter().map(|r| Row::of_record(r, depth)));
                 }
             }
         }
     }
-}
-
-fn by_column<T>(columns: &[Column<T>], order: Order, a: &T, b: &T) -> Ordering {
-    let compare = columns[order.column].compare;
-    if order.is_reversed { compare(b, a) } else { compare(a, b) }
 }
 
 fn cgroup_of(r: &ConnectionRecord) -> Option<CgroupId> {

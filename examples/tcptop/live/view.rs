@@ -22,8 +22,11 @@ pub(crate) struct Places {
 
 /// Of the header, the tabs, the table with its titles, the details, the last line.
 fn areas(app: &App, screen: Rect) -> [Rect; 5] {
-    // Half of the screen is for the table.
-    let details = if app.has_details { (details::LINES as u16 + 2).min(screen.height / 2) } else { 0 };
+    // The details get what the rows leave, but these keep at least half of it.
+    let free = screen.height.saturating_sub(3 + 1 + 1);
+    let rows = u16::try_from(app.matching + 1).unwrap_or(u16::MAX).min((free / 2).max(3));
+    let wanted = details::LINES as u16 + 2;
+    let details = if app.has_details { wanted.min(free.saturating_sub(rows)) } else { 0 };
     Layout::vertical([
         Constraint::Length(3),
         Constraint::Length(1),
@@ -146,11 +149,13 @@ fn table(frame: &mut Frame, app: &App, look: Look, area: Rect) -> (Vec<(Rect, us
     let lines = app.lines([false, true].map(|is_open| look.tree(is_open)), look.has_unicode);
     let order = app.order();
     let title = |n: usize| if n == 0 { app.tab().head() } else { heads[n].0 };
-    let arrow = |n: usize| if n == order.column { look.arrow(order.is_reversed) } else { "" };
+    let arrow = |n: usize| if app.is_order(n, heads[n].0) { look.arrow(order.is_reversed) } else { "" };
     let titles: Vec<_> = (0..heads.len()).map(|n| format!("{}{}", title(n), arrow(n))).collect();
     let natural = |i: usize| {
         let cells = lines.iter().map(|line| line.cells[i].width());
-        cells.chain([titles[i].width()]).max().unwrap_or(0)
+        // Amounts take up to so many: no column then moves when they change.
+        let least = if heads[i].0.contains("IN") || heads[i].0.contains("OUT") { 6 } else { 0 };
+        cells.chain([titles[i].width(), least]).max().unwrap_or(0)
     };
     let natural: Vec<_> = (0..heads.len()).map(natural).collect();
     let ranks: Vec<_> = heads.iter().map(|(_, rank, kind)| (*rank, *kind)).collect();
@@ -204,15 +209,16 @@ pub(crate) fn fit(text: &str, width: usize, kind: Kind) -> String {
 fn footer(frame: &mut Frame, app: &App, look: Look, area: Rect) {
     let width = usize::from(area.width);
     let line = if app.is_typing || !app.filter.is_empty() {
-        let wrong = app.filter.wrong().map(|word| format!("   {word}: not understood")).unwrap_or_default();
+        let wrong = app.filter.wrong().map(|word| format!("  {word} is not understood"));
+        let rows = if app.matching == 1 { "row" } else { "rows" };
+        let after = wrong.clone().unwrap_or_else(|| format!("  {} {rows}", app.matching));
         let cursor = if app.is_typing { "_" } else { "" };
         Text::from(vec![
             Span::styled(
                 format!("/{}{cursor}", app.filter.text()),
                 Style::new().add_modifier(Modifier::BOLD),
             ),
-            Span::raw(format!("  {} rows", app.matching)),
-            Span::styled(wrong, look.error()),
+            Span::styled(after, if wrong.is_some() { look.error() } else { Style::new() }),
         ])
     } else if app.note.is_empty() {
         Text::styled(keys(look, width), look.dim())
@@ -245,7 +251,7 @@ fn keys(look: Look, width: usize) -> String {
     })
 }
 
-const HELP: [&str; 19] = [
+const HELP: [&str; 20] = [
     " q, Ctrl-C        quit",
     " Tab, 1 to 6      connections, processes, hosts, cgroups, ports, services",
     " Up, Down, j, k   choose a row; also PageUp, PageDown, Home, End, and the mouse",
@@ -254,10 +260,11 @@ const HELP: [&str; 19] = [
     " d                details of the chosen row",
     " Left, Right, <>  order by another column; a click on its title does so, too",
     " r, -             reverse the order",
-    " i, o, t          order by the rate in, the rate out, the total in",
+    " a, t, i, o       order by both rates (as at the start), both totals, the rate in or out",
     " f                keep the order of the rows; again: let them move",
-    " /                filter: words, and pid:1234 port:443 host:10.0.0.0/8 cgroup:nginx",
-    "                  state:established proto:udp dir:in or dir:out ~regex",
+    " /                filter: words, and pid:1234 port:443 remote:10.0.0.0/8 local: host:",
+    "                  state:established state:failed proto:udp cgroup:nginx ~regex !term",
+    "                  dir:in (accepted) dir:out (connected)",
     " Esc              no filter, no details, no help",
     " Space, p         pause",
     " n                names of hosts, which asks the name server for each on the screen",
@@ -275,6 +282,8 @@ fn overlay(frame: &mut Frame, title: &str, lines: &[String]) {
     let widest = lines.iter().map(|line| line.width()).max().unwrap_or(0).max(title.len());
     let (width, height) = (widest as u16 + 3, lines.len() as u16 + 2);
     let (width, height) = (width.min(screen.width), height.min(screen.height));
+    // A column of the rows beside it would only confuse.
+    let width = if width + 8 >= screen.width { screen.width } else { width };
     let area = Rect::new((screen.width - width) / 2, (screen.height - height) / 2, width, height);
     frame.render_widget(Clear, area);
     let lines: Vec<_> = lines.into_iter().map(Text::raw).collect();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A process chooses its name: what a terminal would obey reaches none.
 
-use super::{json, tcptop};
+use super::{Running, json, tcptop};
 use crate::net::{Child, port, recv, send, tcp_pair, tell};
 use std::time::Duration;
 
@@ -29,6 +29,23 @@ fn printed(arguments: &[&str]) -> (String, u16) {
 fn obeyed(text: &str) -> Vec<char> {
     let is_harmless = |c: &char| *c == '\n' || *c == '…' || (' '..='~').contains(c);
     text.chars().filter(|c| !is_harmless(c)).collect()
+}
+
+/// One socket makes as many flows as there are addresses and ports: the rows have a bound, and what went is counted.
+#[test]
+fn a_flood_of_flows_takes_no_more_rows_than_allowed() {
+    let (running, _) = Running::start(&["--json", "--no-events", "--no-bootstrap", "--max-rows", "1000"]);
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for port in 10_000..14_000 {
+        assert_eq!(socket.send_to(&[1], ("127.0.0.1", port)).unwrap_or(1), 1);
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    running.signal(libc::SIGTERM);
+    let (lines, code, errors) = running.finish();
+    assert_eq!(code, 0, "{errors}");
+    assert_eq!(lines.iter().filter(|line| line["type"] == "connection").count(), 1000);
+    let evicted = lines.last().unwrap()["evicted"].as_u64().unwrap();
+    assert!((3000..5000).contains(&evicted), "{evicted}");
 }
 
 #[test]

@@ -102,17 +102,16 @@ impl Drop for Terminal {
 fn the_live_view_answers_keys() {
     let (client, server) = tcp_pair();
     assert_eq!(send(&client, &[1; 3000], 0), 3000);
-    let own = format!("[{}]", std::process::id());
     let at = port(&client).to_string();
     let mut terminal = Terminal::start(&["--port", &at, "--interval", "0.3"]);
     terminal.press("", &["1 Connections", "PROCESS", "OUT/s", "2 open", &format!(":{at}")], None);
-    terminal.press("2", &[&own, "2.9K"], Some("STATE"));
-    terminal.press("3", &["REMOTE HOST", "127.0.0.1"], Some(&own));
+    terminal.press("2", &["▸ live-", "2.9K"], Some("STATE"));
+    terminal.press("3", &["REMOTE HOST", "127.0.0.1"], Some("▸ live-"));
     terminal.press("4", &["CGROUP"], None);
     terminal.press("1", &["STATE", "established"], None);
     terminal.press("/port:1\r", &["/port:1  0 rows"], Some(&format!(":{at}")));
     terminal.press("\u{1b}", &["established", "q quit"], None);
-    terminal.press("d", &["Details", "found among the open files", "command", "at most"], None);
+    terminal.press("d", &["Details", "found among the open files", "command", "peak"], None);
     terminal.press("?", &["Help", "to the background"], None);
     terminal.press("? ", &["PAUSED"], Some("Help"));
     terminal.press(" uu", &["0b/s"], Some("PAUSED"));

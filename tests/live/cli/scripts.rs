@@ -129,8 +129,13 @@ fn a_command_is_traced_with_its_children() {
     assert!(errors.contains("2 connections, 500 in, 1.3K out"), "{errors}");
     assert!(errors.contains(" 300 ") && errors.contains("NEW OUT"), "{errors}");
     server.join().unwrap();
-    let left = std::fs::read_dir(Cgroup::root()).unwrap().flatten();
-    assert_eq!(left.filter(|entry| entry.file_name().to_string_lossy().starts_with("tcptop-")).count(), 0);
+    assert_eq!(left_over(), 0);
+}
+
+/// Cgroups that were made for commands.
+fn left_over() -> usize {
+    let all = std::fs::read_dir(Cgroup::root()).unwrap().flatten();
+    all.filter(|entry| entry.file_name().to_string_lossy().starts_with("tcptop-")).count()
 }
 
 /// The exit status is the command's, also for one that a signal ends, and for one that cannot be run. SIGTERM goes on to the
@@ -139,6 +144,11 @@ fn a_command_is_traced_with_its_children() {
 fn it_ends_as_its_command_does() {
     let status = |script| finish(&["--", "sh", "-c", script]).1;
     assert_eq!([status("exit 7"), status("kill -9 $$")], [7, 128 + 9]);
+    // A child that goes on keeps the cgroup, which is said, and the next run removes it.
+    let (_, code, errors) = finish(&["--", "sh", "-c", "sleep 2 >&- 2>&- & exit 5"]);
+    assert!(code == 5 && errors.contains("processes of the command go on, in the cgroup"), "{code} {errors}");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((status("exit 0"), left_over()), (0, 0));
     let (output, code, errors) = finish(&["--", "/nowhere/command"]);
     assert_eq!((output.len(), code, errors.lines().count()), (0, 127, 1));
     assert!(errors.contains("cannot run /nowhere/command: No such file"), "{errors}");
@@ -177,6 +187,37 @@ fn sums_come_at_the_end() {
     let (lines, code, errors) =
         finish(&["--port", &at, "--duration", "0.3", "--fail-over", "0", "--no-bootstrap"]);
     assert_eq!((code, errors.as_str()), (0, ""), "{lines:?}");
+}
+
+/// Rows, sums and --fail-over are of what passes --filter; connections that have ended still count at the end, also where they
+/// are not shown any more.
+#[test]
+fn a_filter_chooses_rows_and_sums() {
+    let [wanted, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let filter = format!("port:{} !pid:1", wanted.local_addr().unwrap().port());
+    let trace = |options: &[&str]| {
+        let arguments = [&["--filter", &filter, "--summary", "process", "--no-bootstrap"], options].concat();
+        let (running, _) = Running::start_text(&arguments);
+        for (listener, bytes) in [(&wanted, 700), (&other, 50_000)] {
+            let (client, server) = pair_by(listener);
+            assert_eq!(send(&client, &vec![1; bytes], 0), bytes as isize);
+            assert_eq!(recv(&server, bytes, libc::MSG_WAITALL), bytes as isize);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        running.signal(libc::SIGINT);
+        running.finish_text()
+    };
+    let (lines, code, errors) = trace(&["--json", "--no-events", "--fail-over", "1399"]);
+    assert_eq!((code, errors.as_str()), (3, "tcptop: 1400 bytes moved, more than 1399\n"));
+    let lines: Vec<_> = lines.iter().map(|line| json(line)).collect();
+    let of = |kind: &'static str| lines.iter().filter(move |line| is(line, kind));
+    assert_eq!(of("connection").map(|row| row["bytes_in"].as_u64().unwrap()).sum::<u64>(), 700, "{lines:?}");
+    let sums: Vec<_> = of("sum").map(|sum| (&sum["pid"], &sum["bytes_in"], &sum["bytes_out"])).collect();
+    assert_eq!(sums, [(&std::process::id().into(), &700.into(), &700.into())], "{lines:?}");
+
+    let (lines, code, errors) = trace(&["--fail-over", "1400"]);
+    let text = lines.concat();
+    assert!(code == 0 && text.contains("NEW OUT") && !text.contains("48.8K"), "{code} {text} {errors}");
 }
 
 /// --retransmits, --netns and --no-loopback, in a network where nobody answers.
