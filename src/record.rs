@@ -30,15 +30,15 @@ pub struct ConnectionRecord {
     pub bytes_in: u64,
     /// Payload bytes that the kernel accepted from the program.
     pub bytes_out: u64,
-    /// TCP: segments received; UDP: datagrams consumed.
+    /// TCP: segments received, while the connection is open as of the latest transfer in; UDP: datagrams consumed.
     pub packets_in: u64,
-    /// TCP: segments sent; UDP: datagrams sent.
+    /// TCP: segments sent, while the connection is open as of the latest transfer out; UDP: datagrams sent.
     pub packets_out: u64,
-    /// Bytes in since the look before ([`ConnectionTable::records_at`](crate::ConnectionTable::records_at) or `snapshot`).
-    /// What moved before the tracer started is not new.
+    /// Bytes in since the previous call of [`records_at`](crate::ConnectionTable::records_at) or
+    /// [`snapshot`](crate::ConnectionTable::snapshot). What moved before the tracer started is not new.
     #[cfg_attr(feature = "serde", serde(default))]
     pub new_bytes_in: u64,
-    /// Bytes out since then.
+    /// Bytes out, likewise.
     #[cfg_attr(feature = "serde", serde(default))]
     pub new_bytes_out: u64,
     /// Bytes per second in, over the table's window, at the time of the snapshot.

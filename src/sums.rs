@@ -122,9 +122,10 @@ pub struct Sum {
     pub packets_out: u64,
     /// TCP segments that were sent again, as far as [records](crate::ConnectionRecord::retransmits) tell.
     pub retransmits: u64,
-    /// Bytes in since the look before at sums by the same thing. What moved before the tracer started is not new.
+    /// Bytes in since the previous call of [`sums`](crate::ConnectionTable::sums) with the same [`GroupBy`]. What moved before
+    /// the tracer started is not new.
     pub new_bytes_in: u64,
-    /// Bytes out since then.
+    /// Bytes out, likewise.
     pub new_bytes_out: u64,
     /// Bytes in since the tracer started: the total without what pre-existing connections had moved before.
     pub traced_bytes_in: u64,
