@@ -31,6 +31,7 @@ macro_rules! documents {
             "numbers.md#existing-connections" => "numbers#existing-connections",
             "numbers.md#losses" => "numbers#losses",
             "numbers.md#processes" => "numbers#processes",
+            "numbers.md#rates" => "numbers#rates",
             "numbers.md#the-audit" => "numbers#the-audit",
             "privileges.md" => "privileges",
             "privileges.md#containers" => "privileges#containers",
