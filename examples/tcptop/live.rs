@@ -13,7 +13,7 @@ mod tests;
 mod tree;
 mod view;
 
-use crate::names::{Hosts, Services};
+use crate::names::{Executables, Hosts, Services};
 use crate::options::Options;
 use crate::output;
 use crate::rows::Column;
@@ -62,6 +62,7 @@ impl Live {
     pub(crate) fn start(
         options: &Options,
         can: Option<&Capabilities>,
+        executables: Option<Executables>,
     ) -> io::Result<(Self, Receiver<Event>)> {
         let title = can.map(|can| format!("{} on Linux {}", can.backend(), can.kernel())).unwrap_or_default();
         let terminal = take_terminal()?;
@@ -69,8 +70,9 @@ impl Live {
         thread::spawn(move || while event::read().is_ok_and(|event| tell.send(event).is_ok()) {});
         let show = Show {
             units: Units::default(),
-            hosts: options.names.then(Hosts::start),
+            hosts: options.names.then(Hosts::of_resolver),
             services: Services::of_this_machine(),
+            executables,
         };
         let limits = can.map(|can| limits(can, !options.no_bootstrap)).unwrap_or_default();
         let mut app = App::new(title, limits, options, show);
@@ -169,7 +171,7 @@ impl Live {
             KeyCode::Char(' ' | 'p') => app.is_paused ^= true,
             KeyCode::Char('u' | 'b') => app.show.units = app.show.units.next(),
             KeyCode::Char('n') => {
-                app.show.hosts = if app.show.hosts.is_some() { None } else { Some(Hosts::start()) }
+                app.show.hosts = if app.show.hosts.is_some() { None } else { Some(Hosts::of_resolver()) }
             }
             KeyCode::Char('f') => app.freeze(table),
             KeyCode::Char('l') => app.has_limits ^= true,

@@ -8,6 +8,7 @@ mod live;
 mod names;
 mod options;
 mod output;
+mod privileges;
 mod rows;
 mod session;
 
@@ -50,6 +51,9 @@ fn run(options: &Options) -> Result<ExitCode, Box<dyn Error>> {
     }
     // Before signals are caught: to open a FIFO may take for ever, and shall be ended by them.
     let output = Output::new(options)?;
+    if options.gives_privileges_up() {
+        privileges::keep_needed()?;
+    }
     session::run(options, &output, &signals(!options.command.is_empty())?)
 }
 

@@ -4,30 +4,28 @@
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::{fs, thread};
 use tcptop::Protocol;
 
-/// Names of so many hosts are kept; then all are asked for anew.
+/// So many names are kept; then all are asked for anew.
 const MOST: usize = 10_000;
 
-/// Names of hosts. A thread waits for the resolver, so that nobody else does.
-pub(crate) struct Hosts {
+/// Names that take their time. A thread looks them up, so that nobody else waits.
+pub(crate) struct Names<K> {
     /// None while nothing is known, and where there is no name.
-    known: RefCell<HashMap<IpAddr, Option<String>>>,
-    ask: Sender<IpAddr>,
-    answers: Receiver<(IpAddr, String)>,
+    known: RefCell<HashMap<K, Option<String>>>,
+    ask: Sender<K>,
+    answers: Receiver<(K, String)>,
 }
 
-impl Hosts {
-    pub(crate) fn start() -> Self {
+impl<K: Copy + Eq + Hash + Send + 'static> Names<K> {
+    pub(crate) fn start(look_up: fn(K) -> Option<String>) -> Self {
         let ((ask, asked), (tell, answers)) = (bounded(64), bounded(64));
         thread::spawn(move || {
-            for address in asked {
-                // getnameinfo(3) gives back the number where there is no name.
-                let name =
-                    dns_lookup::lookup_addr(&address).ok().filter(|name| name.parse::<IpAddr>().is_err());
-                if name.is_some_and(|name| tell.send((address, escaped(&name))).is_err()) {
+            for key in asked {
+                if look_up(key).is_some_and(|name| tell.send((key, escaped(&name))).is_err()) {
                     return;
                 }
             }
@@ -35,21 +33,46 @@ impl Hosts {
         Self { known: RefCell::default(), ask, answers }
     }
 
-    /// Its name if that is known by now.
-    pub(crate) fn name(&self, address: IpAddr) -> Option<String> {
+    /// The name if that is known by now.
+    pub(crate) fn name(&self, key: K) -> Option<String> {
         let mut known = self.known.borrow_mut();
-        known.extend(self.answers.try_iter().map(|(address, name)| (address, Some(name))));
-        if let Some(name) = known.get(&address) {
+        known.extend(self.answers.try_iter().map(|(key, name)| (key, Some(name))));
+        if let Some(name) = known.get(&key) {
             return name.clone();
         }
-        // If the resolver is slow, it is asked with the next refresh.
-        if !address.is_unspecified() && self.ask.try_send(address).is_ok() {
+        // If the thread is busy, it is asked with the next refresh.
+        if self.ask.try_send(key).is_ok() {
             if known.len() >= MOST {
                 known.clear();
             }
-            known.insert(address, None);
+            known.insert(key, None);
         }
         None
+    }
+}
+
+/// Names of hosts, by the resolver.
+pub(crate) type Hosts = Names<IpAddr>;
+
+impl Hosts {
+    pub(crate) fn of_resolver() -> Self {
+        // getnameinfo(3) gives back the number where there is no name.
+        Self::start(|address| {
+            let name = Some(address).filter(|ip| !ip.is_unspecified()).map(|ip| dns_lookup::lookup_addr(&ip));
+            name?.ok().filter(|name| name.parse::<IpAddr>().is_err())
+        })
+    }
+}
+
+/// Paths of executables, by pid and start time. To read them takes rights that the view gives up: the thread is started before.
+pub(crate) type Executables = Names<(u32, u64)>;
+
+impl Executables {
+    pub(crate) fn of_proc() -> Self {
+        Self::start(|(pid, _)| {
+            let path = procfs::process::Process::new(pid as i32).and_then(|process| process.exe()).ok()?;
+            Some(path.to_string_lossy().into_owned())
+        })
     }
 }
 
@@ -122,7 +145,7 @@ mod tests {
     /// /etc/hosts has that of the loopback on every system; an address for documents has none.
     #[test]
     fn the_name_of_a_host_comes_later() {
-        let hosts = Hosts::start();
+        let hosts = Hosts::of_resolver();
         let (here, nowhere) = (IpAddr::from([127, 0, 0, 1]), IpAddr::from([192, 0, 2, 1]));
         assert_eq!((hosts.name(here), hosts.name(nowhere)), (None, None));
         let end = Instant::now() + Duration::from_secs(10);

@@ -83,6 +83,9 @@ pub(crate) struct Options {
     /// Leave out connections that exist already, until something happens on them
     #[arg(long, help_heading = "Tracing")] pub(crate) no_bootstrap: bool,
 
+    /// Keep all privileges; without it, the threads that talk to the user give up all once tcptop traces, and others all but a few
+    #[arg(long, help_heading = "Tracing")] pub(crate) keep_privileges: bool,
+
     /// Print the completions of this shell, and end
     #[arg(long, value_name = "SHELL")] pub(crate) completions: Option<Shell>,
     /// Print the manual page, and end
@@ -171,6 +174,11 @@ impl Options {
     pub(crate) fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> Vec<Sum> {
         let now = KernelTime::now();
         if self.filter.is_none() { table.sums(by, now) } else { table.sums_of(by, now, |r| self.wants(r)) }
+    }
+
+    /// Not with a command: it shall have all that this program has, and signals are passed on to it.
+    pub(crate) fn gives_privileges_up(&self) -> bool {
+        !self.keep_privileges && self.command.is_empty()
     }
 
     /// How long ended connections are shown.

@@ -3,8 +3,10 @@
 
 use crate::command::Command;
 use crate::live::{self, Live};
+use crate::names::Executables;
 use crate::options::Options;
 use crate::output::{self, Output};
+use crate::privileges;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use ratatui::crossterm::event::Event;
 use std::error::Error;
@@ -44,12 +46,8 @@ pub(crate) fn run(
     let can = collector.capabilities();
     let is_live = options.is_live() && live::is_possible();
     can.as_ref().filter(|_| !is_live).map_or(Ok(()), |can| output.start(can))?;
-    let (live, input) = if is_live {
-        let (live, input) = Live::start(options, can.as_ref())?;
-        (Some(live), input)
-    } else {
-        (None, never())
-    };
+    // To read paths of executables takes rights that are given up.
+    let executables = is_live.then(Executables::of_proc);
     let began = Instant::now();
     let running = match command.map(Command::start).transpose() {
         Ok(running) => running,
@@ -63,6 +61,15 @@ pub(crate) fn run(
         let signal = thread::scope(|scope| {
             let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
             scope.spawn(|| survey(&collector, asked, tell));
+            if options.gives_privileges_up() {
+                privileges::give_up()?;
+            }
+            let (live, input) = if is_live {
+                let (live, input) = Live::start(options, can.as_ref(), executables)?;
+                (Some(live), input)
+            } else {
+                (None, never())
+            };
             let stats = || collector.stats();
             let mut watch = Watch {
                 live,

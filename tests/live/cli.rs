@@ -5,6 +5,7 @@ mod hostile;
 mod json;
 mod limits;
 mod options;
+mod privileges;
 mod screen;
 mod scripts;
 
@@ -83,6 +84,10 @@ impl Running {
         let mut text = String::new();
         self.lines.as_mut()?.read_line(&mut text).unwrap();
         (!text.is_empty()).then_some(text)
+    }
+
+    fn id(&self) -> u32 {
+        self.process.id()
     }
 
     fn signal(&self, signal: i32) {

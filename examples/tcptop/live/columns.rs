@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The columns of each tab: what they show, what rows are ordered by, and which go first where there is no room.
 
-use crate::names::{Hosts, Services};
+use crate::names::{Executables, Hosts, Services};
 use crate::rows::{self, Column as By, amount, millis};
 use std::cmp::Ordering;
 use std::net::{IpAddr, SocketAddr};
@@ -102,6 +102,8 @@ pub(crate) struct Show {
     /// Names of hosts, if they are wanted.
     pub(crate) hosts: Option<Hosts>,
     pub(crate) services: Services,
+    /// None in tests.
+    pub(crate) executables: Option<Executables>,
 }
 
 impl Show {

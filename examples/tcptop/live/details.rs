@@ -78,7 +78,7 @@ fn of_connection(app: &App, r: &ConnectionRecord) -> Vec<Entry> {
         entries.push(("rtt now", format!("{now}, least {least}{}", again.unwrap_or_default())));
     }
     entries.push(("packets", format!("{} in, {} out", r.packets_in, r.packets_out)));
-    entries.extend(r.owner.iter().flat_map(of_process));
+    entries.extend(r.owner.iter().flat_map(|owner| of_process(app, owner)));
     entries.push((
         "socket",
         format!(
@@ -109,7 +109,7 @@ fn of_sum(app: &App, sum: &Sum) -> Vec<Entry> {
         ));
     }
     entries.push(("packets", format!("{} in, {} out", sum.packets_in, sum.packets_out)));
-    entries.extend(process.into_iter().flat_map(of_process));
+    entries.extend(process.into_iter().flat_map(|process| of_process(app, process)));
     entries
 }
 
@@ -128,13 +128,13 @@ fn seconds(time: std::time::Duration) -> String {
 }
 
 /// What /proc says now.
-fn of_process(process: &Process) -> Vec<Entry> {
-    let known = procfs::process::Process::new(process.pid as i32).ok();
-    let exe = known.as_ref().and_then(|known| known.exe().ok());
+fn of_process(app: &App, process: &Process) -> Vec<Entry> {
+    let executables = app.show.executables.as_ref();
+    let exe = executables.and_then(|all| all.name((process.pid, process.start_time_ns)));
     let uid = process.uid;
     let user = names::user(uid).map_or_else(|| uid.to_string(), |name| format!("{name} ({uid})"));
     let mut entries = vec![("user", user)];
-    entries.extend(exe.map(|path| ("exe", path.to_string_lossy().escape_debug().to_string())));
+    entries.extend(exe.map(|path| ("exe", path)));
     let parents: Vec<_> = parents(process.pid).take(PARENTS).collect();
     entries.extend(Some(parents.join(", ")).filter(|text| !text.is_empty()).map(|text| ("parents", text)));
     entries.extend(process.cgroup_id.map(|id| ("cgroup", cgroups::path(id))));

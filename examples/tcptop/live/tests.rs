@@ -63,7 +63,7 @@ fn app(change: impl FnOnce(&mut App)) -> (App, ConnectionTable) {
 
 pub(super) fn new_app(change: impl FnOnce(&mut App)) -> App {
     let services = Services::parse("https 443/tcp\npostgresql 5432/tcp\nssh 22/tcp\ndomain 53/udp\n");
-    let show = Show { units: Units::default(), hosts: None, services };
+    let show = Show { units: Units::default(), hosts: None, services, executables: None };
     let limits = vec![" Tracing with fentry on Linux 6.12".into(), " udp_peers: limited".into()];
     let mut app =
         App::new("fentry on Linux 6.12".into(), limits, &clap::Parser::parse_from(["tcptop"]), show);
