@@ -105,8 +105,8 @@ fn the_live_view_answers_keys() {
     let at = port(&client).to_string();
     let mut terminal = Terminal::start(&["--port", &at, "--interval", "0.3"]);
     terminal.press("", &["1 Connections", "PROCESS", "OUT/s", "2 open", &format!(":{at}")], None);
-    terminal.press("2", &["▸ live-", "2.9K"], Some("STATE"));
-    terminal.press("3", &["REMOTE HOST", "127.0.0.1"], Some("▸ live-"));
+    terminal.press("2", &["▸ live", "2.9K"], Some("STATE"));
+    terminal.press("3", &["REMOTE HOST", "127.0.0.1"], Some("▸ live"));
     terminal.press("4", &["CGROUP"], None);
     terminal.press("1", &["STATE", "established"], None);
     terminal.press("/port:1\r", &["/port:1  0 rows"], Some(&format!(":{at}")));
