@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The example program, as users run it.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -9,6 +10,13 @@ use std::sync::OnceLock;
 pub(crate) fn path() -> PathBuf {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(build).clone()
+}
+
+/// The most memory that this process had resident, in MiB; none after it has ended.
+pub(crate) fn peak_of(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next())?;
+    Some(kib.parse::<u64>().ok()? / 1024)
 }
 
 fn build() -> PathBuf {

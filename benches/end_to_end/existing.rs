@@ -3,7 +3,6 @@
 
 use crate::{diag, example, object};
 use libbpf_rs::Iter;
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -23,15 +22,20 @@ pub(crate) struct Crowd(Vec<(Child, ChildStdin)>);
 
 /// What such a process does.
 pub(crate) fn hold() {
+    let pairs = pairs(PAIRS_EACH);
+    println!("{}", pairs.len());
+    drop(std::io::stdin().read(&mut [0]));
+}
+
+/// Both ends of so many connections.
+pub(crate) fn pairs(count: usize) -> Vec<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let pair = |_| {
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
         (client, listener.accept().expect("a connection").0)
     };
-    let pairs: Vec<_> = (0..PAIRS_EACH).map(pair).collect();
-    println!("{}", pairs.len());
-    drop(std::io::stdin().read(&mut [0]));
+    (0..count).map(pair).collect()
 }
 
 impl Crowd {
@@ -104,12 +108,10 @@ impl Crowd {
             .expect("it was just built");
         let mut peak = 0;
         while example.try_wait().expect("a child").is_none() {
-            let status = fs::read_to_string(format!("/proc/{}/status", example.id())).unwrap_or_default();
-            let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
-            peak = kib.and_then(|kib| kib.parse().ok()).unwrap_or(peak);
+            peak = example::peak_of(example.id()).unwrap_or(peak);
             thread::sleep(Duration::from_millis(20));
         }
-        format!("{} MiB", peak / 1024)
+        format!("{peak} MiB")
     }
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The example's live view on a terminal: what it takes of a processor and of memory, and how soon it answers a key.
 
-use crate::example;
+use crate::{example, existing};
 use crossbeam_channel::{Receiver, unbounded};
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::FromRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ const KEYS: [&str; 6] = ["2", "3", "4", "5", "6", "1"];
 /// The part of a processor, the most memory, and the longest time until a key was answered.
 pub(crate) fn cost() -> String {
     let stop = AtomicBool::new(false);
-    let pairs = pairs();
+    let pairs = existing::pairs(PAIRS);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -35,16 +35,6 @@ pub(crate) fn cost() -> String {
         stop.store(true, Ordering::Relaxed);
         found
     })
-}
-
-fn pairs() -> Vec<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    let pair = |_| {
-        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("a connection");
-        (client, listener.accept().expect("a connection").0)
-    };
-    (0..PAIRS).map(pair).collect()
 }
 
 fn exchange((client, server): &(TcpStream, TcpStream)) {
@@ -61,10 +51,9 @@ fn measure() -> String {
     let (before, begin) = (processor_time(&view), Instant::now());
     thread::sleep(Duration::from_secs(SECONDS));
     let part = (processor_time(&view) - before).as_secs_f64() / begin.elapsed().as_secs_f64();
-
     let answers: Vec<_> =
         KEYS.iter().cycle().take(24).map(|key| answer(&mut terminal, &output, key)).collect();
-    let memory = peak(&view);
+    let memory = example::peak_of(view.id()).expect("it runs");
     terminal.write_all(b"q").expect("a terminal");
     view.wait().expect("a child");
     let slowest = answers.iter().max().expect("some");
@@ -123,11 +112,4 @@ fn processor_time(child: &Child) -> Duration {
     // SAFETY: touches no memory.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
     Duration::from_millis(ticks.sum::<u64>() * 1000 / per_second)
-}
-
-/// The most memory that it had resident, in MiB.
-fn peak(child: &Child) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
-    kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
 }

@@ -111,11 +111,10 @@ struct Part {
 
 /// The sum of a group with what was kept of it.
 fn begin(group: Group, share: &Share) -> Sum {
-    let Share { connections, min_rtt, last_seen, is_partial, .. } = *share;
     let mut sum = Sum {
         group,
         open: 0,
-        connections,
+        connections: 0,
         bytes_in: 0,
         bytes_out: 0,
         packets_in: 0,
@@ -128,16 +127,17 @@ fn begin(group: Group, share: &Share) -> Sum {
         rate_in: 0.0,
         rate_out: 0.0,
         rtt: None,
-        min_rtt,
-        last_seen,
-        is_partial,
+        min_rtt: None,
+        last_seen: KernelTime(0),
+        is_partial: false,
     };
-    set_amount(&mut sum, share.amount);
+    set_share(&mut sum, share);
     sum
 }
 
-fn amount(sum: &Sum) -> Amount {
-    Amount {
+/// What a sum has of its connections. In the sum itself, because there may be as many groups as connections.
+fn share(sum: &Sum) -> Share {
+    let amount = Amount {
         bytes_in: sum.bytes_in,
         bytes_out: sum.bytes_out,
         packets_in: sum.packets_in,
@@ -145,23 +145,19 @@ fn amount(sum: &Sum) -> Amount {
         retransmits: sum.retransmits,
         traced_in: sum.traced_bytes_in,
         traced_out: sum.traced_bytes_out,
-    }
+    };
+    let Sum { connections, min_rtt, last_seen, is_partial, .. } = *sum;
+    Share { amount, connections, min_rtt, last_seen, is_partial }
 }
 
-fn set_amount(sum: &mut Sum, amount: Amount) {
+fn set_share(sum: &mut Sum, share: &Share) {
+    let Share { amount, connections, min_rtt, last_seen, is_partial } = *share;
     (sum.bytes_in, sum.bytes_out) = (amount.bytes_in, amount.bytes_out);
     (sum.packets_in, sum.packets_out) = (amount.packets_in, amount.packets_out);
     (sum.traced_bytes_in, sum.traced_bytes_out) = (amount.traced_in, amount.traced_out);
     sum.retransmits = amount.retransmits;
-}
-
-fn add(sum: &mut Sum, share: &Share) {
-    let amount = amount(sum).plus(share.amount);
-    set_amount(sum, amount);
-    sum.connections += share.connections;
-    sum.min_rtt = sum.min_rtt.into_iter().chain(share.min_rtt).min();
-    sum.last_seen = sum.last_seen.max(share.last_seen);
-    sum.is_partial |= share.is_partial;
+    (sum.connections, sum.min_rtt) = (connections, min_rtt);
+    (sum.last_seen, sum.is_partial) = (last_seen, is_partial);
 }
 
 impl Pass {
@@ -197,7 +193,9 @@ impl Pass {
         let at = state.at;
         let (sum, part) = (&mut self.sums[at as usize], &mut self.parts[at as usize]);
         let record = &entry.record;
-        add(sum, &entry.share());
+        let mut whole = share(sum);
+        whole.add(&entry.share());
+        set_share(sum, &whole);
         if !part.has_process || record.last_seen >= part.process_seen {
             if record.owner.is_some() {
                 (sum.group, part.has_process) = (name.group(record.owner), true);
@@ -228,8 +226,7 @@ impl Pass {
         }
         // A connection may have found another owner.
         let Self { mut sums, parts, .. } = self;
-        let is_something =
-            |sum: &Sum, part: &Part| part.has_rows || sum.connections > 0 || amount(sum) != Amount::default();
+        let is_something = |sum: &Sum, part: &Part| part.has_rows || !share(sum).is_empty();
         grouping.groups.retain(|_, state| is_something(&sums[state.at as usize], &parts[state.at as usize]));
         let mut of_each = parts.iter();
         sums.retain(|sum| of_each.next().is_some_and(|part| is_something(sum, part)));
