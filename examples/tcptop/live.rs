@@ -99,8 +99,7 @@ impl Live {
         self.draw()
     }
 
-    /// A key or the mouse; whether to go on.
-    /// The screen is drawn after the last one of those that wait.
+    /// A key or the mouse; whether to go on. The screen is drawn after the last one of those that wait.
     pub(crate) fn input(
         &mut self,
         event: &Event,

@@ -96,11 +96,7 @@ pub(crate) const LIVE: [&[OfRecord]; 3] = [
 ];
 
 /// Once.
-pub(crate) const FINAL: [&[OfRecord]; 3] = [
-    &ENDS,
-    &TOTALS,
-    &[Field::number("RETRANS", |r| r.retransmits.map_or("-".into(), |segments| segments.to_string()))],
-];
+pub(crate) const FINAL: [&[OfRecord]; 3] = [&ENDS, &TOTALS, &[Field::number("RETRANS", retransmits)]];
 
 pub(crate) fn pid(r: &ConnectionRecord) -> String {
     r.pid().map_or("-".into(), |pid| pid.to_string())
@@ -109,6 +105,11 @@ pub(crate) fn pid(r: &ConnectionRecord) -> String {
 /// Escaped, because a process chooses its name: it must not talk to the terminal.
 pub(crate) fn process(r: &ConnectionRecord) -> String {
     r.process_name().map_or("-".into(), |name| name.escaped().to_string())
+}
+
+/// Segments that were sent again, where that is known.
+pub(crate) fn retransmits(r: &ConnectionRecord) -> String {
+    r.retransmits.map_or("-".into(), |segments| segments.to_string())
 }
 
 /// Whether one of these ports is at an end; any does if there are none.

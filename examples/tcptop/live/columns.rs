@@ -163,7 +163,7 @@ const fn number<T>(
     Column { title, rank, kind: Kind::Number, cell, compare }
 }
 
-/// Of connections. The first one that is ordered by is the rate in.
+/// Of connections.
 pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
     text("PROCESS", 0, Kind::Wide, |r, _| rows::process(r), |a, b| By::Process.compare(a, b)),
     text("PID", 4, Kind::Number, |r, _| rows::pid(r), |a, b| By::Pid.compare(a, b)),
@@ -182,12 +182,7 @@ pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
     number("IN", 1, |r, show| show.of_row(r, r.bytes_in), |a, b| By::In.compare(a, b)),
     number("OUT", 1, |r, show| show.of_row(r, r.bytes_out), |a, b| By::Out.compare(a, b)),
     number("RTT", 5, |r, _| millis(r.rtt), |a, b| By::Rtt.compare(a, b)),
-    number(
-        "RETR",
-        8,
-        |r, _| r.retransmits.map_or("-".into(), |n| n.to_string()),
-        |a, b| By::Retransmits.compare(a, b),
-    ),
+    number("RETR", 8, |r, _| rows::retransmits(r), |a, b| By::Retransmits.compare(a, b)),
     number("SEEN", 7, |r, _| seconds(r.duration()), |a, b| By::Duration.compare(a, b)),
 ];
 
@@ -254,7 +249,7 @@ pub(crate) fn in_a_sum(r: &ConnectionRecord, show: &Show, has_unicode: bool) -> 
         show.units.rate(r.rate_out),
         show.of_row(r, r.bytes_in),
         show.of_row(r, r.bytes_out),
-        r.retransmits.map_or("-".into(), |segments| segments.to_string()),
+        rows::retransmits(r),
         millis(r.rtt),
     ]
 }
