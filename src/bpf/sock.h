@@ -289,7 +289,7 @@ static __always_inline void owner_if_locked(struct sk_state *st, struct sock *sk
  */
 static __always_inline __u64 actor_is_current(struct sk_state *st)
 {
-	__u64 identity = current_identity();
+	__u64 identity = caller_identity();
 
 	if (identity != THE_KERNEL || provenance_of(st->owner) == TT_UNKNOWN)
 		set_owner(st, identity, TT_SEEN);

@@ -299,7 +299,7 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	tp = tcp_of(sk);
 	if (!tp)
 		return;
-	r.actor = current_identity();
+	r.actor = caller_identity();
 	r.by_current = true;
 	r.owner = st->owner;
 	post_news(st, &r, share_of_call(tp, ret));
