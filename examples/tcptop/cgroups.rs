@@ -31,7 +31,8 @@ pub(crate) fn name(id: CgroupId) -> String {
     find(id).map_or_else(|| id.to_string(), |path| short(&path))
 }
 
-fn find(id: CgroupId) -> Option<String> {
+/// Its path below the root of the hierarchy, as it is; none where it has none.
+pub(crate) fn find(id: CgroupId) -> Option<String> {
     let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
     let names = names.get_or_insert_default();
     if !names.known.contains_key(&id.get()) && names.read.is_none_or(|read| read.elapsed() >= AGAIN) {

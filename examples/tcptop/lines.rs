@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! JSON Lines and CSV: see docs/json.md.
 
+use crate::cgroups;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, UNIX_EPOCH};
 use tcptop::{
@@ -151,8 +152,12 @@ pub(crate) fn sum(sum: &Sum) -> String {
         }
         _ => (None, None),
     };
+    let cgroup = match sum.group {
+        Group::Cgroup(id) => cgroups::find(id).map(|path| format!("/{path}")),
+        _ => None,
+    };
     line(
-        &json!({"type": "sum", "group": sum.group.to_string(), "process": process, "pid": pid, "open": sum.open,
+        &json!({"type": "sum", "group": sum.group.to_string(), "process": process, "pid": pid, "cgroup_path": cgroup, "open": sum.open,
         "connections": sum.connections, "bytes_in": sum.bytes_in, "bytes_out": sum.bytes_out,
         "packets_in": sum.packets_in, "packets_out": sum.packets_out, "traced_bytes_in": sum.traced_bytes_in,
         "traced_bytes_out": sum.traced_bytes_out, "retransmits": sum.retransmits, "rtt_us": micros(sum.rtt),

@@ -4,10 +4,12 @@
 mod app;
 mod columns;
 mod details;
+mod failures;
 pub(crate) mod filter;
 pub(crate) mod look;
 #[cfg(test)]
 mod pictures;
+mod selection;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -61,21 +63,21 @@ impl Live {
     /// Takes the terminal, until this is dropped.
     pub(crate) fn start(
         options: &Options,
-        can: Option<&Capabilities>,
+        can: &Capabilities,
         executables: Option<Executables>,
     ) -> io::Result<(Self, Receiver<Event>)> {
-        let title = can.map(|can| format!("{} on Linux {}", can.backend(), can.kernel())).unwrap_or_default();
+        let title = format!("{} on Linux {}", can.backend(), can.kernel());
         let terminal = take_terminal()?;
         let (tell, input) = bounded(64);
         thread::spawn(move || while event::read().is_ok_and(|event| tell.send(event).is_ok()) {});
         let show = Show {
+            now: KernelTime(0),
             units: Units::default(),
             hosts: options.names.then(Hosts::of_resolver),
             services: Services::of_this_machine(),
             executables,
         };
-        let limits = can.map(|can| limits(can, !options.no_bootstrap)).unwrap_or_default();
-        let mut app = App::new(title, limits, options, show);
+        let mut app = App::new(title, limits(can, !options.no_bootstrap), options, show);
         match options.sort {
             None | Some(Column::Rate) => {}
             Some(Column::Total) => app.order_by(Key::Total),
@@ -92,7 +94,7 @@ impl Live {
 
     /// Once per interval.
     pub(crate) fn refresh(&mut self, table: &mut ConnectionTable, stats: Stats) -> io::Result<()> {
-        self.app.height = view::height(&self.app, self.screen()?);
+        self.app.selection.height = view::height(&self.app, self.screen()?);
         let before = table.len();
         self.app.refresh(table, KernelTime::now(), stats);
         output::give_memory_back_after(before, table);
@@ -120,7 +122,7 @@ impl Live {
         if !is_last {
             return Ok(true);
         }
-        self.app.height = view::height(&self.app, self.screen()?);
+        self.app.selection.height = view::height(&self.app, self.screen()?);
         // Also while it is paused: the rows are always those of the tab.
         self.app.choose_rows(table, KernelTime::now());
         self.draw()?;
@@ -162,7 +164,7 @@ impl Live {
             }
             return Some(Wish::Draw);
         }
-        let page = isize::try_from(app.height).unwrap_or(isize::MAX);
+        let page = isize::try_from(app.selection.height).unwrap_or(isize::MAX);
         match key.code {
             KeyCode::Char('q') => return Some(Wish::Quit),
             KeyCode::Char('?' | 'h') | KeyCode::F(1) => app.has_help ^= true,
@@ -184,12 +186,14 @@ impl Live {
             KeyCode::Char('o') => app.order_by_title("OUT/s"),
             KeyCode::Char('a') => app.order_by(Key::Rate),
             KeyCode::Char('t') => app.order_by(Key::Total),
-            KeyCode::Up | KeyCode::Char('k') => app.select(-1),
-            KeyCode::Down | KeyCode::Char('j') => app.select(1),
-            KeyCode::PageUp => app.select(-page),
-            KeyCode::PageDown => app.select(page),
-            KeyCode::Home => app.select(isize::MIN),
-            KeyCode::End => app.select(isize::MAX),
+            KeyCode::Up | KeyCode::Char('k') => app.select(|rows| rows.move_by(-1)),
+            KeyCode::Down | KeyCode::Char('j') => app.select(|rows| rows.move_by(1)),
+            KeyCode::PageUp => app.select(|rows| rows.move_by(-page)),
+            KeyCode::PageDown => app.select(|rows| rows.move_by(page)),
+            KeyCode::Home => app.select(|rows| rows.move_by(isize::MIN)),
+            KeyCode::End => app.select(|rows| rows.move_by(isize::MAX)),
+            KeyCode::Char('K') => app.details_first = app.details_first.saturating_sub(1),
+            KeyCode::Char('J') => app.details_first = self.places.details_last.min(app.details_first + 1),
             KeyCode::Enter => app.open_or_describe(),
             KeyCode::Char('d') => app.describe(),
             KeyCode::Esc if app.has_help || app.has_limits => (app.has_help, app.has_limits) = (false, false),
@@ -205,15 +209,16 @@ impl Live {
         let hit =
             |places: &[(Rect, usize)]| places.iter().find(|(place, _)| place.contains(at)).map(|&(_, n)| n);
         match mouse.kind {
-            MouseEventKind::ScrollUp => self.app.select(-3),
-            MouseEventKind::ScrollDown => self.app.select(3),
+            MouseEventKind::ScrollUp => self.app.select(|rows| rows.move_by(-3)),
+            MouseEventKind::ScrollDown => self.app.select(|rows| rows.move_by(3)),
             MouseEventKind::Down(MouseButton::Left) => {
                 if let Some(tab) = hit(&self.places.tabs) {
                     self.app.show_tab(tab);
                 } else if let Some(column) = hit(&self.places.heads) {
                     self.app.order_by(Key::Column(column));
                 } else if self.places.rows.contains(at) {
-                    self.app.select_at(self.app.first + usize::from(at.y - self.places.rows.y));
+                    let place = usize::from(at.y - self.places.rows.y);
+                    self.app.select(|rows| rows.move_to(rows.first + place));
                 } else {
                     return None;
                 }

@@ -18,7 +18,7 @@ use tcptop::{
 
 /// Shows which process exchanges how many bytes with whom over TCP and UDP
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES, allow_negative_numbers = true)]
 #[rustfmt::skip] // one line of help, one of code
 pub(crate) struct Options {
     /// Print tables again and again, as without a terminal, and not the live view

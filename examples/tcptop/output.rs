@@ -163,10 +163,9 @@ impl<'a> Output<'a> {
 
     fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> io::Result<()> {
         let all = self.options.sums(by, table);
-        let moved = |sum: &Sum| sum.traced_bytes_in + sum.new_bytes_out;
-        let name = rows::group;
         let (sums, rest) = rows::first(all, self.options.rows(), |one, other| {
-            moved(other).cmp(&moved(one)).then_with(|| name(one).cmp(&name(other)))
+            let most_first = rows::traced(other).cmp(&rows::traced(one));
+            most_first.then_with(|| rows::group(one).cmp(&rows::group(other)))
         });
         if self.options.json {
             return self.lines(sums.iter().map(lines::sum));

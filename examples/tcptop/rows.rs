@@ -122,6 +122,11 @@ pub(crate) fn is_recent(r: &ConnectionRecord, now: KernelTime, linger: Duration)
     r.closed_at.is_none_or(|end| now.saturating_since(end) <= linger)
 }
 
+/// Bytes of a sum that moved while this ran, in and out together.
+pub(crate) fn traced(sum: &Sum) -> u64 {
+    sum.traced_bytes_in + sum.traced_bytes_out
+}
+
 /// What a sum is of.
 pub(crate) fn group(sum: &Sum) -> String {
     group_name(&sum.group)
@@ -227,4 +232,24 @@ pub(crate) fn table<T>(fields: &[&[Field<T>]], rows: &[&T]) -> String {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     lines.iter().map(pad).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tcptop::{ConnectionInfo, ConnectionKey, ConnectionTable, Direction, GroupBy, Protocol, Transfer};
+
+    /// Both directions, and also what an earlier look has seen.
+    #[test]
+    fn what_moved_is_that_of_the_whole_run() {
+        let key = ConnectionKey::new(Protocol::Tcp, [10, 0, 0, 9].into(), 4000, [192, 0, 2, 7].into(), 443);
+        let info = ConnectionInfo::new(key, 1, KernelTime(1));
+        let mut table = ConnectionTable::new();
+        for (direction, bytes) in [(Direction::In, 5), (Direction::Out, 700)] {
+            table.apply(&Transfer::new(info, direction, bytes, bytes).into());
+        }
+        for _ in 0..2 {
+            assert_eq!(table.sums(GroupBy::Process, KernelTime(2)).iter().map(traced).sum::<u64>(), 705);
+        }
+    }
 }

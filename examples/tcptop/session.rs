@@ -7,6 +7,7 @@ use crate::names::Executables;
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::privileges;
+use crate::rows;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use ratatui::crossterm::event::Event;
 use std::error::Error;
@@ -14,7 +15,7 @@ use std::io::{ErrorKind, Write, stderr};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{iter, thread};
-use tcptop::{CollectorEvent, ConnectionTable, Granularity, GroupBy, LinuxCollector, Stats, Survey};
+use tcptop::{Capabilities, CollectorEvent, ConnectionTable, Granularity, GroupBy, LinuxCollector, Survey};
 
 /// How often it is looked whether ends were lost.
 const SURVEY_EVERY: Duration = Duration::from_secs(30);
@@ -46,8 +47,6 @@ pub(crate) fn run(
     let can = collector.capabilities();
     let is_live = options.is_live() && live::is_possible();
     can.as_ref().filter(|_| !is_live).map_or(Ok(()), |can| output.start(can))?;
-    // To read paths of executables takes rights that are given up.
-    let executables = is_live.then(Executables::of_proc);
     let began = Instant::now();
     let running = match command.map(Command::start).transpose() {
         Ok(running) => running,
@@ -56,33 +55,10 @@ pub(crate) fn run(
             return Ok(ExitCode::from(if e.kind() == ErrorKind::NotFound { NO_COMMAND } else { NOT_RUN }));
         }
     };
-    let ended = running.as_ref().map_or_else(never, |command| command.ended.clone());
     if !options.once {
-        let signal = thread::scope(|scope| {
-            let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
-            scope.spawn(|| survey(&collector, asked, tell));
-            if options.gives_privileges_up() {
-                privileges::give_up()?;
-            }
-            let (live, input) = if is_live {
-                let (live, input) = Live::start(options, can.as_ref(), executables)?;
-                (Some(live), input)
-            } else {
-                (None, never())
-            };
-            let stats = || collector.stats();
-            let mut watch = Watch {
-                live,
-                stats: &stats,
-                options,
-                output,
-                table: &mut table,
-                ask,
-                asked: Instant::now(),
-                pause: SURVEY_EVERY,
-            };
-            watch.until_the_end(&events, stopped, &ended, &surveys, &input)
-        })?;
+        let ended = running.as_ref().map_or_else(never, |command| command.ended.clone());
+        let session = Session { options, output, collector: &collector, events: &events, stopped, ended };
+        let signal = session.watch(&mut table, can.as_ref().filter(|_| is_live))?;
         signal.zip(running.as_ref()).map_or(Ok(()), |(signal, command)| command.pass_on(signal))?;
     }
     let took = began.elapsed();
@@ -106,7 +82,7 @@ pub(crate) fn run(
 /// How many bytes moved while this ran. Only for --fail-over.
 fn moved(options: &Options, table: &mut ConnectionTable) -> u64 {
     let sums = options.fail_over.map(|_| options.sums(GroupBy::Process, table));
-    sums.into_iter().flatten().map(|sum| sum.traced_bytes_in + sum.traced_bytes_out).sum()
+    sums.into_iter().flatten().map(|sum| rows::traced(&sum)).sum()
 }
 
 fn new_table(options: &Options) -> ConnectionTable {
@@ -134,59 +110,80 @@ fn survey(collector: &LinuxCollector, asked: Receiver<()>, tell: Sender<tcptop::
     asked.iter().for_each(|()| drop(tell.send(collector.survey())));
 }
 
-struct Watch<'a> {
-    live: Option<Live>,
-    stats: &'a dyn Fn() -> Stats,
+/// What stays the same while it runs.
+struct Session<'a> {
     options: &'a Options,
     output: &'a Output<'a>,
+    collector: &'a LinuxCollector,
+    events: &'a Receiver<CollectorEvent>,
+    stopped: &'a Receiver<i32>,
+    /// The command has ended.
+    ended: Receiver<()>,
+}
+
+impl Session<'_> {
+    /// Until the end. Shows the live view if it has these capabilities to show. Returns the signal that asked for the end, if
+    /// one did.
+    fn watch(
+        &self,
+        table: &mut ConnectionTable,
+        can: Option<&Capabilities>,
+    ) -> Result<Option<i32>, Box<dyn Error>> {
+        thread::scope(|scope| {
+            let ((ask, asked), (tell, surveys)) = (bounded(1), bounded(1));
+            scope.spawn(|| survey(self.collector, asked, tell));
+            // To read paths of executables takes rights that are given up.
+            let executables = can.map(|_| Executables::of_proc());
+            if self.options.gives_privileges_up() {
+                privileges::give_up()?;
+            }
+            let live = can.map(|can| Live::start(self.options, can, executables)).transpose()?;
+            let (live, input) = live.map_or((None, never()), |(live, input)| (Some(live), input));
+            let (asked, pause) = (Instant::now(), SURVEY_EVERY);
+            let mut watch = Watch { session: self, live, table, ask, asked, pause, is_told: false };
+            watch.until_the_end(&surveys, &input)
+        })
+    }
+}
+
+struct Watch<'a> {
+    session: &'a Session<'a>,
+    live: Option<Live>,
     table: &'a mut ConnectionTable,
     ask: Sender<()>,
     asked: Instant,
     pause: Duration,
+    /// The user knows that surveys fail.
+    is_told: bool,
 }
 
 impl Watch<'_> {
     /// Returns the signal that asked for the end, if one did.
     fn until_the_end(
         &mut self,
-        events: &Receiver<CollectorEvent>,
-        stopped: &Receiver<i32>,
-        ended: &Receiver<()>,
         surveys: &Receiver<tcptop::Result<Survey>>,
         input: &Receiver<Event>,
     ) -> Result<Option<i32>, Box<dyn Error>> {
-        let (end, looks) =
-            (self.options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
-        let tables = if self.options.shows_tables() { tick(self.options.interval) } else { never() };
-        let mut is_told = false;
+        let &Session { options, output, events, stopped, ref ended, .. } = self.session;
+        let (end, looks) = (options.duration.map_or_else(never, after), tick(Duration::from_millis(100)));
+        let tables = if options.shows_tables() { tick(options.interval) } else { never() };
         loop {
             select_biased! {
                 recv(stopped) -> signal => return Ok(signal.ok()),
                 recv(end) -> _ => return Ok(None),
                 recv(ended) -> _ => return Ok(None),
                 recv(looks) -> _ => {
-                    if self.output.nobody_reads() {
+                    if output.nobody_reads() {
                         return Ok(None);
                     }
                     if self.asked.elapsed() >= self.pause && self.ask.try_send(()).is_ok() {
                         (self.asked, self.pause) = (Instant::now(), SURVEY_EVERY);
                     }
                 }
-                recv(surveys) -> survey => match survey? {
-                    Ok(survey) => drop(self.table.reconcile(&survey)),
-                    Err(e) if !is_told => {
-                        is_told = true;
-                        let note = format!("ends that get lost are not found out: {e:?}");
-                        match &mut self.live {
-                            Some(live) => live.note(note),
-                            None => writeln!(stderr(), "tcptop: {note}")?,
-                        }
-                    }
-                    Err(_) => {}
-                },
+                recv(surveys) -> survey => self.reconcile(survey?)?,
                 recv(tables) -> _ => match &mut self.live {
-                    Some(live) => live.refresh(self.table, (self.stats)())?,
-                    None => self.output.tables(self.table)?,
+                    Some(live) => live.refresh(self.table, self.session.collector.stats())?,
+                    None => output.tables(self.table)?,
                 },
                 recv(input) -> event => {
                     // The other end is gone if the terminal is.
@@ -198,17 +195,32 @@ impl Watch<'_> {
                         return Ok(None);
                     }
                 }
-                recv(events) -> event => {
-                    let event = event?;
-                    if matches!(event, CollectorEvent::Lost(_)) {
-                        self.pause = SURVEY_AGAIN;
-                    }
-                    self.table.apply(&event);
-                    if self.live.is_none() {
-                        self.output.event(self.table, &event)?;
-                    }
+                recv(events) -> event => self.apply(&event?)?,
+            }
+        }
+    }
+
+    fn apply(&mut self, event: &CollectorEvent) -> std::io::Result<()> {
+        if matches!(event, CollectorEvent::Lost(_)) {
+            self.pause = SURVEY_AGAIN;
+        }
+        self.table.apply(event);
+        if self.live.is_some() { Ok(()) } else { self.session.output.event(self.table, event) }
+    }
+
+    fn reconcile(&mut self, survey: tcptop::Result<Survey>) -> std::io::Result<()> {
+        match survey {
+            Ok(survey) => drop(self.table.reconcile(&survey)),
+            Err(_) if self.is_told => {}
+            Err(e) => {
+                self.is_told = true;
+                let note = format!("ends that get lost are not found out: {e:?}");
+                match &mut self.live {
+                    Some(live) => live.note(note),
+                    None => writeln!(stderr(), "tcptop: {note}")?,
                 }
             }
         }
+        Ok(())
     }
 }

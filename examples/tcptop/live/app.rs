@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the screen shows, and what keys and mouse change. Knows neither the terminal nor the clock.
 
-use super::columns::{CONNECTIONS, Column, Kind, SUMS, Show, Tab, in_a_sum};
+use super::columns::{Column, Kind, SUMS, Show, Tab, in_a_sum};
+use super::failures::Failures;
 use super::filter::Filter;
+use super::selection::Selection;
 use super::tree::{Id, Key, Order, Row, Wanted, What};
 use crate::options::Options;
 use crate::rows;
-use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 use tcptop::{ConnectionRecord, ConnectionTable, KernelTime, Protocol, Stats, Sum, TcpState};
 
@@ -73,40 +74,24 @@ pub(crate) struct Watched {
 pub(crate) struct App {
     pub(crate) tab: usize,
     orders: Vec<Order>,
-    pub(crate) filter: Filter,
-    /// Of the options: where the kernel cannot judge it lets all pass.
-    ports: Vec<u16>,
-    /// Of the options: for so long ended connections are shown.
-    linger: Duration,
+    wanted: Wanted,
     /// A filter is being typed.
     pub(crate) is_typing: bool,
     pub(crate) is_paused: bool,
     pub(crate) has_help: bool,
     pub(crate) has_limits: bool,
     pub(crate) has_details: bool,
+    /// The first line of the details that is shown.
+    pub(crate) details_first: usize,
     pub(crate) show: Show,
-    /// Of all rows, the one that is chosen, and the first on the screen.
-    pub(crate) selected: usize,
-    pub(crate) first: usize,
-    /// The chosen row, which the selection follows; none before one is chosen.
-    chosen: Option<Id>,
-    is_choosing: bool,
-    /// Rows below which others are shown.
-    open: HashSet<Id>,
-    /// The places of rows, while their order is kept.
-    frozen: Option<HashMap<Id, usize>>,
-    /// How many rows the screen has; known when it is drawn.
-    pub(crate) height: usize,
+    pub(crate) selection: Selection,
+    failures: Failures,
     /// Those on the screen.
     rows: Vec<Row>,
-    /// How many there are.
-    pub(crate) matching: usize,
     pub(crate) whole: Whole,
     pub(crate) history: VecDeque<[f64; 2]>,
     pub(crate) watched: Option<Watched>,
     pub(crate) stats: Stats,
-    /// When the rows were chosen.
-    pub(crate) now: KernelTime,
     /// What runs, and what it does not see.
     pub(crate) title: String,
     pub(crate) limits: Vec<String>,
@@ -118,30 +103,22 @@ impl App {
     pub(crate) fn new(title: String, limits: Vec<String>, options: &Options, show: Show) -> Self {
         Self {
             tab: 0,
-            orders: vec![Order::by(Key::Rate); Tab::ALL.len()],
-            filter: options.filter.clone().unwrap_or_default(),
-            ports: options.port.clone(),
-            linger: options.linger(),
+            orders: Tab::ALL.iter().map(|(tab, _)| tab.order()).collect(),
+            wanted: Wanted::new(options),
             is_typing: false,
             is_paused: false,
             has_help: false,
             has_limits: false,
             has_details: false,
+            details_first: 0,
             show,
-            selected: 0,
-            first: 0,
-            chosen: None,
-            is_choosing: false,
-            open: HashSet::new(),
-            frozen: None,
-            height: 1,
+            selection: Selection::new(),
+            failures: Failures::default(),
             rows: Vec::new(),
-            matching: 0,
             whole: Whole::default(),
             history: VecDeque::new(),
             watched: None,
             stats: Stats::default(),
-            now: KernelTime(0),
             title,
             limits,
             note: String::new(),
@@ -165,11 +142,16 @@ impl App {
         Tab::ALL[self.tab].0
     }
 
+    pub(crate) fn filter(&self) -> &Filter {
+        &self.wanted.filter
+    }
+
     /// Once per interval: the rates of this moment, and the rows.
     pub(crate) fn refresh(&mut self, table: &mut ConnectionTable, now: KernelTime, stats: Stats) {
         self.stats = stats;
         let whole = Whole::of(table.records_at(now));
         remember(&mut self.history, whole.rates);
+        self.failures.take(table);
         if !self.is_paused {
             self.whole = whole;
             self.choose_rows(table, now);
@@ -179,68 +161,30 @@ impl App {
 
     /// The rows that are on the screen now. Of connections only so many are copied.
     pub(crate) fn choose_rows(&mut self, table: &mut ConnectionTable, now: KernelTime) {
-        self.now = now;
-        let (open, frozen) = (std::mem::take(&mut self.open), self.frozen.take());
-        let filter = self.filter.clone();
-        let ports = std::mem::take(&mut self.ports);
-        let wanted = Wanted {
-            filter: &filter,
-            ports: &ports,
-            order: self.order(),
-            now,
-            linger: self.linger,
-            open: &open,
-            frozen: frozen.as_ref(),
-        };
-        self.rows = match self.tab() {
-            Tab::Connections => {
-                let all = wanted.connections(table);
-                let page = self.page(all, |r| Id::of_record(r), |a, b| wanted.compare_connections(a, b));
+        self.show.now = now;
+        (self.wanted.now, self.wanted.order) = (now, self.order());
+        let tab = self.tab();
+        let Self { wanted, failures, selection, .. } = self;
+        self.rows = match tab {
+            Tab::Connections | Tab::Failed => {
+                let all = connections(tab, wanted, table, failures);
+                let compare = |a: &&_, b: &&_| wanted.compare_connections(tab.of_connections(), a, b);
+                let page = selection.page(all, |r| Id::of_record(r), compare);
                 page.into_iter().map(|r| Row::of_record(r, 0)).collect()
             }
             Tab::Sums(by) => {
                 let all = wanted.sums(table, by);
                 if wanted.is_flat(&all) {
                     let id = |sum: &Sum| Id::of_group(&sum.group);
-                    let page = self.page(all, id, |a, b| wanted.compare_sums(a, b));
+                    let page = selection.page(all, id, |a, b| wanted.compare_sums(a, b));
                     page.into_iter().map(Row::of_sum).collect()
                 } else {
-                    let all = wanted.tree(table, all, by);
-                    let place = self.chosen.and_then(|id| all.iter().position(|row| row.id() == id));
-                    self.stay_within(all.len(), place);
-                    all.into_iter().skip(self.first).take(self.height).collect()
+                    selection.page_of_sorted(wanted.tree(table, all, by), Row::id)
                 }
             }
         };
-        (self.open, self.frozen, self.ports) = (open, frozen, ports);
-        if std::mem::take(&mut self.is_choosing) {
-            self.chosen = self.selected_row().map(Row::id);
-        }
-    }
-
-    /// Those of these rows that are on the screen, in their order.
-    fn page<T>(
-        &mut self,
-        all: Vec<T>,
-        id: impl Fn(&T) -> Id,
-        compare: impl Fn(&T, &T) -> Ordering,
-    ) -> Vec<T> {
-        let chosen = self.chosen.and_then(|chosen| all.iter().find(|row| id(row) == chosen));
-        let place = chosen.map(|chosen| all.iter().filter(|row| compare(row, chosen).is_lt()).count());
-        self.stay_within(all.len(), place);
-        let (mut rows, _) = rows::first(all, self.first + self.height, compare);
-        rows.drain(..self.first.min(rows.len()));
-        rows
-    }
-
-    /// So many rows there are, and the chosen one is at this place.
-    fn stay_within(&mut self, all: usize, place: Option<usize>) {
-        self.matching = all;
-        if !self.is_choosing {
-            self.selected = place.unwrap_or(self.selected);
-        }
-        self.selected = self.selected.min(all.saturating_sub(1));
-        self.first = self.first.min(self.selected).max((self.selected + 1).saturating_sub(self.height));
+        let selected = self.selected_row().map(Row::id);
+        self.selection.settle(selected);
     }
 
     /// What the chosen row does now becomes part of its history.
@@ -262,7 +206,7 @@ impl App {
 
     /// The titles of the columns, with their ranks.
     pub(crate) fn heads(&self) -> Vec<(&'static str, u8, Kind)> {
-        let Tab::Sums(_) = self.tab() else { return heads(&CONNECTIONS) };
+        let Tab::Sums(_) = self.tab() else { return heads(self.tab().of_connections()) };
         let mut heads = heads(&SUMS);
         if self.rows.iter().any(|row| matches!(row.what, What::Connection(_))) {
             heads[0].2 = Kind::Ends;
@@ -273,8 +217,8 @@ impl App {
     /// The lines on the screen. `marks` are for rows that are closed and open.
     pub(crate) fn lines(&self, marks: [&str; 2], has_unicode: bool) -> Vec<Line> {
         let cells = |row: &Row| match (&row.what, self.tab()) {
-            (What::Connection(r), Tab::Connections) => cells(&CONNECTIONS, r.as_ref(), &self.show),
-            (What::Connection(r), _) => in_a_sum(r, &self.show, has_unicode),
+            (What::Connection(r), Tab::Sums(_)) => in_a_sum(r, &self.show, has_unicode),
+            (What::Connection(r), tab) => cells(tab.of_connections(), r.as_ref(), &self.show),
             (What::Sum(sum), _) => cells(&SUMS, sum.as_ref(), &self.show),
         };
         let line = |row: &Row| {
@@ -286,19 +230,20 @@ impl App {
                 };
                 cells[0] = format!("{}{mark}{}", "  ".repeat(row.depth), cells[0]);
             }
-            Line { cells, is_closed: row.is_closed() }
+            Line { cells, is_closed: row.is_closed() && self.tab() != Tab::Failed }
         };
         self.rows.iter().map(line).collect()
     }
 
     pub(crate) fn selected_row(&self) -> Option<&Row> {
-        self.rows.get(self.selected.checked_sub(self.first)?)
+        self.rows.get(self.selection.place.checked_sub(self.selection.first)?)
     }
 
     pub(crate) fn show_tab(&mut self, tab: usize) {
         if tab < Tab::ALL.len() {
-            (self.tab, self.selected, self.first) = (tab, 0, 0);
-            (self.chosen, self.frozen) = (None, None);
+            self.tab = tab;
+            self.wanted.frozen = None;
+            self.select(Selection::restart);
         }
     }
 
@@ -338,21 +283,19 @@ impl App {
 
     fn set_order(&mut self, order: Order) {
         self.orders[self.tab] = order;
-        self.frozen = None;
+        self.wanted.frozen = None;
     }
 
     /// Keeps the rows in the order that they have now, or lets them go again.
     pub(crate) fn freeze(&mut self, table: &mut ConnectionTable) {
-        if self.frozen.take().is_some() {
+        if self.wanted.frozen.take().is_some() {
             return;
         }
-        let (filter, ports, open) = (&self.filter, &self.ports[..], &self.open);
-        let (now, linger) = (self.now, self.linger);
-        let wanted = Wanted { filter, ports, order: self.order(), now, linger, open, frozen: None };
-        let ids: Vec<_> = match self.tab() {
-            Tab::Connections => {
-                let mut all = wanted.connections(table);
-                all.sort_unstable_by(|a, b| wanted.compare_connections(a, b));
+        let (tab, wanted) = (self.tab(), &self.wanted);
+        let ids: Vec<_> = match tab {
+            Tab::Connections | Tab::Failed => {
+                let mut all = connections(tab, wanted, table, &self.failures);
+                all.sort_unstable_by(|a, b| wanted.compare_connections(tab.of_connections(), a, b));
                 all.into_iter().map(Id::of_record).collect()
             }
             Tab::Sums(by) => {
@@ -360,30 +303,26 @@ impl App {
                 wanted.tree(table, sums, by).iter().map(Row::id).collect()
             }
         };
-        self.frozen = Some(ids.into_iter().zip(0..).collect());
+        self.wanted.frozen = Some(ids.into_iter().zip(0..).collect());
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
-        self.frozen.is_some()
+        self.wanted.frozen.is_some()
     }
 
-    pub(crate) fn select(&mut self, step: isize) {
-        self.select_at(self.selected.saturating_add_signed(step));
-    }
-
-    /// The row at this place.
-    pub(crate) fn select_at(&mut self, place: usize) {
-        self.selected = place.min(self.matching.saturating_sub(1));
-        self.is_choosing = true;
+    /// Selects another row, whose details are shown from the first line.
+    pub(crate) fn select(&mut self, change: impl FnOnce(&mut Selection)) {
+        change(&mut self.selection);
+        self.details_first = 0;
     }
 
     /// Shows what is below a sum, or the details of a connection.
     pub(crate) fn open_or_describe(&mut self) {
-        self.is_choosing = true;
+        self.selection.follow();
         match self.selected_row().map(|row| (&row.what, row.id())) {
             Some((What::Sum(_), id)) => {
-                if !self.open.remove(&id) {
-                    self.open.insert(id);
+                if !self.wanted.open.remove(&id) {
+                    self.wanted.open.insert(id);
                 }
             }
             _ => self.has_details ^= true,
@@ -393,14 +332,28 @@ impl App {
     /// Details of the chosen row, which stays chosen.
     pub(crate) fn describe(&mut self) {
         self.has_details ^= true;
-        self.is_choosing = true;
+        self.selection.follow();
     }
 
     pub(crate) fn change_filter(&mut self, change: impl FnOnce(&mut String)) {
-        let mut text = self.filter.text().to_owned();
+        let mut text = self.filter().text().to_owned();
         change(&mut text);
-        self.filter = Filter::new(&text);
-        (self.selected, self.first, self.chosen) = (0, 0, None);
+        self.wanted.filter = Filter::new(&text);
+        self.select(Selection::restart);
+    }
+}
+
+/// The rows of a tab of connections, in no order.
+fn connections<'a>(
+    tab: Tab,
+    wanted: &Wanted,
+    table: &'a ConnectionTable,
+    failures: &'a Failures,
+) -> Vec<&'a ConnectionRecord> {
+    if tab == Tab::Failed {
+        failures.iter().filter(|r| wanted.matches(r)).collect()
+    } else {
+        wanted.connections(table)
     }
 }
 

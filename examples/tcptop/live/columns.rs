@@ -1,33 +1,47 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The columns of each tab: what they show, what rows are ordered by, and which go first where there is no room.
 
+use super::tree::{Key, Order};
 use crate::names::{Executables, Hosts, Services};
 use crate::rows::{self, Column as By, amount, millis};
 use std::cmp::Ordering;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tcptop::{ConnectionRecord, Group, GroupBy, Sum};
+use tcptop::{ConnectionRecord, Group, GroupBy, KernelTime, Sum};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tab {
     Connections,
     Sums(GroupBy),
+    /// Failed connects.
+    Failed,
 }
 
 impl Tab {
-    pub(crate) const ALL: [(Self, &'static str); 6] = [
+    pub(crate) const ALL: [(Self, &'static str); 7] = [
         (Self::Connections, "Connections"),
         (Self::Sums(GroupBy::Process), "Processes"),
         (Self::Sums(GroupBy::RemoteHost), "Hosts"),
         (Self::Sums(GroupBy::Cgroup), "Cgroups"),
         (Self::Sums(GroupBy::LocalPort), "Ports"),
         (Self::Sums(GroupBy::RemotePort), "Services"),
+        (Self::Failed, "Failed"),
     ];
+
+    /// The columns of its connections.
+    pub(crate) fn of_connections(self) -> &'static [Column<ConnectionRecord>] {
+        if self == Self::Failed { &FAILED } else { &CONNECTIONS }
+    }
+
+    /// The order of its rows before another one is chosen: the busiest first, of failed connects the latest.
+    pub(crate) fn order(self) -> Order {
+        Order::by(if self == Self::Failed { Key::Column(FAILED.len() - 1) } else { Key::Rate })
+    }
 
     /// The title of what its rows are of.
     pub(crate) fn head(self) -> &'static str {
         match self {
-            Self::Connections | Self::Sums(GroupBy::Process) => "PROCESS",
+            Self::Connections | Self::Failed | Self::Sums(GroupBy::Process) => "PROCESS",
             Self::Sums(GroupBy::RemoteHost) => "REMOTE HOST",
             Self::Sums(GroupBy::Cgroup) => "CGROUP",
             Self::Sums(GroupBy::LocalPort) => "LOCAL PORT",
@@ -98,6 +112,8 @@ fn decimal(number: f64, unit: &str) -> String {
 
 /// How cells are shown.
 pub(crate) struct Show {
+    /// When the rows were chosen.
+    pub(crate) now: KernelTime,
     pub(crate) units: Units,
     /// Names of hosts, if they are wanted.
     pub(crate) hosts: Option<Hosts>,
@@ -164,7 +180,7 @@ const fn number<T>(
 }
 
 /// Of connections.
-pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
+const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
     text("PROCESS", 0, Kind::Wide, |r, _| rows::process(r), |a, b| By::Process.compare(a, b)),
     text("PID", 4, Kind::Number, |r, _| rows::pid(r), |a, b| By::Pid.compare(a, b)),
     text(
@@ -185,6 +201,21 @@ pub(crate) const CONNECTIONS: [Column<ConnectionRecord>; 13] = [
     number("RETR", 8, |r, _| rows::retransmits(r), |a, b| By::Retransmits.compare(a, b)),
     number("SEEN", 7, |r, _| seconds(r.duration()), |a, b| By::Duration.compare(a, b)),
 ];
+
+/// Of failed connects.
+const FAILED: [Column<ConnectionRecord>; 7] = [
+    text("PROCESS", 0, Kind::Wide, |r, _| rows::process(r), |a, b| By::Process.compare(a, b)),
+    text("PID", 3, Kind::Number, |r, _| rows::pid(r), |a, b| By::Pid.compare(a, b)),
+    text("LOCAL", 5, Kind::Address, |r, show| show.end(r.key.local()), |a, b| By::Local.compare(a, b)),
+    text("REMOTE", 0, Kind::Address, |r, show| show.end(r.key.remote()), |a, b| By::Remote.compare(a, b)),
+    text("REASON", 1, Kind::Text, |r, _| rows::state(r).into(), |a, b| By::State.compare(a, b)),
+    number("AFTER", 4, |r, _| took(r.duration()), |a, b| By::Duration.compare(a, b)),
+    number("AGO", 2, |r, show| seconds(since(r, show.now)), |a, b| b.closed_at.cmp(&a.closed_at)),
+];
+
+fn since(r: &ConnectionRecord, now: KernelTime) -> Duration {
+    r.closed_at.map_or(Duration::ZERO, |end| now.saturating_since(end))
+}
 
 /// The title of the column that --sort names; none for what is no column.
 pub(crate) fn title(column: By) -> &'static str {
@@ -230,6 +261,11 @@ fn seconds(time: Duration) -> String {
         Some((step, unit)) => format!("{}{unit}", seconds / step),
         None => format!("{seconds}s"),
     }
+}
+
+/// Most failures come at once, others after minutes.
+fn took(time: Duration) -> String {
+    if time < Duration::from_secs(1) { format!("{}ms", time.as_millis()) } else { seconds(time) }
 }
 
 /// A connection below the sum that it is part of, in the same columns.

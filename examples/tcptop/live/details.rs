@@ -12,6 +12,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 use std::iter;
 use tcptop::{CloseReason, ConnectFailure, ConnectionRecord, Group, NetNs, Process, Provenance, Role, Sum};
+use unicode_width::UnicodeWidthChar as _;
 
 /// At most so many.
 pub(crate) const LINES: usize = 13;
@@ -29,24 +30,47 @@ pub(crate) fn lines(app: &App, look: Look, width: usize) -> Vec<Line<'static>> {
     };
     let bold = Style::new().add_modifier(Modifier::BOLD);
     let mut lines = vec![Line::styled(fit(&head, width, Kind::Wide), bold)];
-    let entries = entries.into_iter().map(|(name, text)| {
-        let room = width.saturating_sub(NAME + 1);
-        Line::from(vec![
-            Span::styled(format!("{name:<NAME$} "), look.dim()),
-            Span::raw(fit(&text, room, Kind::Wide)),
-        ])
-    });
-    let (first, rest): (Vec<_>, Vec<_>) = entries.enumerate().partition(|(n, _)| *n < FIRST);
-    lines.extend(first.into_iter().map(|(_, line)| line));
+    let (first, rest) = entries.split_at(FIRST.min(entries.len()));
+    lines.extend(first.iter().flat_map(|entry| entry_lines(entry, look, width)));
     lines.extend(histories(app, look, width));
-    lines.extend(rest.into_iter().map(|(_, line)| line));
+    lines.extend(rest.iter().flat_map(|entry| entry_lines(entry, look, width)));
     lines
+}
+
+/// In as many lines as it needs.
+fn entry_lines((name, text): &Entry, look: Look, width: usize) -> Vec<Line<'static>> {
+    let room = width.saturating_sub(NAME + 1).max(1);
+    let parts = chunks(text, room).into_iter().take(MOST);
+    let names = iter::once(*name).chain(iter::repeat(""));
+    let line = |(name, part): (&str, String)| {
+        Line::from(vec![Span::styled(format!("{name:<NAME$} "), look.dim()), Span::raw(part)])
+    };
+    names.zip(parts).map(line).collect()
+}
+
+/// Cuts text into parts of this width.
+fn chunks(text: &str, width: usize) -> Vec<String> {
+    let (mut parts, mut used) = (vec![String::new()], 0);
+    for c in text.chars() {
+        let wide = c.width().unwrap_or(0);
+        if used + wide > width {
+            parts.push(String::new());
+            used = 0;
+        }
+        used += wide;
+        if let Some(last) = parts.last_mut() {
+            last.push(c);
+        }
+    }
+    parts
 }
 
 /// Width of the names.
 const NAME: usize = 9;
 /// So many entries come before the history.
-const FIRST: usize = 3;
+const FIRST: usize = 2;
+/// So many lines one entry has at most: a command line may be long.
+const MOST: usize = 40;
 
 fn of_connection_head(r: &ConnectionRecord) -> String {
     format!("{}  {}", r.key, rows::state(r))
@@ -62,14 +86,13 @@ fn of_connection(app: &App, r: &ConnectionRecord) -> Vec<Entry> {
         "process",
         known(r.owner.map(|p| format!("{}[{}], {}", p.name.escaped(), p.pid, how_known(r.provenance)))),
     )];
-    entries.push(("command", known(r.pid().and_then(command_line))));
     entries.push((
         "seen",
         format!(
             "for {}{}, quiet for {}{end}",
             seconds(r.duration()),
             r.role.map(|role| format!(" as {}", Role::as_str(role))).unwrap_or_default(),
-            seconds(app.now.saturating_since(r.last_seen)),
+            seconds(app.show.now.saturating_since(r.last_seen)),
         ),
     ));
     if r.rtt.is_some() || r.retransmits.is_some() {
@@ -78,6 +101,7 @@ fn of_connection(app: &App, r: &ConnectionRecord) -> Vec<Entry> {
         entries.push(("rtt now", format!("{now}, least {least}{}", again.unwrap_or_default())));
     }
     entries.push(("packets", format!("{} in, {} out", r.packets_in, r.packets_out)));
+    entries.push(("command", known(r.pid().and_then(command_line))));
     entries.extend(r.owner.iter().flat_map(|owner| of_process(app, owner)));
     entries.push((
         "socket",
@@ -96,7 +120,6 @@ fn of_sum(app: &App, sum: &Sum) -> Vec<Entry> {
         Group::Process(process) | Group::ProcessAndHost(process, _) => Some(process),
         _ => None,
     };
-    entries.extend(process.map(|p| ("command", command_line(p.pid).unwrap_or_else(|| "-".into()))));
     let total = |bytes: u64| app.show.units.total(bytes as f64);
     let (traced_in, traced_out) = (total(sum.traced_bytes_in), total(sum.traced_bytes_out));
     entries.push(("traffic", format!("{traced_in} in, {traced_out} out since tcptop started")));
@@ -109,6 +132,7 @@ fn of_sum(app: &App, sum: &Sum) -> Vec<Entry> {
         ));
     }
     entries.push(("packets", format!("{} in, {} out", sum.packets_in, sum.packets_out)));
+    entries.extend(process.map(|p| ("command", command_line(p.pid).unwrap_or_else(|| "-".into()))));
     entries.extend(process.into_iter().flat_map(|process| of_process(app, process)));
     entries
 }

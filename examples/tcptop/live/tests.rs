@@ -63,7 +63,7 @@ fn app(change: impl FnOnce(&mut App)) -> (App, ConnectionTable) {
 
 pub(super) fn new_app(change: impl FnOnce(&mut App)) -> App {
     let services = Services::parse("https 443/tcp\npostgresql 5432/tcp\nssh 22/tcp\ndomain 53/udp\n");
-    let show = Show { units: Units::default(), hosts: None, services, executables: None };
+    let show = Show { now: KernelTime(0), units: Units::default(), hosts: None, services, executables: None };
     let limits = vec![" Tracing with fentry on Linux 6.12".into(), " udp_peers: limited".into()];
     let mut app =
         App::new("fentry on Linux 6.12".into(), limits, &clap::Parser::parse_from(["tcptop"]), show);
@@ -79,7 +79,7 @@ pub(super) fn draw(
     [width, height]: [u16; 2],
 ) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    app.height = view::height(app, Rect::new(0, 0, width, height));
+    app.selection.height = view::height(app, Rect::new(0, 0, width, height));
     app.refresh(table, KernelTime(second * SECOND), Stats::default());
     let look = Look { theme: Some(Theme::Dark), has_unicode: true };
     terminal.draw(|frame| drop(view::draw(frame, app, look))).unwrap();
@@ -107,12 +107,12 @@ fn screen(app: &mut App, table: &mut ConnectionTable, width: u16, height: u16) -
 fn the_screen_is_that_of_the_snapshot() {
     let mut all = String::new();
     for (width, height, tab) in
-        [(80, 12, 0), (120, 12, 0), (200, 12, 0), (80, 10, 1), (80, 10, 2), (80, 10, 5)]
+        [(80, 12, 0), (120, 12, 0), (200, 12, 0), (80, 10, 1), (80, 10, 2), (80, 10, 5), (80, 8, 6)]
     {
         let (mut app, mut table) = app(|app| app.show_tab(tab));
         all += &format!("--- {width}x{height}\n{}", screen(&mut app, &mut table, width, height));
     }
-    let (mut with_details, mut table) = app(|app| (app.has_details, app.selected) = (true, 1));
+    let (mut with_details, mut table) = app(|app| (app.has_details, app.selection.place) = (true, 1));
     all += &format!("--- details\n{}", screen(&mut with_details, &mut table, 80, 24));
     let (mut app, mut table) = app(|app| app.show_tab(1));
     drop(screen(&mut app, &mut table, 80, 12));
@@ -166,13 +166,13 @@ fn every_size_can_be_drawn() {
 fn a_chosen_row_is_followed_and_an_order_can_be_kept() {
     let (mut app, mut table) = app(|_| ());
     drop(screen(&mut app, &mut table, 120, 12));
-    app.select(1);
+    app.select(|rows| rows.move_by(1));
     drop(screen(&mut app, &mut table, 120, 12));
     let remote = |app: &App| match &app.selected_row().unwrap().what {
         What::Connection(r) => r.key.remote_addr.to_string(),
         What::Sum(_) => unreachable!(),
     };
-    assert_eq!((app.selected, remote(&app)), (1, "192.0.2.53".into()));
+    assert_eq!((app.selection.place, remote(&app)), (1, "192.0.2.53".into()));
     let busy = |table: &mut ConnectionTable, total| {
         let mut transfer =
             Transfer::new(info(3, Protocol::Tcp, "2001:db8::7", 22, "ssh"), Direction::In, 1 << 20, total);
@@ -181,7 +181,7 @@ fn a_chosen_row_is_followed_and_an_order_can_be_kept() {
     };
     busy(&mut table, 1 << 20);
     let text = screen(&mut app, &mut table, 120, 12);
-    assert_eq!((app.selected, remote(&app)), (2, "192.0.2.53".into()), "{text}");
+    assert_eq!((app.selection.place, remote(&app)), (2, "192.0.2.53".into()), "{text}");
 
     app.freeze(&mut table);
     let mut transfer =
@@ -189,11 +189,37 @@ fn a_chosen_row_is_followed_and_an_order_can_be_kept() {
     transfer.until = KernelTime(3 * SECOND);
     table.apply(&transfer.into());
     let text = screen(&mut app, &mut table, 120, 12);
-    assert_eq!((app.selected, remote(&app)), (2, "192.0.2.53".into()), "{text}");
+    assert_eq!((app.selection.place, remote(&app)), (2, "192.0.2.53".into()), "{text}");
     assert!(text.contains("order kept"), "{text}");
     app.freeze(&mut table);
     drop(screen(&mut app, &mut table, 120, 12));
-    assert_eq!((app.selected, remote(&app)), (0, "192.0.2.53".into()));
+    assert_eq!((app.selection.place, remote(&app)), (0, "192.0.2.53".into()));
+}
+
+/// The table forgets them soon; somebody who looks later wants to know all the same.
+#[test]
+fn failed_connects_stay() {
+    let (mut app, mut table) = app(|app| app.show_tab(6));
+    for second in [3, 3000] {
+        drop(draw(&mut app, &mut table, second, [80, 12]));
+    }
+    assert!(table.records().all(|r| r.connect_failure.is_none()), "it was forgotten");
+    app.change_filter(|text| text.push_str("wget"));
+    let buffer = draw(&mut app, &mut table, 3600, [80, 12]);
+    let text: String = buffer.content().iter().map(|cell| cell.symbol()).collect();
+    assert!(text.contains("203.0.113.1:80") && text.contains("refused") && text.contains("59m"), "{text}");
+}
+
+/// Nothing is cut: what has no room in a line goes on in the next, and more lines than there is room for are scrolled to.
+#[test]
+fn details_can_be_read_to_the_end() {
+    let (mut app, mut table) = app(|app| (app.has_details, app.show.units) = (true, Units::Bits));
+    let last = "socket";
+    let top = screen(&mut app, &mut table, 40, 20);
+    assert!(top.contains("more: J, K") && !top.contains(last), "{top}");
+    app.details_first = usize::MAX;
+    let end = screen(&mut app, &mut table, 40, 20);
+    assert!(end.contains(last) && !end.contains("process   "), "{end}");
 }
 
 /// Two ends on this machine are two rows, and their bytes are counted once.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The rows of a tab in their order, with what is below those that are open.
 
-use super::columns::{CONNECTIONS, Column, SUMS};
+use super::columns::{Column, SUMS};
 use super::filter::Filter;
+use crate::options::Options;
 use crate::rows::{self, Column as By};
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -120,23 +121,43 @@ impl Row {
     }
 }
 
-/// Which rows are wanted.
-pub(crate) struct Wanted<'a> {
-    pub(crate) filter: &'a Filter,
+/// Which rows are wanted, and in which order.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) filter: Filter,
     /// Of the options: where the kernel cannot judge it lets all pass.
-    pub(crate) ports: &'a [u16],
+    pub(crate) ports: Vec<u16>,
     pub(crate) order: Order,
+    /// When the rows are chosen.
     pub(crate) now: KernelTime,
     /// For so long ended connections are shown.
     pub(crate) linger: Duration,
-    pub(crate) open: &'a HashSet<Id>,
-    /// The places of rows in an order that is kept.
-    pub(crate) frozen: Option<&'a HashMap<Id, usize>>,
+    /// Rows below which others are shown.
+    pub(crate) open: HashSet<Id>,
+    /// The places of rows, while their order is kept.
+    pub(crate) frozen: Option<HashMap<Id, usize>>,
 }
 
-impl Wanted<'_> {
+impl Wanted {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            filter: options.filter.clone().unwrap_or_default(),
+            ports: options.port.clone(),
+            order: Order::by(Key::Rate),
+            now: KernelTime(0),
+            linger: options.linger(),
+            open: HashSet::new(),
+            frozen: None,
+        }
+    }
+
+    /// Also where it has ended long ago.
+    pub(crate) fn matches(&self, r: &ConnectionRecord) -> bool {
+        rows::has_port(r, &self.ports) && self.filter.passes(r)
+    }
+
     fn passes(&self, r: &ConnectionRecord) -> bool {
-        rows::has_port(r, self.ports) && rows::is_recent(r, self.now, self.linger) && self.filter.passes(r)
+        rows::is_recent(r, self.now, self.linger) && self.matches(r)
     }
 
     fn is_all(&self) -> bool {
@@ -144,23 +165,26 @@ impl Wanted<'_> {
     }
 
     fn place(&self, id: Id) -> usize {
-        self.frozen.and_then(|places| places.get(&id)).copied().unwrap_or(usize::MAX)
+        self.frozen.as_ref().and_then(|places| places.get(&id)).copied().unwrap_or(usize::MAX)
     }
 
     pub(crate) fn connections<'t>(&self, table: &'t ConnectionTable) -> Vec<&'t ConnectionRecord> {
         table.records().filter(|r| self.passes(r)).collect()
     }
 
-    pub(crate) fn compare_connections(&self, a: &ConnectionRecord, b: &ConnectionRecord) -> Ordering {
+    pub(crate) fn compare_connections(
+        &self,
+        columns: &[Column<ConnectionRecord>],
+        a: &ConnectionRecord,
+        b: &ConnectionRecord,
+    ) -> Ordering {
         let rest = |r: &ConnectionRecord| (r.key, r.first_seen, r.socket);
-        let order = match self.frozen {
+        let order = match &self.frozen {
             Some(_) => self.place(Id::of_record(a)).cmp(&self.place(Id::of_record(b))),
             None => Ordering::Equal,
         };
         let numbers = |r: &ConnectionRecord| ([r.rate_in, r.rate_out], [r.bytes_in, r.bytes_out]);
-        order
-            .then_with(|| self.order.compare(&CONNECTIONS, numbers, a, b))
-            .then_with(|| rest(a).cmp(&rest(b)))
+        order.then_with(|| self.order.compare(columns, numbers, a, b)).then_with(|| rest(a).cmp(&rest(b)))
     }
 
     pub(crate) fn compare_sums(&self, a: &Sum, b: &Sum) -> Ordering {

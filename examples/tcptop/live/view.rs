@@ -18,13 +18,15 @@ pub(crate) struct Places {
     pub(crate) tabs: Vec<(Rect, usize)>,
     pub(crate) heads: Vec<(Rect, usize)>,
     pub(crate) rows: Rect,
+    /// The first line of the details when their last one is on the screen.
+    pub(crate) details_last: usize,
 }
 
 /// Of the header, the tabs, the table with its titles, the details, the last line.
 fn areas(app: &App, screen: Rect) -> [Rect; 5] {
     // The details get what the rows leave, but these keep at least half of it.
     let free = screen.height.saturating_sub(3 + 1 + 1);
-    let rows = u16::try_from(app.matching + 1).unwrap_or(u16::MAX).min((free / 2).max(3));
+    let rows = u16::try_from(app.selection.rows + 1).unwrap_or(u16::MAX).min((free / 2).max(3));
     let wanted = details::LINES as u16 + 2;
     let details = if app.has_details { wanted.min(free.saturating_sub(rows)) } else { 0 };
     Layout::vertical([
@@ -49,8 +51,12 @@ pub(crate) fn draw(frame: &mut Frame, app: &App, look: Look) -> Places {
     let mut places = Places { tabs: tab_line(frame, app, look, tabs), ..Places::default() };
     (places.heads, places.rows) = table(frame, app, look, body);
     if app.has_details {
-        let lines = details::lines(app, look, usize::from(below.width.saturating_sub(2)));
-        frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" Details ")), below);
+        let [width, height] = [below.width, below.height].map(|size| usize::from(size.saturating_sub(2)));
+        let lines = details::lines(app, look, width);
+        places.details_last = lines.len().saturating_sub(height);
+        let title = if places.details_last > 0 { " Details (more: J, K) " } else { " Details " };
+        let lines: Vec<_> = lines.into_iter().skip(app.details_first.min(places.details_last)).collect();
+        frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(title)), below);
     }
     footer(frame, app, look, foot);
     if app.has_help {
@@ -130,15 +136,15 @@ pub(crate) fn bars(
 
 fn tab_line(frame: &mut Frame, app: &App, look: Look, area: Rect) -> Vec<(Rect, usize)> {
     let (mut spans, mut places, mut x) = (Vec::new(), Vec::new(), area.x);
-    let long: usize = Tab::ALL.iter().map(|(_, name)| name.len() + 5).sum();
+    let long: usize = Tab::ALL.iter().map(|(_, name)| name.len() + 4).sum();
     for (n, (_, name)) in Tab::ALL.iter().enumerate() {
-        let name = if long > usize::from(area.width) + 1 { &name[..name.len().min(4)] } else { name };
+        let name = if long > usize::from(area.width) { &name[..name.len().min(4)] } else { name };
         let text = format!(" {} {name} ", n + 1);
         let style = if n == app.tab { Style::new().add_modifier(Modifier::REVERSED) } else { look.dim() };
         let width = text.width() as u16;
         places.push((Rect::new(x, area.y, width, 1), n));
-        x += width + 1;
-        spans.extend([Span::styled(text, style), Span::raw(" ")]);
+        x += width;
+        spans.push(Span::styled(text, style));
     }
     frame.render_widget(Paragraph::new(Text::from(spans)), area);
     places
@@ -171,7 +177,7 @@ fn table(frame: &mut Frame, app: &App, look: Look, area: Rect) -> (Vec<(Rect, us
     }
     let mut text = vec![Text::styled(row(&titles), Style::new().add_modifier(Modifier::BOLD))];
     for (n, line) in lines.iter().take(usize::from(area.height.saturating_sub(1))).enumerate() {
-        let style = style(app, look, app.first + n, line);
+        let style = style(app, look, app.selection.first + n, line);
         text.push(Text::styled(format!("{:<1$}", row(&line.cells), usize::from(area.width)), style));
     }
     frame.render_widget(Paragraph::new(text), area);
@@ -181,7 +187,7 @@ fn table(frame: &mut Frame, app: &App, look: Look, area: Rect) -> (Vec<(Rect, us
 
 fn style(app: &App, look: Look, place: usize, line: &Line) -> Style {
     let style = if line.is_closed { look.dim() } else { Style::new() };
-    if place == app.selected { style.add_modifier(Modifier::REVERSED) } else { style }
+    if place == app.selection.place { style.add_modifier(Modifier::REVERSED) } else { style }
 }
 
 /// In so many columns of the terminal, cut if it is longer.
@@ -208,14 +214,14 @@ pub(crate) fn fit(text: &str, width: usize, kind: Kind) -> String {
 
 fn footer(frame: &mut Frame, app: &App, look: Look, area: Rect) {
     let width = usize::from(area.width);
-    let line = if app.is_typing || !app.filter.is_empty() {
-        let wrong = app.filter.wrong().map(|word| format!("  {word} is not understood"));
-        let rows = if app.matching == 1 { "row" } else { "rows" };
-        let after = wrong.clone().unwrap_or_else(|| format!("  {} {rows}", app.matching));
+    let line = if app.is_typing || !app.filter().is_empty() {
+        let wrong = app.filter().wrong().map(|word| format!("  {word} is not understood"));
+        let rows = if app.selection.rows == 1 { "row" } else { "rows" };
+        let after = wrong.clone().unwrap_or_else(|| format!("  {} {rows}", app.selection.rows));
         let cursor = if app.is_typing { "_" } else { "" };
         Text::from(vec![
             Span::styled(
-                format!("/{}{cursor}", app.filter.text()),
+                format!("/{}{cursor}", app.filter().text()),
                 Style::new().add_modifier(Modifier::BOLD),
             ),
             Span::styled(after, if wrong.is_some() { look.error() } else { Style::new() }),
@@ -253,11 +259,11 @@ fn keys(look: Look, width: usize) -> String {
 
 const HELP: [&str; 20] = [
     " q, Ctrl-C        quit",
-    " Tab, 1 to 6      connections, processes, hosts, cgroups, ports, services",
+    " Tab, 1 to 7      connections, processes, hosts, cgroups, ports, services, failed",
     " Up, Down, j, k   choose a row; also PageUp, PageDown, Home, End, and the mouse",
     " Enter            open a row: the connections of a process, a host or a port,",
     "                  the processes of a cgroup; of a connection, its details",
-    " d                details of the chosen row",
+    " d                details of the chosen row; J and K scroll them",
     " Left, Right, <>  order by another column; a click on its title does so, too",
     " r, -             reverse the order",
     " a, t, i, o       order by both rates (as at the start), both totals, the rate in or out",
