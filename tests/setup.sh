@@ -65,6 +65,8 @@ package_names() {
 	cat <<-'TABLE'
 		tool          apt-get            dnf                    pacman             zypper             apk
 		clang         clang              clang                  clang              clang              clang
+		clang-13      clang-13           clang13                clang13            clang13            clang13
+		clang-19      clang-19           clang19                clang19            clang19            clang19
 		make          make               make                   make               make               make
 		cc            gcc,libc6-dev      gcc,glibc-devel        gcc                gcc,glibc-devel    gcc,musl-dev
 		pkg-config    pkg-config         pkgconf-pkg-config     pkgconf            pkgconf-pkg-config pkgconf

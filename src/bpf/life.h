@@ -215,10 +215,9 @@ static __always_inline int state_changes(struct sock *sk, int old_state, int new
 		read_totals(st, sk, tp);
 		read_quality(st, tp);
 		read_condition(st, tp);
-		/* Whoever is sending goes on, and will report it. In other states calls leave that to us. */
-		/* Atomic for the sake of its barrier: see give_back(). */
+		/* Whoever is sending goes on, and will report it. In other states calls leave that to us, see give_back(). */
 		if (!changes_to(st, TCP_ESTABLISHED) && !changes_to(st, TCP_CLOSE_WAIT))
-			add_u64(&st->shut, st->c.acct[TT_OUT].total + 1 - st->shut);
+			add_u64_in_order(&st->shut, st->c.acct[TT_OUT].total + 1 - st->shut);
 		if (!changes_to(st, TCP_CLOSE_WAIT) || chunks_are_calls)
 			post_out(st, ch.now);
 		post_in(st, ch.now);

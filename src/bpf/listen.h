@@ -35,7 +35,7 @@ static __noinline void listens_here(struct sk_state *st, struct sock *sk)
 		known = bpf_map_lookup_elem(&listeners, &key);
 		if (!known)
 			return;
-		__sync_fetch_and_add(&known->sockets, 1);
+		add_u64(&known->sockets, 1);
 		if (known->owner != st->owner)
 			known->owner = 0;
 	}
@@ -54,7 +54,7 @@ static __noinline void listens_no_more(struct sk_state *st)
 	known = bpf_map_lookup_elem(&listeners, &key);
 	if (!known)
 		return;
-	__sync_fetch_and_add(&known->sockets, -1);
+	add_u64(&known->sockets, -1);
 	if (!known->sockets)
 		bpf_map_delete_elem(&listeners, &key);
 }

@@ -3,6 +3,7 @@
 #ifndef TCPTOP_MAPS_H
 #define TCPTOP_MAPS_H
 
+#include "order.h"
 #include "wire.h"
 
 /*
@@ -315,13 +316,13 @@ struct {
 static __always_inline void count_ring_loss(__u32 kind)
 {
 	if (kind < TT_KINDS)
-		__sync_fetch_and_add(&control.lost.ring[kind], 1);
+		add_u64(&control.lost.ring[kind], 1);
 }
 
 static __always_inline void count_storage_loss(__u32 kind)
 {
 	if (kind < TT_KINDS)
-		__sync_fetch_and_add(&control.lost.storage[kind], 1);
+		add_u64(&control.lost.storage[kind], 1);
 }
 
 #endif

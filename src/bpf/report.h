@@ -90,22 +90,6 @@ static __always_inline void put_transfer(struct tt_transfer *t, const struct cou
 	put_processes(t, r);
 }
 
-/*
- * Atomic additions. Of a constant zero clang makes another atomic operation, which kernels before 5.12 refuse to load
- * wherever it stands, hence the tests.
- */
-static __always_inline void add_u32(__u32 *to, __u32 n)
-{
-	if (n)
-		__sync_fetch_and_add(to, n);
-}
-
-static __always_inline void add_u64(__u64 *to, __u64 n)
-{
-	if (n)
-		__sync_fetch_and_add(to, n);
-}
-
 /* Changed by other CPUs and by the reader. */
 static __always_inline __u32 current_epoch(void)
 {
@@ -119,21 +103,21 @@ static __always_inline __u32 current_epoch(void)
  */
 __noinline __u32 claim_number(__u32 bank, __u32 first)
 {
-	volatile __u32 *used = &control.bank[bank & 1].used;
+	__u32 *used = &control.bank[bank & 1].used;
 	union tt_slot *slot;
 	__u32 n, number;
 
 #pragma unroll
 	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
-		n = *used;
+		n = *(volatile __u32 *)used;
 		if (n >= first)
 			break;
-		__sync_fetch_and_add(used, 1);
+		add_u32(used, 1);
 		number = bank * bank_slots + n;
 		slot = bpf_map_lookup_elem(&slots, &number);
 		if (!slot)
 			break;
-		__sync_fetch_and_add(&slot->transfer.span_us, 1);
+		add_u32(&slot->transfer.span_us, 1);
 		if (*(volatile __u32 *)&slot->transfer.span_us == 1)
 			return number;
 	}
@@ -160,8 +144,7 @@ static __always_inline struct tt_transfer *waiting_report(const struct acct *a)
 /*
  * Adds to the report of this process that waits; false if there is none. Processes that use a connection in turn have
  * one between them. Threads may be here at once: sums are added to atomically, and the total is written again if it has
- * grown in the meantime (the addition before the check is a full barrier), so that the last one to write has written the
- * latest.
+ * grown in the meantime, so that the last one to write has written the latest.
  */
 static __always_inline bool join(struct counted *c, const struct report *r)
 {
@@ -173,13 +156,13 @@ static __always_inline bool join(struct counted *c, const struct report *r)
 		return false;
 	put_totals(t, c, r->direction);
 	add_u32(&t->calls, r->calls);
-	add_u64(&t->bytes, r->bytes);
+	add_u64_in_order(&t->bytes, r->bytes);
 	if (*total != t->total_bytes)
 		put_totals(t, c, r->direction);
 	return true;
 }
 
-/* Lets the report wait; false if there is no room. Sums are added, for others may do so as soon as the slot is known. */
+/* Lets the report wait; false if there is no room. Others may add to it as soon as the slot is known: then all of it is there. */
 static __noinline bool wait(struct counted *c, const struct report *r)
 {
 	__u32 epoch = current_epoch();
@@ -192,9 +175,9 @@ static __noinline bool wait(struct counted *c, const struct report *r)
 	if (!slot)
 		return false;
 	put_transfer(&slot->transfer, c, r);
-	c->acct[r->direction & 1].slot = (__u64)epoch << 32 | number;
 	add_u32(&slot->transfer.calls, r->calls);
-	add_u64(&slot->transfer.bytes, r->bytes);
+	add_u64_in_order(&slot->transfer.bytes, r->bytes);
+	c->acct[r->direction & 1].slot = (__u64)epoch << 32 | number;
 	return true;
 }
 
@@ -315,8 +298,8 @@ static __noinline bool send_waiting(struct tt_transfer *waiting)
 		return false;
 	*t = *waiting;
 	t->span_us = (bpf_ktime_get_ns() - t->conn.time) / 1000;
-	__sync_fetch_and_add(&waiting->bytes, -t->bytes);
-	__sync_fetch_and_add(&waiting->calls, -t->calls);
+	add_u64(&waiting->bytes, -t->bytes);
+	add_u32(&waiting->calls, -t->calls);
 	bpf_ringbuf_submit(t, wake_flags());
 	return true;
 }

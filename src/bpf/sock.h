@@ -83,6 +83,7 @@ static __noinline struct sk_state *state_to_cache(__u64 address, __u64 cookie, _
 	if (!entry)
 		return NULL;
 	if (entry->st.c.conn.socket == cookie) {
+		keep_order();
 		entry->cookie = cookie;
 		*cached = number;
 	}
@@ -101,8 +102,10 @@ static __always_inline struct sk_state *state_of(void *sk, __u64 cookie)
 	if (!cached)
 		return NULL;
 	entry = entry_at(*cached);
-	if (entry && entry->cookie == cookie)
+	if (entry && entry->cookie == cookie) {
+		keep_order();
 		return &entry->st;
+	}
 	return state_to_cache((__u64)sk, cookie, cached);
 }
 
@@ -123,7 +126,7 @@ static __always_inline void give_back_state(struct state_entry *entry, __u32 num
  */
 __noinline __u32 unused_state(void)
 {
-	volatile __u32 *used = &control.states_used;
+	__u32 *used = &control.states_used;
 	struct state_entry *entry;
 	__u32 number;
 
@@ -131,12 +134,12 @@ __noinline __u32 unused_state(void)
 		return number;
 #pragma unroll
 	for (int i = 0; i < CLAIMS_AT_MOST; i++) {
-		number = *used;
+		number = *(volatile __u32 *)used;
 		entry = entry_at(number);
 		if (!entry)
 			break;
-		__sync_fetch_and_add(used, 1);
-		__sync_fetch_and_add(&entry->claims, 1);
+		add_u32(used, 1);
+		add_u64(&entry->claims, 1);
 		if (*(volatile __u64 *)&entry->claims == 1)
 			return number;
 	}
@@ -241,6 +244,8 @@ static __always_inline void put_identity(struct tt_conn *conn, struct sock *sk, 
 					 const bool typed)
 {
 	put_kind(conn, sk, protocol, typed);
+	/* Another CPU that sees the id takes the rest for granted. */
+	keep_order();
 	if (!conn->socket)
 		conn->socket = typed && use_cookie ? bpf_get_socket_cookie(sk) : own_id();
 }

@@ -245,7 +245,7 @@ static __noinline void put_process(struct tt_process *to, __u64 identity)
 	known = bpf_map_lookup_elem(&processes, &identity);
 	if (known) {
 		*to = known->process;
-		barrier();
+		keep_order();
 		if (*(volatile __u64 *)&known->identity == identity)
 			return;
 	}

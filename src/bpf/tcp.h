@@ -117,7 +117,7 @@ static __always_inline void post_up_to(struct sk_state *st, struct report *r, __
 	struct acct *a = &st->c.acct[r->direction & 1];
 
 	r->bytes = news < 0 ? 0 : (__u64)news < limit ? news : limit;
-	add_u64(&a->reported, r->bytes);
+	add_u64_in_order(&a->reported, r->bytes);
 	if (r->direction == TT_IN || limit == ALL_NEWS || *(volatile __u64 *)&st->shut)
 		give_back(a, r);
 	note_told(st, &st->c.conn);
@@ -245,7 +245,7 @@ static __always_inline void tcp_sent(struct sock *sk, struct tcp_sock *tp, long 
 		by_current(&r, st);
 	reported = *(volatile __u64 *)&out->reported;
 	write_seq = TCP(tp, write_seq);
-	barrier();
+	keep_order();
 	/* Before and after these states write_seq counts the SYN or the FIN; the state change brings the
 	 * total. The state changes before the FIN is counted. */
 	state = sk->__sk_common.skc_state;

@@ -160,7 +160,7 @@ static __always_inline bool learn_written(struct sk_state *st, struct tcp_sock *
 	__u64 sent = tried(tp, end), acked = taken(tp, end);
 	struct acct *out = &st->c.acct[TT_OUT];
 
-	barrier(); /* look again */
+	keep_order(); /* look again */
 	if (acked - sent > 1) {
 		if ((__s64)(sent - acked) < 0 || taken(tp, end) != acked)
 			return false;
