@@ -15,6 +15,7 @@ mod tests;
 mod tree;
 mod view;
 
+use crate::limits;
 use crate::names::{Executables, Hosts, Services};
 use crate::options::Options;
 use crate::output;
@@ -32,7 +33,7 @@ use ratatui::crossterm::execute;
 use ratatui::layout::{Position, Rect};
 use std::io::{self, IsTerminal as _, stdout};
 use std::{env, thread};
-use tcptop::{Capabilities, ConnectionTable, Feature, KernelTime, Stats, Visibility};
+use tcptop::{Capabilities, ConnectionTable, KernelTime, Stats};
 use tree::Key;
 use view::Places;
 
@@ -77,7 +78,9 @@ impl Live {
             services: Services::of_this_machine(),
             executables,
         };
-        let mut app = App::new(title, limits(can, !options.no_bootstrap), options, show);
+        let limits =
+            limits::lines(can, !options.no_bootstrap).into_iter().map(|line| format!(" {line}")).collect();
+        let mut app = App::new(title, limits, options, show);
         match options.sort {
             None | Some(Column::Rate) => {}
             Some(Column::Total) => app.order_by(Key::Total),
@@ -255,18 +258,4 @@ fn give_terminal_back() {
     // If the terminal is gone, there is nothing to give back.
     let _ = execute!(stdout(), DisableMouseCapture);
     let _ = ratatui::try_restore();
-}
-
-/// What runs, and what it does not see, in words.
-fn limits(can: &Capabilities, searched: bool) -> Vec<String> {
-    let mut lines = vec![format!(" Tracing with {} on Linux {}", can.backend(), can.kernel())];
-    lines.extend(can.self_test().iter().filter(|check| check.has_failed()).map(|check| format!(" {check}")));
-    lines.extend(can.features().filter_map(|(feature, how)| match how {
-        Visibility::Exact => None,
-        _ if feature == Feature::Existing && !searched => None,
-        how => Some(format!(" {}: {how}", feature.as_str().replace('_', " "))),
-    }));
-    lines.extend(can.missing_programs().iter().map(|program| format!(" without {program}")));
-    lines.extend(can.rejected_backends().iter().map(|backend| format!(" not with {backend}")));
-    lines
 }

@@ -3,6 +3,7 @@
 
 mod cgroups;
 mod command;
+mod limits;
 mod lines;
 mod live;
 mod names;

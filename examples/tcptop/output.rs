@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where and how all is printed.
 
+use crate::limits;
 use crate::lines;
 use crate::options::Options;
 use crate::rows::{self, FINAL, Field, LIVE, amount, millis};
@@ -61,16 +62,12 @@ impl<'a> Output<'a> {
         if self.options.json {
             return self.line(&lines::start(can));
         }
+        let searched = !self.options.no_bootstrap && self.options.command.is_empty();
         if self.options.shows_tables() {
-            self.line(&format!("tracing with {} on Linux {}", can.backend(), can.kernel()))?;
-            can.self_test()
-                .iter()
-                .filter(|c| c.has_failed())
-                .try_for_each(|c| self.line(&format!("  {c}")))?;
-            can.rejected_backends().iter().try_for_each(|step| self.line(&format!("  not with {step}")))?;
+            return self.lines(limits::lines(can, searched).into_iter());
         }
         match can.visibility(Feature::Existing) {
-            Visibility::Limited(how) if !self.options.no_bootstrap && self.options.command.is_empty() => {
+            Visibility::Limited(how) if searched => {
                 writeln!(stderr(), "tcptop: existing connections are shown with limits: {how}")
             }
             _ => Ok(()),
