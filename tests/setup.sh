@@ -9,6 +9,8 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-${HOME:-/root}/.cargo}/
 
 BUILD_TOOLS='clang make cc pkg-config libelf zlib linux-headers'
 TEST_TOOLS='qemu busybox cpio kmod iproute2 clang-format shellcheck strip git'
+# To compile for arm64 machines, and to emulate them.
+export ARM64_TOOLS='aarch64-gcc qemu-arm64'
 
 say() { printf 'tcptop: %s\n' "$*" >&2; }
 
@@ -46,6 +48,8 @@ has_tool() {
 	# The linker's start files come in a package of their own.
 	cc) has cc && [[ -e /usr/include/stdio.h ]] ;;
 	qemu) has qemu-system-x86_64 ;;
+	qemu-arm64) has qemu-system-aarch64 ;;
+	aarch64-gcc) has aarch64-linux-gnu-gcc && [[ -e /usr/aarch64-linux-gnu/include/stdio.h ]] ;;
 	kmod) has modprobe && has depmod ;;
 	iproute2) has ip && has ss && has tc ;;
 	postgres) has psql && compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null ;;
@@ -74,6 +78,8 @@ package_names() {
 		zlib          zlib1g-dev         zlib-devel             zlib               zlib-devel         zlib-dev
 		linux-headers linux-libc-dev     kernel-headers         linux-api-headers  linux-glibc-devel  linux-headers
 		qemu          qemu-system-x86    qemu-system-x86-core   qemu-system-x86    qemu-x86           qemu-system-x86_64
+		qemu-arm64    qemu-system-arm    qemu-system-aarch64-core qemu-system-aarch64 qemu-arm         qemu-system-aarch64
+		aarch64-gcc   gcc-aarch64-linux-gnu,libc6-dev-arm64-cross gcc-aarch64-linux-gnu aarch64-linux-gnu-gcc cross-aarch64-gcc13 gcc-aarch64-none-elf
 		busybox       busybox-static     busybox                busybox            busybox-static     busybox-static
 		cpio          cpio               cpio                   cpio               cpio               cpio
 		kmod          kmod               kmod                   kmod               kmod               kmod
@@ -159,6 +165,13 @@ require_rust_component() {
 	has rustup || die "cargo $1 is missing" "please install your distribution's package of it"
 	say "installing with rustup: $2"
 	rustup component add "$2" >&2 || die "rustup could not install $2"
+}
+
+# require_rust_target TARGET: the standard library for it.
+require_rust_target() {
+	! rustc --print target-libdir --target "$1" 2>/dev/null | xargs test -d || return 0
+	has rustup || die "there is no standard library of Rust for $1" "please install your distribution's package of it"
+	rustup target add "$1" >&2 || die "rustup could not install $1"
 }
 
 require_build_tools() {

@@ -35,13 +35,23 @@ pack_settings() {
 # then misses that the other has patched code, which is how trampolines come and go, and the guest dies of it.
 # nosoftlockup, no_timer_check: emulated time stands still now and then, while the kernel checks its timer too. -erms,
 # -fsrm, no5lvl: what copies memory byte by byte, and page tables of five levels, are fast on processors only; without them
-# a guest needs a quarter less.
+# a guest needs a quarter less. pauth-impdef: likewise for pointers that are signed. A virtual arm64 machine has one serial
+# port.
 run_qemu() {
-	timeout --kill-after=10 "$limit" qemu-system-x86_64 \
-		-accel tcg,thread=single -cpu max,-erms,-fsrm -m 1G -smp 2 -nodefaults -display none -no-reboot \
-		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" \
-		-append 'console=ttyS0 panic=-1 loglevel=5 nosoftlockup no_timer_check no5lvl' \
-		-serial "file:$out/console.log" -serial "file:$work/results" \
+	local machine command_line='panic=-1 loglevel=5 nosoftlockup' to_results="file,id=results,path=$work/results"
+	if [[ $(<"$kernel/arch") == arm64 ]]; then
+		machine=(qemu-system-aarch64 -M virt -cpu 'max,pauth-impdef=on' -nodefaults
+			-serial "file:$out/console.log" -device virtio-serial-pci
+			-chardev "$to_results" -device 'virtconsole,chardev=results')
+		command_line+=' console=ttyAMA0'
+	else
+		machine=(qemu-system-x86_64 -cpu 'max,-erms,-fsrm' -nodefaults
+			-serial "file:$out/console.log" -serial "file:$work/results")
+		command_line+=' console=ttyS0 no_timer_check no5lvl'
+	fi
+	timeout --kill-after=10 "$limit" "${machine[@]}" \
+		-accel tcg,thread=single -m 1G -smp 2 -display none -no-reboot \
+		-kernel "$kernel/vmlinuz" -initrd "$work/initramfs" -append "$command_line" \
 		</dev/null >"$out/qemu.log" 2>&1 &
 	qemu=$!
 	wait "$qemu" || qemu_status=$?

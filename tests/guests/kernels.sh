@@ -3,112 +3,26 @@
 #
 # tests/guests/kernels.sh [--cached] SERIES...: fetches the newest Debian cloud kernel of each series (5.10, 6.12, 7, …)
 # that can be had and prints one line `SERIES DIRECTORY`; DIRECTORY holds `release`, `vmlinuz` and `modules.cpio`. With
-# --cached the archive is only asked for kernels that are not in the cache.
+# --cached the archive is only asked for kernels that are not in the cache. TCPTOP_GUEST_ARCH is their architecture, amd64
+# or arm64.
 #
 # Archives forget: a package may be listed and gone. Then it is the next older one of the series, and `SERIES gone` where
 # there is none. Everything else that goes wrong is named on standard error, and the exit status is then 1.
 #
-# The packages come from the mirror that this machine's apt uses, read through an apt configuration of our own: the
-# machine's package lists and settings stay as they are, and nothing is installed. On a machine whose apt knows no
-# Debian archive, TCPTOP_DEBIAN_MIRROR names one. Everything is kept in TCPTOP_GUEST_CACHE.
+# archive.sh says where the packages come from. Everything is kept in TCPTOP_GUEST_CACHE.
 set -euo pipefail
 shopt -s nullglob inherit_errexit
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=tests/setup.sh
 . "$here/../setup.sh"
-
-cache=${TCPTOP_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/tcptop/guests}
-
-# A series moves between suites (to -security with an update, to the next stable release, out of the archive), so all
-# of them are read and the newest kernel wins.
-SUITES='bullseye bookworm trixie trixie-updates bookworm-backports trixie-backports sid'
-SECURITY_SUITES='bullseye-security bookworm-security trixie-security'
+# shellcheck source=tests/guests/archive.sh
+. "$here/archive.sh"
 
 # What the tests need beyond what a cloud kernel has built in: MODULES are loaded at boot, and the cryptography is
 # there for the kernel to ask for when a socket gets kTLS keys.
 MODULES='veth tls inet_diag tcp_diag udp_diag sch_netem sctp nbd'
-MODULE_DIRECTORIES='kernel/crypto kernel/arch/x86/crypto kernel/lib/crypto'
-
-# The Debian archives of this machine's own configuration: `URI SUITE` of everything that looks like one.
-machine_archives() {
-	# shellcheck disable=SC2016  # apt-get expands these
-	apt-get indextargets 'Created-By: Packages' --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 2>/dev/null |
-		awk '$3 == "main" && $2 ~ /^(bullseye|bookworm|trixie|forky|sid|(old)*stable|testing|unstable)(-|$)/ {
-			sub("/$", "", $1); print $1, $2 }'
-}
-
-main_mirrors() {
-	if [[ -n ${TCPTOP_DEBIAN_MIRROR:-} ]]; then
-		printf '%s\n' "${TCPTOP_DEBIAN_MIRROR%/}"
-	else
-		machine_archives | awk '$2 !~ /-security$/ { print $1 }' | sort -u
-	fi
-}
-
-# Mirrors carry the security archive beside the main one; it may also be configured on its own.
-security_mirrors() {
-	{
-		main_mirrors | sed 's/$/-security/'
-		[[ -n ${TCPTOP_DEBIAN_MIRROR:-} ]] || machine_archives | awk '$2 ~ /-security$/ { print $1 }'
-	} | sort -u
-}
-
-# source_lines MIRRORS-COMMAND SUITE...
-source_lines() {
-	local mirrors=$1 uri suite keyring options='arch=amd64 targets=Packages'
-	shift
-	for keyring in /usr/share/keyrings/debian-archive-keyring.{pgp,gpg}; do
-		[[ -e $keyring ]] && options+=" signed-by=$keyring" && break
-	done
-	"$mirrors" | while read -r uri; do
-		for suite in "$@"; do
-			printf 'deb [%s] %s %s main\n' "$options" "$uri" "$suite"
-		done
-	done
-}
-
-write_apt_configuration() {
-	mkdir -p "$cache/apt/state/lists/partial" "$cache/apt/cache/archives/partial"
-	# shellcheck disable=SC2086  # lists of words
-	{
-		source_lines main_mirrors $SUITES
-		source_lines security_mirrors $SECURITY_SUITES
-	} >"$cache/apt/sources.list"
-	[[ -s $cache/apt/sources.list ]] ||
-		die 'apt on this machine knows no Debian archive to take guest kernels from' \
-			'name one: TCPTOP_DEBIAN_MIRROR=http://…/debian (and install debian-archive-keyring)'
-	# Some machines switch apt's binary caches off, and then every question takes seconds.
-	# An archive's signature counts, its date does not: suites that are no longer updated have expired ones.
-	# #clear: the machine's own hooks after an update are not ours to run.
-	cat >"$cache/apt/apt.conf" <<-CONF
-		Dir::State "$cache/apt/state";
-		Dir::State::status "/dev/null";
-		Dir::Cache "$cache/apt/cache";
-		Dir::Cache::pkgcache "pkgcache.bin";
-		Dir::Cache::srcpkgcache "srcpkgcache.bin";
-		Dir::Etc::sourcelist "$cache/apt/sources.list";
-		Dir::Etc::sourceparts "/dev/null";
-		APT::Sandbox::User "root";
-		APT::Architecture "amd64";
-		APT::Architectures { "amd64"; };
-		Acquire::Languages "none";
-		Acquire::Check-Valid-Until "false";
-		#clear APT::Update;
-	CONF
-}
-
-apt_private() {
-	local command=$1
-	shift
-	LC_ALL=C "$command" -c "$cache/apt/apt.conf" "$@"
-}
-
-# Suites come and go, so one that cannot be read is no error as long as the kernels are found in others.
-update_lists() {
-	apt_private apt-get -q update >"$cache/apt/update.log" 2>&1 ||
-		say "some package lists could not be fetched; see $cache/apt/update.log"
-}
+MODULE_DIRECTORIES='kernel/crypto kernel/arch/x86/crypto kernel/arch/arm64/crypto kernel/lib/crypto'
 
 # What has failed according to a log of apt-get's, other than that something is not there.
 failures_in() { awk '/^Err:/ { what = $0; getline; if ($1 != 404 && $1 != 410) print what ": " $0 }' "$1"; }
@@ -116,7 +30,7 @@ failures_in() { awk '/^Err:/ { what = $0; getline; if ($1 != 404 && $1 != 410) p
 # The releases (uname -r) of a series' cloud kernels in the archive and in the cache, the newest first.
 known_releases() {
 	{
-		apt_private apt-cache pkgnames "linux-image-$1." | sed -n 's/^linux-image-\(.*-cloud-amd64\)$/\1/p'
+		apt_private apt-cache pkgnames "linux-image-$1." | sed -n "s/^linux-image-\\(.*-cloud-$arch\\)\$/\\1/p"
 		cached_releases "$1"
 	} | sort -rVu
 }
@@ -185,6 +99,7 @@ fetch() {
 	[[ -e $tree/done/vmlinuz ]]
 	pack_modules "$tree" "$release" "$tree/done/modules.cpio"
 	printf '%s\n' "$release" >"$tree/done/release"
+	printf '%s\n' "$arch" >"$tree/done/arch"
 	recipe >"$tree/done/recipe"
 	mkdir -p "$cache/kernels"
 	rm -rf "${cache:?}/kernels/$release"
