@@ -175,6 +175,7 @@ struct sock {
 
 struct inet_cork {
 	unsigned int length;
+	u16 gso_size;
 };
 
 union flowi_uli {

@@ -48,6 +48,7 @@ static __always_inline void settle(struct sk_state *st, struct sock *sk, const b
 		return;
 	/* The state last: it changes before the FIN is counted. */
 	write_seq = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	keep_order();
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_CLOSE_WAIT || (state == TCP_ESTABLISHED && changes_hands))
 		post_before(st, write_seq);

@@ -36,11 +36,13 @@ struct report {
 	__u32 calls;
 	bool is_call;	 /* a call has just ended: may go out at once */
 	bool by_current; /* the actor is the current process */
+	__u32 since; /* TCP: when the connection began that it is about, in its last bits; the stack is full */
 };
 
 /* The current process makes the call that is reported. */
 static __always_inline void by_current(struct report *r, struct sk_state *st)
 {
+	r->since = st->c.conn.since;
 	r->actor = actor_is_current(st);
 	r->by_current = true;
 	r->owner = st->owner;
@@ -49,6 +51,7 @@ static __always_inline void by_current(struct report *r, struct sk_state *st)
 /* No call is seen: what has moved is the owner's. */
 static __always_inline void by_owner(struct report *r, const struct sk_state *st)
 {
+	r->since = st->c.conn.since;
 	r->owner = st->owner;
 	r->actor = identity_of(r->owner);
 }
@@ -162,6 +165,18 @@ static __always_inline bool join(struct counted *c, const struct report *r)
 	return true;
 }
 
+/*
+ * Another thread may have disconnected the socket in the meantime, and connected it again: then what was put into the report is
+ * of that connection, and the bytes are of the one before. The call does not hold the lock. They are lost, as little as can be.
+ */
+static __always_inline bool is_of_another_connection(const struct tt_transfer *t, const struct report *r)
+{
+	if (t->conn.protocol != IPPROTO_TCP || (__u32)t->conn.since == r->since)
+		return false;
+	count_storage_loss(t->kind);
+	return true;
+}
+
 /* Lets the report wait; false if there is no room. Others may add to it as soon as the slot is known: then all of it is there. */
 static __noinline bool wait(struct counted *c, const struct report *r)
 {
@@ -175,6 +190,8 @@ static __noinline bool wait(struct counted *c, const struct report *r)
 	if (!slot)
 		return false;
 	put_transfer(&slot->transfer, c, r);
+	if (is_of_another_connection(&slot->transfer, r))
+		return true;
 	add_u32(&slot->transfer.calls, r->calls);
 	add_u64_in_order(&slot->transfer.bytes, r->bytes);
 	c->acct[r->direction & 1].slot = (__u64)epoch << 32 | number;
@@ -190,6 +207,10 @@ static __always_inline bool emit(struct counted *c, const struct report *r)
 		return false;
 	}
 	put_transfer(t, c, r);
+	if (is_of_another_connection(t, r)) {
+		bpf_ringbuf_discard(t, BPF_RB_NO_WAKEUP);
+		return true;
+	}
 	t->bytes = r->bytes;
 	t->calls = r->calls;
 	t->span_us = 0;

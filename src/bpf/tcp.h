@@ -299,6 +299,7 @@ static __always_inline void tcp_call_in(struct sock *sk, long ret)
 	tp = tcp_of(sk);
 	if (!tp)
 		return;
+	r.since = st->c.conn.since;
 	r.actor = caller_identity();
 	r.by_current = true;
 	r.owner = st->owner;

@@ -240,8 +240,8 @@ static __always_inline void udp_call_in(struct sock *sk, int ret, const bool und
 		return;
 	st = udp_peek(sk, true);
 	take_noted_peer(&peer, sk, st, TT_IN);
-	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end. */
-	if (ret < 0 || (!ret && sk->sk_shutdown & RCV_SHUTDOWN))
+	/* Not an empty datagram: after shutdown(SHUT_RD) a receive has an end, unless there is something from a peer. */
+	if (ret < 0 || (!ret && !peer.family && sk->sk_shutdown & RCV_SHUTDOWN))
 		return;
 	if (!peer.family && !(st && st->strangers))
 		peer_of_connected(&peer, sk, true);

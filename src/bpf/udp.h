@@ -227,6 +227,13 @@ static __always_inline struct sk_state *udp_peek(struct sock *sk, const bool typ
 	return NULL;
 }
 
+/* If nothing more moves, no later event has the total: the end of the socket tells. */
+static __always_inline void lose_datagram(struct sk_state *st, __u32 kind)
+{
+	st->c.conn.uncounted |= TT_LOST;
+	count_storage_loss(kind);
+}
+
 /* Bytes of `packets` datagrams: of one, or of several that one call sent (GSO) or received (GRO). */
 static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u32 direction, __u64 bytes,
 				      __u32 packets, const struct peer *peer, const bool typed)
@@ -237,7 +244,7 @@ static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u3
 	by_current(&r, st);
 	c = udp_flow(st, peer);
 	if (!c) {
-		count_storage_loss(direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
+		lose_datagram(st, direction == TT_OUT ? TT_UDP_SEND : TT_UDP_RECV);
 		return;
 	}
 	if (direction == TT_OUT && c != &st->c && peer->family && peer != &st->sent_to)
@@ -247,7 +254,7 @@ static __always_inline void udp_count(struct sock *sk, struct sk_state *st, __u3
 	if (!joins(c, &r)) {
 		put_socket(&c->conn, sk, typed);
 		if (!post_alone(c, &r))
-			count_storage_loss(transfer_kind(&c->conn, direction));
+			lose_datagram(st, transfer_kind(&c->conn, direction));
 	}
 	note_told(st, &c->conn);
 }
@@ -336,13 +343,20 @@ static __always_inline __u32 take_all(struct sk_state *st)
 	return take_waiting(st, *(volatile __s32 *)&st->waiting);
 }
 
-/* What waited has been sent: it is one datagram, or several by GSO. */
+/* Of the latest datagram that pieces were added to. The kernel takes it from the socket with the first piece. */
+static __always_inline __u32 segment_of_pieces(struct sock *sk)
+{
+	return UDP(sk, inet.cork.base.gso_size);
+}
+
+/* What waited has been sent: it is one datagram, perhaps an empty one, or several by GSO. */
 static __always_inline void count_waiting(struct sock *sk, struct sk_state *st)
 {
+	bool was_empty = st->corked && !*(volatile __s32 *)&st->waiting;
 	__u32 gone = take_all(st);
 
-	if (gone)
-		count_gone_of(sk, st, gone, UDP(sk, gso_size));
+	if (gone || was_empty)
+		count_gone_of(sk, st, gone, segment_of_pieces(sk));
 }
 
 /*
@@ -385,6 +399,7 @@ static __always_inline void sends_pieces(struct sock *sk, struct sk_state *st, _
 		st->sent_to = *peer;
 	} else {
 		follow_connect(sk, st);
+		segment = segment_of_pieces(sk);
 	}
 	count_gone_of(sk, st, take_all(st) + bytes, segment);
 }

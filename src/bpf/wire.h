@@ -32,6 +32,7 @@ enum tt_provenance {
 enum tt_uncounted {
 	TT_MPTCP = 1, /* calls are made on another socket: totals are those of the latest change of state */
 	TT_REDIRECTED = 2, /* a sockmap hands bytes to other sockets, past TCP */
+	TT_LOST = 4,	   /* UDP: of its datagrams some found no room anywhere */
 };
 
 /* Directions index the two accounts of a connection. */

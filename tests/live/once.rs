@@ -2,7 +2,7 @@
 //! Each connection that opens ends, and once, however it does: the same demand for many ways, each in a network of its own, with
 //! what happens put together and with an event per call.
 
-use crate::harness::Trace;
+use crate::harness::{Trace, builder};
 use crate::net::{
     Child, connect, enter_own_network, hear, pair_by, port, recv, reset, run, send, set_option, sockaddr,
     socket, tcp_pair, tell,
@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
-use tcptop::{CollectorEvent, KernelTime, NetNs};
+use std::time::{Duration, Instant};
+use tcptop::{CollectorEvent, EventKind, Granularity, KernelTime, LossPlace, NetNs};
 
 /// Runs `scenes` in a network of its own, and demands that `connections` connections have opened there at both ends, and
 /// that each end is told of once.
@@ -223,4 +224,66 @@ fn what_nobody_holds_and_nobody_answers_ends_once() {
         assert_eq!(send(&server, &[1; 20], 0), 20);
         drop((client, server));
     });
+}
+
+/// 101: while one thread receives another one disconnects the socket and connects it again. What a call of the first connection
+/// has received is never of the second one: it is reported in time, or counted as lost.
+#[test]
+fn a_call_that_ends_after_its_connection_is_not_of_the_next_one() {
+    let per_call = builder().granularity(Granularity::PerCall).channel_capacity(1 << 18);
+    let (mut collector, events) = per_call.spawn().unwrap();
+    let (client, listener, is_over) = (stream(), listener(), AtomicBool::new(false));
+    let to = listener.local_addr().unwrap().port();
+    listener.set_nonblocking(true).unwrap();
+    let connections = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                match listener.accept() {
+                    // It may be gone by now.
+                    Ok((peer, _)) => _ = send(&peer, &[1; 700], libc::MSG_NOSIGNAL),
+                    Err(_) => thread::yield_now(),
+                }
+            }
+        });
+        scope.spawn(|| {
+            while !is_over.load(Relaxed) {
+                recv(&client, 300, libc::MSG_DONTWAIT);
+            }
+        });
+        let (end, mut connections) = (Instant::now() + Duration::from_secs(5), 0);
+        while Instant::now() < end {
+            connections += u32::from(connect(&client, &sockaddr([127, 0, 0, 1], to)) == 0);
+            thread::sleep(Duration::from_micros(200));
+            disconnect(&client);
+        }
+        is_over.store(true, Relaxed);
+        connections
+    });
+    drop(client);
+    collector.stop().unwrap();
+    assert!(connections > 50, "{connections}");
+    let mut received = HashMap::new();
+    let mut missing = 0;
+    for event in events.iter().filter(|e| e.connection().is_some_and(|c| c.key.remote_port == to)) {
+        match event {
+            CollectorEvent::TcpRecv(transfer) => {
+                assert!(transfer.bytes <= transfer.total_bytes, "{transfer:?}");
+                let connection = (transfer.connection.socket, transfer.connection.since);
+                *received.entry(connection).or_insert(0) += transfer.bytes;
+            }
+            CollectorEvent::Closed(closed) => {
+                let known =
+                    received.remove(&(closed.connection.socket, closed.connection.since)).unwrap_or(0);
+                assert!(known <= closed.totals.bytes_in, "{known}: {closed:?}");
+                missing += u64::from(known < closed.totals.bytes_in);
+            }
+            _ => {}
+        }
+    }
+    let stats = collector.stats();
+    assert_eq!((received.len(), stats.audit_mismatches), (0, 0), "{stats:?}");
+    assert!(
+        missing <= stats.lost(EventKind::TcpRecv, LossPlace::Storage),
+        "{missing} of {connections}: {stats:?}"
+    );
 }

@@ -44,6 +44,22 @@ fn a_receive_after_shutdown_counts_nothing() {
     assert_eq!((row.bytes_in, row.packets_in), (30, 2));
 }
 
+/// An empty datagram that comes after shutdown(SHUT_RD) is one, where the reader asks for its sender.
+#[test]
+fn an_empty_datagram_after_shutdown_counts() {
+    let mut trace = Trace::start();
+    let ((sender, s), (receiver, r)) = (bound("127.0.0.1:0"), bound("127.0.0.1:0"));
+    assert_eq!(sender.send_to(&[1; 30], ("127.0.0.1", r)).unwrap(), 30);
+    receive_from(&receiver, 30);
+    // SAFETY: takes plain numbers. It fails, because the socket has no peer, and takes effect all the same.
+    assert_eq!(unsafe { libc::shutdown(receiver.as_raw_fd(), libc::SHUT_RD) }, -1);
+    assert_eq!(sender.send_to(&[], ("127.0.0.1", r)).unwrap(), 0);
+    receive_from(&receiver, 0);
+    drop(receiver);
+    let row = trace.until("the end of its socket", |t| t.udp_flow(r, s).filter(|row| row.is_closed));
+    assert_eq!((row.bytes_in, row.packets_in), (30, 2));
+}
+
 /// UDP-Lite shares its functions with UDP and is not UDP.
 #[test]
 fn udp_lite_is_not_shown() {

@@ -93,6 +93,42 @@ fn an_uncorked_datagram_counts_though_the_next_send_fails() {
     }
 }
 
+/// 99: the first piece decides how long segments are, whatever the socket's option says by then.
+#[test]
+fn segments_of_a_corked_datagram_are_those_of_its_first_piece() {
+    let mut trace = Trace::start();
+    for (at_first, later, datagrams) in [(0, 500, 1), (500, 0, 36)] {
+        let ((sender, s), (receiver, r)) = pair("127.0.0.1:0");
+        let segment = |size: i32| set_option(&sender, libc::IPPROTO_UDP, UDP_SEGMENT, size);
+        segment(at_first);
+        assert_eq!(send(&sender, &[1; 9000], libc::MSG_MORE), 9000);
+        segment(later);
+        assert_eq!(send(&sender, &[1; 9000], 0), 9000);
+        for _ in 0..datagrams {
+            assert_eq!(recv(&receiver, 20_000, 0), 18_000 / datagrams);
+        }
+        assert_eq!(trace.udp(s, r, 0, 18_000).packets_out, datagrams as u64);
+    }
+}
+
+/// 100: an empty datagram that setsockopt() sends counts, at the latest at the end of its socket.
+#[test]
+fn an_empty_datagram_that_is_uncorked_counts() {
+    let mut trace = Trace::start();
+    let is_late = answer(100, trace.backend()) == Answer::Lesser;
+    let ((sender, s), (receiver, r)) = pair("127.0.0.1:0");
+    cork(&sender, 1);
+    assert_eq!(send(&sender, &[], 0), 0);
+    cork(&sender, 0);
+    assert_eq!(recv(&receiver, 99, 0), 0);
+    if !is_late {
+        assert_eq!(trace.udp(s, r, 0, 0).packets_out, 1);
+    }
+    drop(sender);
+    let row = trace.until("the end of its socket", |t| t.udp_flow(s, r).filter(|row| row.is_closed));
+    assert_eq!((row.packets_out, row.bytes_out), (1, 0));
+}
+
 /// 90: pieces go where the first one goes, of whatever length it is and whatever peer the socket has by then; what
 /// setsockopt() has sent before is a datagram of its own.
 #[test]
