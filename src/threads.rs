@@ -53,10 +53,10 @@ pub(crate) fn spawn_lending<'a, T: Send + 'static, U: Send + 'a>(
 
 /// While this lives, the calling thread blocks signals. Threads that it starts inherit this mask, so they block signals
 /// from their first instruction. Signals that come meanwhile are delivered afterwards.
-struct SignalsBlocked(libc::sigset_t);
+pub(crate) struct SignalsBlocked(libc::sigset_t);
 
 impl SignalsBlocked {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: sets of signals are plain data, which the first call fills. libc is used instead of the system call,
         // because it leaves open the signal by which setuid(2) reaches all threads.
         unsafe {

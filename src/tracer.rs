@@ -16,6 +16,7 @@ use crate::self_test;
 use crate::shared::{NOT_RUNNING, Shared};
 use crate::stats::Stats;
 use crate::survey::Survey;
+use crate::threads::SignalsBlocked;
 use rustix::process::{Resource, getrlimit};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,10 +42,13 @@ impl Tracer {
     ///
     /// The new run replaces the latest run only if all of this works.
     pub(crate) fn start<T>(&mut self, read: impl FnOnce(Start) -> Result<T>) -> Result<T> {
+        // The verifier gives up where a signal is pending (bpf_check()), and a program then seems not to load.
+        let blocked = SignalsBlocked::new();
         let (session, loaded) = open_session(&self.config)?;
         let shared = Arc::new(Shared::default());
         shared.set_kernel_memory(session.kernel_memory_bytes);
         let (holders, existing) = bootstrap::prepare(self.config.bootstrap);
+        drop(blocked);
         *shared.holders() = holders;
         let (checks, early) = test(&session, &self.config)?;
         let capabilities = loaded.with_self_test(checks).with_existing(existing.way(), existing.visibility());

@@ -27,6 +27,27 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Signals of the program neither make the start fail nor choose another backend.
+#[test]
+fn signals_during_the_start_change_nothing() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let usual = Trace::start().backend();
+    let program = Child::fork(|_| {
+        let often = libc::timeval { tv_sec: 0, tv_usec: 5000 };
+        let timer = libc::itimerval { it_interval: often, it_value: often };
+        // SAFETY: the handler does nothing; the structures are plain data, and live during the calls.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (action.sa_sigaction, action.sa_flags) = (nothing as *const () as usize, libc::SA_RESTART);
+            assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
+            assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()), 0);
+        }
+        let (collector, _events) = builder().spawn().unwrap();
+        assert_eq!(collector.capabilities().unwrap().backend(), usual);
+    });
+    program.wait();
+}
+
 /// A program that blocks a signal after the start, and waits for it, gets it: no thread of ours takes it.
 #[test]
 fn a_signal_that_the_program_waits_for_reaches_it() {
