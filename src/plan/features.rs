@@ -71,6 +71,10 @@ fn limits(feature: Feature, plan: &Plan) -> Vec<&'static str> {
         if feature == Feature::UdpRecvPeer && !plan.comes_first {
             limits.push("what a program of a cgroup makes of it where one rewrites it");
         }
+        let has = |name| plan.programs.iter().any(|program| program.name == name);
+        if feature == Feature::UdpRecvPeer && !(has("cgroup_connect4") && has("cgroup_connect6")) {
+            limits.push("the peer of the socket also for datagrams that came before connect()");
+        }
         let by_cgroup_programs =
             matches!(feature, Feature::UdpSendPeer | Feature::UdpRecvPeer | Feature::UdpClose);
         if by_cgroup_programs && !plan.all_cgroups {

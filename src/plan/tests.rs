@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
+use super::features::visibility;
 use super::*;
 use std::collections::BTreeSet;
 use std::fs;
@@ -292,6 +293,17 @@ fn what_others_make_of_addresses_is_told_where_programs_cannot_come_first() {
         let features = features(&plan);
         let (_, peer) = features.iter().find(|(f, _)| *f == Feature::UdpRecvPeer).unwrap();
         assert_eq!(peer.to_string().contains("rewrites"), !comes_first, "{peer}");
+    }
+}
+
+#[test]
+fn datagrams_from_before_connect_are_told_where_nothing_sees_that() {
+    for name in ["cgroup_connect4", "cgroup_connect6"] {
+        let mut plan = plan(Backend::Tracepoint, &everything()).unwrap();
+        let peer = |plan: &Plan| visibility(Feature::UdpRecvPeer, plan).to_string();
+        assert!(!peer(&plan).contains("before connect()"));
+        plan.programs.retain(|program| program.name != name);
+        assert!(peer(&plan).contains("before connect()"), "{}", peer(&plan));
     }
 }
 
