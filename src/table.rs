@@ -145,10 +145,10 @@ impl ConnectionTable {
     }
 
     /// The window of the rates, in steps of a tenth of it. It should be several times as long as the interval at which
-    /// transfers are reported. Default: 5 s. Rates that are being measured start again.
+    /// transfers are reported. Default: 5 s; at least 10 ms. Rates that are being measured start again.
     #[must_use]
     pub fn rate_window(mut self, window: Duration) -> Self {
-        self.window = Window::new(window);
+        self.window = Window::new(window.max(Duration::from_millis(10)));
         self.store.iter_mut().for_each(Entry::reset_rates);
         self
     }

@@ -24,7 +24,8 @@ pub struct ConnectionInfo {
     /// The network namespace of the socket; none where it is not known.
     pub netns: Option<NetNs>,
     /// More bytes may have moved than are counted: a sockmap redirects some past TCP, or this is a subflow of an MPTCP
-    /// connection. A subflow has only state changes, and is exact when it has ended.
+    /// connection. A subflow has only state changes, and is exact when it has ended. In the `Closed` of a UDP socket: some of
+    /// its transfers were lost, so totals of its flows may be too small.
     #[cfg_attr(feature = "serde", serde(default))]
     pub is_partial: bool,
     /// The process that holds the connection: the one that connected, accepted, or used it last.

@@ -3,10 +3,10 @@
 
 use crate::config::WhenFull;
 use crate::event::{CollectorEvent, LossPlace};
-use crate::model::TcpState;
+use crate::model::{Protocol, TcpState};
 use crate::stats::LossTable;
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// A reader that waits for room in the channel checks this often whether it shall stop.
@@ -39,12 +39,14 @@ pub(crate) struct Channel {
     when_full: WhenFull,
     /// Ends for which the channel had no room. No later event can repair their loss.
     late: VecDeque<CollectorEvent>,
+    incomplete: Incomplete,
     is_receiver_gone: bool,
 }
 
 impl Channel {
     pub(crate) fn new(tx: Sender<CollectorEvent>, when_full: WhenFull) -> Self {
-        Self { tx, when_full, late: VecDeque::new(), is_receiver_gone: false }
+        let (late, incomplete) = (VecDeque::new(), Incomplete::default());
+        Self { tx, when_full, late, incomplete, is_receiver_gone: false }
     }
 
     pub(crate) fn is_receiver_gone(&self) -> bool {
@@ -57,11 +59,17 @@ impl Channel {
     }
 
     /// Sends an event. While there is no room, acts by [`WhenFull`].
-    pub(crate) fn send(&mut self, event: CollectorEvent, tally: &mut Tally, is_stopping: impl Fn() -> bool) {
+    pub(crate) fn send(
+        &mut self,
+        mut event: CollectorEvent,
+        tally: &mut Tally,
+        is_stopping: impl Fn() -> bool,
+    ) {
+        self.incomplete.mark_end(&mut event);
         // Late ends go first. So new events do not take their room, and the ends of one connection keep their order.
         self.send_late(None, tally);
         if self.has_late() {
-            return if is_end(&event) { self.put_off(event, tally) } else { tally.lose(&event) };
+            return if is_end(&event) { self.put_off(event, tally) } else { self.lose(&event, tally) };
         }
         match self.tx.try_send(event) {
             Ok(()) => tally.delivered += 1,
@@ -86,9 +94,14 @@ impl Channel {
         match self.wait_for_room(refused, is_stopping) {
             Ok(()) => tally.delivered += 1,
             Err(TrySendError::Full(event)) if is_end(&event) => self.put_off(event, tally),
-            Err(TrySendError::Full(event)) => tally.lose(&event),
+            Err(TrySendError::Full(event)) => self.lose(&event, tally),
             Err(TrySendError::Disconnected(_)) => self.is_receiver_gone = true,
         }
+    }
+
+    fn lose(&mut self, event: &CollectorEvent, tally: &mut Tally) {
+        tally.lose(event);
+        self.incomplete.note(event);
     }
 
     /// With [`WhenFull::Wait`], waits for room until the collector is stopped.
@@ -153,6 +166,35 @@ impl Channel {
     }
 }
 
+/// UDP sockets of which transfers were lost. If nothing more moves, no later event has the total, so the end says so.
+#[derive(Default)]
+struct Incomplete {
+    sockets: HashSet<u64>,
+    /// There were more than are remembered.
+    are_too_many: bool,
+}
+
+impl Incomplete {
+    fn note(&mut self, lost: &CollectorEvent) {
+        let Some(transfer) = lost.transfer().filter(|t| t.connection.key.protocol == Protocol::Udp) else {
+            return;
+        };
+        if self.sockets.len() < MAX_LATE {
+            self.sockets.insert(transfer.connection.socket);
+        } else {
+            self.are_too_many = true;
+        }
+    }
+
+    fn mark_end(&mut self, event: &mut CollectorEvent) {
+        if let CollectorEvent::Closed(closed) = event {
+            let info = &mut closed.connection;
+            let is_known = self.sockets.remove(&info.socket);
+            info.is_partial |= is_known || (self.are_too_many && info.key.protocol == Protocol::Udp);
+        }
+    }
+}
+
 /// A timeout means that there was no room.
 fn no_room(after: SendTimeoutError<CollectorEvent>) -> TrySendError<CollectorEvent> {
     match after {
@@ -174,7 +216,7 @@ fn is_end(event: &CollectorEvent) -> bool {
 mod tests {
     use super::*;
     use crate::event::{Closed, ConnectionInfo, EventKind, StateChange, Totals, Transfer};
-    use crate::model::{ConnectionKey, Direction, KernelTime, Protocol};
+    use crate::model::{ConnectionKey, Direction, KernelTime};
     use crossbeam_channel::bounded;
 
     #[test]
@@ -202,5 +244,27 @@ mod tests {
         channel.finish(Instant::now(), &mut tally);
         let lost = [EventKind::TcpSend, EventKind::Closed].map(|k| tally.lost.get(k, LossPlace::Channel));
         assert_eq!((tally.delivered, lost), (4, [1, 1]));
+    }
+
+    /// The end of a UDP socket has no totals that would make up for it.
+    #[test]
+    fn an_end_says_that_datagrams_were_lost() {
+        let info = |socket| {
+            let key = ConnectionKey::new(Protocol::Udp, [10, 0, 0, 9].into(), 1, [10, 0, 0, 1].into(), 2);
+            ConnectionInfo::new(key, socket, KernelTime(1))
+        };
+        let (tx, rx) = bounded(1);
+        let (mut channel, mut tally) = (Channel::new(tx, WhenFull::Drop), Tally::default());
+        for socket in [1, 2] {
+            let sent = Transfer::new(info(socket), Direction::Out, 5, 5);
+            channel.send(CollectorEvent::UdpSend(sent), &mut tally, || false);
+        }
+        for (socket, is_partial) in [(1, false), (2, true)] {
+            drop(rx.try_recv());
+            let end = Closed::new(info(socket), Totals::default());
+            channel.send(CollectorEvent::Closed(end), &mut tally, || false);
+            let told = rx.try_recv().unwrap();
+            assert_eq!(told.connection().map(|info| info.is_partial), Some(is_partial));
+        }
     }
 }

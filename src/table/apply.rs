@@ -79,7 +79,7 @@ impl ConnectionTable {
         let flows: Vec<u32> = self.store.of_socket(info.socket).map(|(slot, _)| slot).collect();
         for slot in flows {
             if let Some(entry) = self.store.get_mut(slot) {
-                entry.record.last_seen = entry.record.last_seen.max(info.time);
+                entry.socket_ended(info);
             }
             self.end(slot, info.time);
         }

@@ -130,6 +130,15 @@ impl Entry {
         }
     }
 
+    /// Its UDP socket has ended. Events of it may be missing.
+    pub(super) fn socket_ended(&mut self, info: &ConnectionInfo) {
+        self.record.last_seen = self.record.last_seen.max(info.time);
+        if info.is_partial {
+            self.is_bypassed = true;
+            self.publish();
+        }
+    }
+
     /// A UDP flow that has been silent for so long counts as ended. Returns whether that is new.
     pub(super) fn end_if_idle(&mut self, now: KernelTime, after: Duration) -> bool {
         let is_flow = matches!(self.flow(), Some(Flow::Udp { .. }));
@@ -386,7 +395,7 @@ impl Entry {
         let is_whole = row.is_some() || out.is_known() && r#in.is_known();
         record.is_partial = match record.key.protocol {
             Protocol::Tcp => self.is_bypassed || !(self.born || is_whole),
-            Protocol::Udp => preexisting.is_some(),
+            Protocol::Udp => self.is_bypassed || preexisting.is_some(),
         };
     }
 }

@@ -322,3 +322,18 @@ fn totals_at_first_sight_of_an_old_connection_are_history_and_of_a_new_one_are_n
         assert_eq!(table.snapshot(KernelTime(5 * SECOND))[0].rate_in, rate);
     }
 }
+
+/// No event repairs it any more.
+#[test]
+fn flows_are_partial_where_the_end_of_their_socket_says_that_something_was_lost() {
+    for is_partial in [false, true] {
+        let mut end = udp_closed(2000);
+        if let CollectorEvent::Closed(closed) = &mut end {
+            closed.connection.is_partial = is_partial;
+        }
+        let key = ConnectionKey::new(Protocol::Udp, ip(1), 5000, ip(2), 53);
+        let sent = CollectorEvent::UdpSend(Transfer::new(info(key, 1000), Direction::Out, 5, 5));
+        let record = only(&table([&sent, &end]));
+        assert_eq!((record.is_closed, record.is_partial, record.bytes_out), (true, is_partial, 5));
+    }
+}
