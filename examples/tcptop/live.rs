@@ -25,13 +25,15 @@ use columns::{Show, Units};
 use crossbeam_channel::{Receiver, bounded};
 use look::Look;
 use ratatui::DefaultTerminal;
+use ratatui::crossterm::cursor;
 use ratatui::crossterm::event::{
-    self, DisableMouseCapture, EnableMouseCapture, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers,
-    MouseButton, MouseEvent, MouseEventKind,
+    self, DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture, Event,
+    KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
 };
 use ratatui::crossterm::execute;
 use ratatui::layout::{Position, Rect};
 use std::io::{self, IsTerminal as _, stdout};
+use std::mem::ManuallyDrop;
 use std::{env, thread};
 use tcptop::{Capabilities, ConnectionTable, KernelTime, Stats};
 use tree::Key;
@@ -48,7 +50,8 @@ enum Wish {
 }
 
 pub(crate) struct Live {
-    terminal: DefaultTerminal,
+    /// Never dropped: that would print an error if the terminal is gone, and panic if nobody can be told.
+    terminal: ManuallyDrop<DefaultTerminal>,
     app: App,
     look: Look,
     places: Places,
@@ -87,7 +90,7 @@ impl Live {
             Some(column) => app.order_by_title(columns::title(column)),
         }
         let look = Look::of_the_terminal(options.theme);
-        Ok((Self { terminal, app, look, places: Places::default() }, input))
+        Ok((Self { terminal: ManuallyDrop::new(terminal), app, look, places: Places::default() }, input))
     }
 
     /// Something that the user should know.
@@ -114,6 +117,7 @@ impl Live {
         let wish = match event {
             Event::Key(key) if key.kind != KeyEventKind::Release => self.key(*key, table),
             Event::Mouse(mouse) => self.mouse(*mouse),
+            Event::Paste(text) => self.paste(text),
             _ => Some(Wish::Draw),
         };
         match wish {
@@ -207,6 +211,13 @@ impl Live {
         Some(Wish::Draw)
     }
 
+    /// Into the filter, if one is being typed.
+    fn paste(&mut self, text: &str) -> Option<Wish> {
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        self.app.is_typing.then(|| self.app.change_filter(|filter| filter.push_str(&words)))?;
+        Some(Wish::Draw)
+    }
+
     fn mouse(&mut self, mouse: MouseEvent) -> Option<Wish> {
         let at = Position::new(mouse.column, mouse.row);
         let hit =
@@ -236,7 +247,7 @@ impl Live {
         give_terminal_back();
         // SAFETY: touches no memory.
         unsafe { libc::raise(libc::SIGTSTP) };
-        self.terminal = take_terminal()?;
+        self.terminal = ManuallyDrop::new(take_terminal()?);
         Ok(())
     }
 }
@@ -249,13 +260,14 @@ impl Drop for Live {
 
 fn take_terminal() -> io::Result<DefaultTerminal> {
     let mut terminal = ratatui::try_init()?;
-    execute!(stdout(), EnableMouseCapture)?;
+    // What is pasted must not be taken for keys.
+    execute!(stdout(), EnableMouseCapture, EnableBracketedPaste)?;
     terminal.clear()?;
     Ok(terminal)
 }
 
 fn give_terminal_back() {
     // If the terminal is gone, there is nothing to give back.
-    let _ = execute!(stdout(), DisableMouseCapture);
+    let _ = execute!(stdout(), DisableMouseCapture, DisableBracketedPaste, cursor::Show);
     let _ = ratatui::try_restore();
 }

@@ -64,9 +64,8 @@ fn signals(with_command: bool) -> io::Result<Receiver<i32>> {
     let (stop, stopped) = bounded(1);
     // As nohup(1) wants it, also for the command.
     let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
-    let caught = [SIGTERM, SIGINT].into_iter().chain(hangup).chain(with_command.then_some(SIGQUIT));
-    let mut all = Signals::new(caught)?;
-    let ends = if with_command { vec![SIGTERM, SIGHUP] } else { vec![SIGTERM, SIGHUP, SIGINT] };
+    let mut all = Signals::new([SIGTERM, SIGINT, SIGQUIT].into_iter().chain(hangup))?;
+    let ends: &[_] = if with_command { &[SIGTERM, SIGHUP] } else { &[SIGTERM, SIGHUP, SIGINT, SIGQUIT] };
     thread::spawn(move || {
         for signal in all.forever().filter(|signal| ends.contains(signal)) {
             // Who asks again while this waits for its reader does not want to wait.

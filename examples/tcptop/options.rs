@@ -52,9 +52,9 @@ pub(crate) struct Options {
     /// Only rows and sums (not events) that match: words and terms such as remote:10.0.0.0/8; key ? in the live view lists them
     #[arg(long, help_heading = "Filters", value_name = "WORDS", value_parser = filter)] pub(crate) filter: Option<Filter>,
     /// Only connections of this process; may be repeated
-    #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) pid: Vec<u32>,
+    #[arg(long, help_heading = "Filters", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))] pub(crate) pid: Vec<u32>,
     /// Only connections with this local or remote port; may be repeated
-    #[arg(long, help_heading = "Filters", value_name = "N")] pub(crate) port: Vec<u16>,
+    #[arg(long, help_heading = "Filters", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))] pub(crate) port: Vec<u16>,
     /// Only processes in this cgroup or below it: a path, or the id; may be repeated
     #[arg(long, help_heading = "Filters", value_name = "PATH|ID", value_parser = cgroup)] pub(crate) cgroup: Vec<CgroupId>,
     /// Only this network namespace: the pid of a process in it, or a path as in /run/netns
@@ -71,7 +71,7 @@ pub(crate) struct Options {
     /// Time from one table to the next; rates are over as long, but at least a second and twice --granularity
     #[arg(long, help_heading = "Tracing", value_name = "SECS", value_parser = seconds, default_value = "1")] pub(crate) interval: Duration,
     /// Report every call, or each socket and direction at most once in this time, such as 100ms or 1s
-    #[arg(long, help_heading = "Tracing", value_name = "call|TIME", default_value = "100ms")] pub(crate) granularity: Granularity,
+    #[arg(long, help_heading = "Tracing", value_name = "call|TIME", value_parser = granularity, default_value = "100ms")] pub(crate) granularity: Granularity,
     /// Rows at most, which bounds the memory: some 700 bytes each; those seen least recently go
     #[arg(long, help_heading = "Tracing", value_name = "N", default_value = "131072")] pub(crate) max_rows: usize,
     /// Report each retransmission of TCP segments
@@ -114,6 +114,13 @@ own, 128 and the number of the signal that ended it, or 127 if there is no such 
 fn seconds(text: &str) -> Result<Duration, Box<dyn Error + Send + Sync>> {
     let seconds = Duration::try_from_secs_f64(text.parse()?)?;
     if seconds.as_millis() < 100 { Err("must be at least 0.1".into()) } else { Ok(seconds) }
+}
+
+fn granularity(text: &str) -> Result<Granularity, Box<dyn Error + Send + Sync>> {
+    match text.parse()? {
+        Granularity::Interval(Duration::ZERO) => Err("must be more than 0".into()),
+        granularity => Ok(granularity),
+    }
 }
 
 /// Steps of 1024, as in the tables.
@@ -170,10 +177,15 @@ impl Options {
         rows::has_port(r, &self.port) && self.filter.as_ref().is_none_or(|filter| filter.passes(r))
     }
 
-    /// The sums of the wanted rows. Without a filter those of ended connections that are forgotten by now, too.
+    /// Whether not all rows are wanted that the kernel lets pass.
+    fn chooses_rows(&self) -> bool {
+        self.filter.is_some() || !self.port.is_empty()
+    }
+
+    /// The sums of the wanted rows. If all are wanted, those of ended connections that are forgotten by now, too.
     pub(crate) fn sums(&self, by: GroupBy, table: &mut ConnectionTable) -> Vec<Sum> {
         let now = KernelTime::now();
-        if self.filter.is_none() { table.sums(by, now) } else { table.sums_of(by, now, |r| self.wants(r)) }
+        if self.chooses_rows() { table.sums_of(by, now, |r| self.wants(r)) } else { table.sums(by, now) }
     }
 
     /// Not with a command: it shall have all that this program has, and signals are passed on to it.
@@ -189,7 +201,7 @@ impl Options {
     /// Whether no ended connection may be forgotten, because it counts at the end.
     pub(crate) fn keeps_all(&self) -> bool {
         let counts = self.summary.is_some() || self.fail_over.is_some();
-        !self.shows_tables() || (self.filter.is_some() && counts)
+        !self.shows_tables() || (self.chooses_rows() && counts)
     }
 
     /// A collector as these options want it.

@@ -20,6 +20,8 @@ pub(crate) struct Output<'a> {
     /// Standard output: only of that it is looked whether somebody reads.
     is_stdout: bool,
     to: RefCell<Box<dyn Write>>,
+    /// The first error of a report on a command, which goes on all the same.
+    failure: RefCell<Option<io::Error>>,
 }
 
 impl<'a> Output<'a> {
@@ -35,19 +37,39 @@ impl<'a> Output<'a> {
             None if !options.command.is_empty() => (Box::new(stderr()), false),
             None => (Box::new(stdout()), true),
         };
-        Ok(Self { options, is_stdout, to: RefCell::new(to) })
+        Ok(Self { options, is_stdout, to: RefCell::new(to), failure: RefCell::default() })
     }
 
     fn line(&self, line: &str) -> io::Result<()> {
-        writeln!(self.to.borrow_mut(), "{line}")
+        let written = writeln!(self.to.borrow_mut(), "{line}");
+        self.written(written)
     }
 
     /// Many lines at once.
     fn lines(&self, mut lines: impl Iterator<Item = String>) -> io::Result<()> {
         let mut to = self.to.borrow_mut();
         let mut buffer = BufWriter::new(&mut *to);
-        lines.try_for_each(|line| writeln!(buffer, "{line}"))?;
-        buffer.flush()
+        let written = lines.try_for_each(|line| writeln!(buffer, "{line}")).and_then(|()| buffer.flush());
+        drop(buffer);
+        drop(to);
+        self.written(written)
+    }
+
+    /// A command must not end, nor lose its exit status, because of its report: nothing is written any more then.
+    fn written(&self, written: io::Result<()>) -> io::Result<()> {
+        match written {
+            Err(e) if !self.options.command.is_empty() => {
+                *self.to.borrow_mut() = Box::new(io::sink());
+                self.failure.borrow_mut().get_or_insert(e);
+                Ok(())
+            }
+            written => written,
+        }
+    }
+
+    /// Why the report on a command is not complete.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
+        self.failure.take()
     }
 
     /// A write would tell, too, but there may be nothing to write.
@@ -68,10 +90,11 @@ impl<'a> Output<'a> {
         }
         match can.visibility(Feature::Existing) {
             Visibility::Limited(how) if searched => {
-                writeln!(stderr(), "tcptop: existing connections are shown with limits: {how}")
+                tell(&format!("existing connections are shown with limits: {how}"));
             }
-            _ => Ok(()),
+            _ => {}
         }
+        Ok(())
     }
 
     pub(crate) fn event(&self, table: &ConnectionTable, event: &CollectorEvent) -> io::Result<()> {
@@ -132,6 +155,9 @@ impl<'a> Output<'a> {
         }
         if let Some(by) = self.options.summary {
             self.sums(by, table)?;
+        }
+        if table.evicted() > 0 && !self.options.json {
+            tell("some connections are left out, because there were more than --max-rows");
         }
         if self.options.json { self.line(&lines::stats(stats, table.evicted())) } else { Ok(()) }
     }
@@ -194,6 +220,11 @@ impl<'a> Output<'a> {
         let rows: Vec<_> = sums.iter().collect();
         self.line(format!("\n{}{more}", rows::table(&fields, &rows)).trim_end())
     }
+}
+
+/// Tells the user. If standard error is gone, there is nobody to tell.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(stderr(), "tcptop: {text}");
 }
 
 /// If many rows have gone since there were so many.

@@ -5,13 +5,13 @@ use crate::command::Command;
 use crate::live::{self, Live};
 use crate::names::Executables;
 use crate::options::Options;
-use crate::output::{self, Output};
+use crate::output::{self, Output, tell};
 use crate::privileges;
 use crate::rows;
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select_biased, tick};
 use ratatui::crossterm::event::Event;
 use std::error::Error;
-use std::io::{ErrorKind, Write, stderr};
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use std::{iter, thread};
@@ -40,7 +40,7 @@ pub(crate) fn run(
     let (mut collector, events) = builder.spawn()?;
     let mut table = new_table(options);
     if !options.no_bootstrap && command.is_none() {
-        bootstrap(&collector, &mut table)?;
+        bootstrap(&collector, &mut table);
         output::give_memory_back();
     }
     // After the search: only now it is known how much it has found.
@@ -51,7 +51,7 @@ pub(crate) fn run(
     let running = match command.map(Command::start).transpose() {
         Ok(running) => running,
         Err(e) => {
-            writeln!(stderr(), "tcptop: {e}")?;
+            tell(&e.to_string());
             return Ok(ExitCode::from(if e.kind() == ErrorKind::NotFound { NO_COMMAND } else { NOT_RUN }));
         }
     };
@@ -73,10 +73,16 @@ pub(crate) fn run(
     let status = running.map(|command| command.status()).transpose()?;
     let too_much = options.fail_over.filter(|most| moved > *most);
     if let Some(most) = too_much {
-        writeln!(stderr(), "tcptop: {moved} bytes moved, more than {most}")?;
+        tell(&format!("{moved} bytes moved, more than {most}"));
     }
-    let status = status.unwrap_or(0);
-    Ok(ExitCode::from(if status == 0 && too_much.is_some() { TOO_MUCH } else { status }))
+    // A reader that has seen enough, as in `| head`, is no error.
+    let failure = output.failure().filter(|e| e.kind() != ErrorKind::BrokenPipe);
+    failure.iter().for_each(|e| tell(&format!("the report is not complete: {e}")));
+    Ok(match status {
+        None | Some(0) if too_much.is_some() => ExitCode::from(TOO_MUCH),
+        None | Some(0) if failure.is_some() => ExitCode::FAILURE,
+        status => ExitCode::from(status.unwrap_or(0)),
+    })
 }
 
 /// How many bytes moved while this ran. Only for --fail-over.
@@ -92,16 +98,15 @@ fn new_table(options: &Options) -> ConnectionTable {
     ConnectionTable::new().linger(linger).rate_window(window).max_connections(options.max_rows)
 }
 
-fn bootstrap(collector: &LinuxCollector, table: &mut ConnectionTable) -> std::io::Result<()> {
+fn bootstrap(collector: &LinuxCollector, table: &mut ConnectionTable) {
     match collector.bootstrap_existing() {
         // Memory is given back meanwhile: else all would be there twice.
         Ok(mut all) => table.merge_bootstrap(iter::from_fn(|| {
             all.shrink_to(all.len().next_multiple_of(8192));
             all.pop()
         })),
-        Err(e) => writeln!(stderr(), "tcptop: existing connections are left out: {e:?}")?,
+        Err(e) => tell(&format!("existing connections are left out: {e:?}")),
     }
-    Ok(())
 }
 
 /// Beside the rest, because it may take a while. Ends when nobody asks any more.
@@ -180,7 +185,7 @@ impl Watch<'_> {
                         (self.asked, self.pause) = (Instant::now(), SURVEY_EVERY);
                     }
                 }
-                recv(surveys) -> survey => self.reconcile(survey?)?,
+                recv(surveys) -> survey => self.reconcile(survey?),
                 recv(tables) -> _ => match &mut self.live {
                     Some(live) => live.refresh(self.table, self.session.collector.stats())?,
                     None => output.tables(self.table)?,
@@ -208,7 +213,7 @@ impl Watch<'_> {
         if self.live.is_some() { Ok(()) } else { self.session.output.event(self.table, event) }
     }
 
-    fn reconcile(&mut self, survey: tcptop::Result<Survey>) -> std::io::Result<()> {
+    fn reconcile(&mut self, survey: tcptop::Result<Survey>) {
         match survey {
             Ok(survey) => drop(self.table.reconcile(&survey)),
             Err(_) if self.is_told => {}
@@ -217,10 +222,9 @@ impl Watch<'_> {
                 let note = format!("ends that get lost are not found out: {e:?}");
                 match &mut self.live {
                     Some(live) => live.note(note),
-                    None => writeln!(stderr(), "tcptop: {note}")?,
+                    None => tell(&note),
                 }
             }
         }
-        Ok(())
     }
 }

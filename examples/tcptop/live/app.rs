@@ -34,6 +34,8 @@ pub(crate) struct Whole {
     pub(crate) rates: [f64; 2],
     /// Bytes per second of connections within this machine. Each is counted once.
     pub(crate) local_rate: f64,
+    /// There were more than the table keeps.
+    pub(crate) is_cut: bool,
 }
 
 impl Whole {
@@ -149,7 +151,8 @@ impl App {
     /// Once per interval: the rates of this moment, and the rows.
     pub(crate) fn refresh(&mut self, table: &mut ConnectionTable, now: KernelTime, stats: Stats) {
         self.stats = stats;
-        let whole = Whole::of(table.records_at(now));
+        let mut whole = Whole::of(table.records_at(now));
+        whole.is_cut = table.evicted() > 0;
         remember(&mut self.history, whole.rates);
         self.failures.take(table);
         if !self.is_paused {

@@ -117,6 +117,9 @@ fn whole(app: &App, whole: &Whole) -> String {
     parts.extend(whole.states.iter().filter_map(|&(state, n)| part(n, state.as_str())));
     parts.extend(part(whole.udp, "udp"));
     parts.extend(part(whole.closed - whole.failed, "ended"));
+    if whole.is_cut {
+        parts.push("more than --max-rows".into());
+    }
     parts.join("  ")
 }
 

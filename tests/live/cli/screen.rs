@@ -29,6 +29,9 @@ impl Terminal {
         assert_eq!(made, 0);
         // SAFETY: new descriptors, which are ours.
         let (ours, theirs) = unsafe { (File::from_raw_fd(ours), File::from_raw_fd(theirs)) };
+        // The program must not keep its terminal alive.
+        // SAFETY: touches no memory.
+        assert_eq!(unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
         let mut command = tcptop(arguments);
         let end = || Stdio::from(theirs.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end()).env("TERM", "xterm").env("LC_ALL", "C.UTF-8");
@@ -115,7 +118,7 @@ fn the_live_view_answers_keys() {
     terminal.press("?", &["Help", "to the background"], None);
     terminal.press("? ", &["PAUSED"], Some("Help"));
     terminal.press(" uu", &["0b/s"], Some("PAUSED"));
-    terminal.press("l", &["What runs", "Tracing with"], None);
+    terminal.press("l", &["What runs", "tracing with"], None);
     terminal.press("\u{1b}", &["Details"], Some("What runs"));
     terminal.press("df", &["order kept"], Some("Details"));
     terminal.press("n", &["localhost:"], None);
@@ -146,4 +149,32 @@ fn tables_can_be_had_on_a_terminal_too() {
     let terminal = Terminal::start(&["--port", "1", "--plain", "--duration", "0.2"]);
     let (code, text) = terminal.end();
     assert!(code == Some(0) && text.contains("tracing with ") && text.contains("PROTO"), "{text:?}");
+}
+
+/// A terminal that goes, as a window or a connection by ssh does, is an end like any other.
+#[test]
+fn without_its_terminal_the_view_ends() {
+    let mut terminal = Terminal::start(&[]);
+    terminal.press("", &["Connections"], None);
+    terminal.ours = File::open("/dev/null").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        if let Some(status) = terminal.program.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+/// What is pasted is text for the filter, and no keys.
+#[test]
+fn what_is_pasted_is_no_key() {
+    let mut terminal = Terminal::start(&[]);
+    terminal.press("", &["Connections"], None);
+    terminal.press("\u{1b}[200~q\u{1b}[201~/\u{1b}[200~abc\n q\u{1b}[201~", &["/abc q_"], None);
+    terminal.press("\u{1b}", &["q quit"], Some("/abc"));
+    terminal.ours.write_all(b"q").unwrap();
+    assert_eq!(terminal.end().0, Some(0));
 }

@@ -6,8 +6,8 @@ use crate::net::{Cgroup, Child, enter_own_network, hear, pair_by, port, recv, ru
 use crate::udp::bound;
 use serde_json::Value;
 use std::net::{TcpListener, TcpStream};
-use std::process::Output;
-use std::time::Duration;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// What it prints, as lines; its exit status; what it writes to standard error.
 fn finish(arguments: &[&str]) -> (Vec<String>, i32, String) {
@@ -315,4 +315,26 @@ fn help_completions_and_manual_name_every_option() {
             assert!(text.contains(option), "{arguments:?}: {option}");
         }
     }
+}
+
+/// A command goes on, and its exit status is told, though its report cannot be written.
+#[test]
+fn a_command_keeps_its_status_without_its_report() {
+    let nobody = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let run = |report: Stdio, options: &[&str], script: &str| {
+        let mut command = tcptop(&[options, &["--", "sh", "-c", script]].concat());
+        command.stderr(report).status().unwrap().code()
+    };
+    assert_eq!([run(nobody(), &[], "exit 5"), run(full(), &[], "exit 5")], [Some(5); 2]);
+    assert_eq!([run(nobody(), &[], "exit 0"), run(full(), &[], "exit 0")], [Some(0), Some(1)]);
+    let begin = Instant::now();
+    assert_eq!(run(nobody(), &["--json"], "sleep 2; exit 7"), Some(7));
+    assert!(begin.elapsed() >= Duration::from_secs(2));
+    let missing = tcptop(&["--", "/nowhere/at/all"]).stderr(full()).status().unwrap();
+    assert_eq!(missing.code(), Some(127));
 }
