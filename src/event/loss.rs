@@ -33,7 +33,8 @@ pub enum LossPlace {
     /// late: a later event carries its bytes and the total.
     Ring,
     /// The kernel side had no room in a map: for the socket or flow, so this call counts for no process, and a UDP datagram
-    /// is in no total; for the peer of a datagram; or for a pending report, with the ring full as well.
+    /// is in no total; for the peer of a datagram; or for a pending report, with the ring full as well. Or another thread
+    /// connected the socket again before a TCP call on its earlier connection had ended.
     Storage,
     /// The channel to the receiver was full. Ends of connections wait for room. They are lost only if too many wait, or when
     /// the collector stops.
