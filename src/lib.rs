@@ -42,7 +42,7 @@
 //! - The owner of a connection is never guessed: see [`Provenance`].
 //!
 //! # Requirements
-//! Linux 5.8 or later with BTF, on x86_64 or arm64. Tested on 5.10, 6.1, 6.12, 6.18 and 7.
+//! Linux 5.8 or later on x86_64, or 5.12 on arm64, with BTF. Tested on 5.10, 6.1, 6.12, 6.18 and 7.3, and 6.12 on arm64.
 //!
 //! Run as root, or with CAP_BPF and CAP_PERFMON. Some features need more:
 //!
