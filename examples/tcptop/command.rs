@@ -2,6 +2,7 @@
 //! A command that is traced with all its children: they are in a cgroup of their own.
 
 use crate::cgroups;
+use crate::output::tell;
 use crossbeam_channel::{Receiver, bounded};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -45,12 +46,8 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         if let Err(e) = fs::remove_dir(&self.path) {
-            // If nobody can be told, it is removed by the next run all the same.
-            let _ = writeln!(
-                io::stderr(),
-                "tcptop: processes of the command go on, in the cgroup {}: {e}",
-                self.path.display()
-            );
+            // The next run removes it.
+            tell(&format!("processes of the command go on, in the cgroup {}: {e}", self.path.display()));
         }
     }
 }

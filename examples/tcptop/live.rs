@@ -68,7 +68,7 @@ impl Live {
     pub(crate) fn start(
         options: &Options,
         can: &Capabilities,
-        executables: Option<Executables>,
+        executables: Executables,
     ) -> io::Result<(Self, Receiver<Event>)> {
         let title = format!("{} on Linux {}", can.backend(), can.kernel());
         let terminal = take_terminal()?;
@@ -79,7 +79,7 @@ impl Live {
             units: Units::default(),
             hosts: options.names.then(Hosts::of_resolver),
             services: Services::of_this_machine(),
-            executables,
+            executables: Some(executables),
         };
         let limits =
             limits::lines(can, !options.no_bootstrap).into_iter().map(|line| format!(" {line}")).collect();

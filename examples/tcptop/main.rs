@@ -16,11 +16,11 @@ mod session;
 use clap::{CommandFactory as _, Parser as _};
 use crossbeam_channel::{Receiver, bounded};
 use options::Options;
-use output::Output;
+use output::{Output, tell};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
-use std::io::{self, ErrorKind, Write, stderr, stdout};
+use std::io::{self, ErrorKind, Write, stdout};
 use std::process::{self, ExitCode};
 use std::{iter, thread};
 
@@ -30,10 +30,9 @@ fn main() -> ExitCode {
         // A reader that has seen enough, as in `| head`, is no error.
         Err(e) if e.downcast_ref().map(io::Error::kind) == Some(ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(e) => {
-            // If stderr is gone too, there is nobody to tell.
             let causes =
                 iter::successors(e.source(), |&cause| cause.source()).map(|cause| format!(": {cause}"));
-            let _ = writeln!(stderr(), "tcptop: {e}{}", causes.collect::<String>());
+            tell(&format!("{e}{}", causes.collect::<String>()));
             ExitCode::FAILURE
         }
     }

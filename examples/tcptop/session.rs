@@ -142,7 +142,9 @@ impl Session<'_> {
             if self.options.gives_privileges_up() {
                 privileges::give_up()?;
             }
-            let live = can.map(|can| Live::start(self.options, can, executables)).transpose()?;
+            let live = can.zip(executables);
+            let live =
+                live.map(|(can, executables)| Live::start(self.options, can, executables)).transpose()?;
             let (live, input) = live.map_or((None, never()), |(live, input)| (Some(live), input));
             let (asked, pause) = (Instant::now(), SURVEY_EVERY);
             let mut watch = Watch { session: self, live, table, ask, asked, pause, is_told: false };

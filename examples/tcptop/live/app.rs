@@ -75,6 +75,7 @@ pub(crate) struct Watched {
 
 pub(crate) struct App {
     pub(crate) tab: usize,
+    /// Of each tab: those of the others are remembered. What rows are wanted has that of this tab.
     orders: Vec<Order>,
     wanted: Wanted,
     /// A filter is being typed.
@@ -137,7 +138,7 @@ impl App {
     }
 
     pub(crate) fn order(&self) -> Order {
-        self.orders[self.tab]
+        self.wanted.order
     }
 
     pub(crate) fn tab(&self) -> Tab {
@@ -165,7 +166,7 @@ impl App {
     /// The rows that are on the screen now. Of connections only so many are copied.
     pub(crate) fn choose_rows(&mut self, table: &mut ConnectionTable, now: KernelTime) {
         self.show.now = now;
-        (self.wanted.now, self.wanted.order) = (now, self.order());
+        self.wanted.now = now;
         let tab = self.tab();
         let Self { wanted, failures, selection, .. } = self;
         self.rows = match tab {
@@ -245,7 +246,7 @@ impl App {
     pub(crate) fn show_tab(&mut self, tab: usize) {
         if tab < Tab::ALL.len() {
             self.tab = tab;
-            self.wanted.frozen = None;
+            (self.wanted.order, self.wanted.frozen) = (self.orders[tab], None);
             self.select(Selection::restart);
         }
     }
@@ -286,7 +287,7 @@ impl App {
 
     fn set_order(&mut self, order: Order) {
         self.orders[self.tab] = order;
-        self.wanted.frozen = None;
+        (self.wanted.order, self.wanted.frozen) = (order, None);
     }
 
     /// Keeps the rows in the order that they have now, or lets them go again.
@@ -321,14 +322,14 @@ impl App {
 
     /// Shows what is below a sum, or the details of a connection.
     pub(crate) fn open_or_describe(&mut self) {
-        self.selection.follow();
         match self.selected_row().map(|row| (&row.what, row.id())) {
             Some((What::Sum(_), id)) => {
+                self.selection.follow();
                 if !self.wanted.open.remove(&id) {
                     self.wanted.open.insert(id);
                 }
             }
-            _ => self.has_details ^= true,
+            _ => self.describe(),
         }
     }
 

@@ -222,6 +222,22 @@ fn details_can_be_read_to_the_end() {
     assert!(end.contains(last) && !end.contains("process   "), "{end}");
 }
 
+/// Keys may come faster than the rows are chosen anew: another tab has fewer columns than the one before.
+#[test]
+fn an_order_can_be_kept_before_the_rows_of_its_tab_are_chosen() {
+    let (mut app, mut table) = app(|app| app.order_by_title("SEEN"));
+    drop(screen(&mut app, &mut table, 120, 12));
+    app.show_tab(1);
+    app.freeze(&mut table);
+    app.freeze(&mut table);
+    app.order_by_title("OUT");
+    app.freeze(&mut table);
+    let text = screen(&mut app, &mut table, 120, 12);
+    assert!(app.is_frozen() && text.contains("OUT▼"), "{text}");
+    app.show_tab(0);
+    assert!(app.is_order(12, "SEEN"), "each tab keeps its own");
+}
+
 /// Two ends on this machine are two rows, and their bytes are counted once.
 #[test]
 fn what_stays_within_the_machine_is_counted_once() {
